@@ -1,0 +1,11 @@
+//! Compiles proto/mcl/v1 without protoc.
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    println!("cargo:rerun-if-changed={}", root.display());
+    let files = ["mcl/v1/rank.proto", "mcl/v1/coordinator.proto", "mcl/v1/checkpoint.proto"];
+    let set = protox::compile(files, [&root])?;
+    tonic_prost_build::configure().compile_fds(set)?;
+    Ok(())
+}

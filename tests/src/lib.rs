@@ -1,0 +1,1 @@
+//! Whole-system scenarios with real processes on one machine.
