@@ -1,0 +1,162 @@
+//! Ranges and relations between keys; pure.
+
+use crate::sections::{Augment, JobFile, Method, Model, Optimizer, Train};
+
+/// `section.key` and what is wrong with it.
+type Complaint = (&'static str, String);
+
+fn require(holds: bool, key: &'static str, message: impl FnOnce() -> String) -> Result<(), Complaint> {
+    if holds { Ok(()) } else { Err((key, message())) }
+}
+
+fn share(key: &'static str, value: f64) -> Result<(), Complaint> {
+    require((0.0..=1.0).contains(&value), key, || format!("found {value}, expected 0 to 1"))
+}
+
+fn positive(key: &'static str, value: f64) -> Result<(), Complaint> {
+    require(value.is_finite() && value > 0.0, key, || format!("found {value}, expected a number above 0"))
+}
+
+fn not_negative(key: &'static str, value: f64) -> Result<(), Complaint> {
+    require(value.is_finite() && value >= 0.0, key, || format!("found {value}, expected 0 or more"))
+}
+
+fn at_least_one(key: &'static str, value: u32) -> Result<(), Complaint> {
+    require(value >= 1, key, || "found 0, expected at least 1".to_owned())
+}
+
+pub(crate) fn check(job: &JobFile) -> Result<(), Complaint> {
+    require(!job.data.source.as_os_str().is_empty(), "data.source", || {
+        "not set; expected a folder of pictures, a .tar shard or a folder of shards".to_owned()
+    })?;
+    at_least_one("data.loader_threads", job.data.loader_threads)?;
+    at_least_one("data.queue", job.data.queue)?;
+    augment(&job.augment)?;
+    model(&job.model)?;
+    method(&job.method)?;
+    batch(job)?;
+    train(&job.train)?;
+    optimizer(&job.optimizer)?;
+    elastic(job)?;
+    require(job.checkpoint.every_steps >= 1, "checkpoint.every_steps", || {
+        "found 0, expected at least 1".to_owned()
+    })
+}
+
+fn augment(a: &Augment) -> Result<(), Complaint> {
+    let [low, high] = a.crop_scale;
+    require(0.0 < low && low <= high && high <= 1.0, "augment.crop_scale", || {
+        format!("found [{low}, {high}], expected 0 < low <= high <= 1")
+    })?;
+    let [low, high] = a.blur_sigma;
+    require(0.0 <= low && low <= high && high <= 16.0, "augment.blur_sigma", || {
+        format!("found [{low}, {high}], expected 0 <= low <= high <= 16")
+    })?;
+    share("augment.flip", a.flip)?;
+    share("augment.jitter_p", a.jitter_p)?;
+    share("augment.grey_p", a.grey_p)?;
+    share("augment.blur_p_q", a.blur_p_q)?;
+    share("augment.blur_p_k", a.blur_p_k)?;
+    share("augment.solarize_p_q", a.solarize_p_q)?;
+    share("augment.solarize_p_k", a.solarize_p_k)?;
+    share("augment.channel_permutation_p", a.channel_permutation_p)?;
+    share("augment.invert_p", a.invert_p)?;
+    share("augment.jitter.brightness", a.jitter.brightness)?;
+    share("augment.jitter.contrast", a.jitter.contrast)?;
+    share("augment.jitter.saturation", a.jitter.saturation)?;
+    let hue = a.jitter.hue;
+    require((0.0..=0.5).contains(&hue), "augment.jitter.hue", || format!("found {hue}, expected 0 to 0.5"))
+}
+
+fn model(m: &Model) -> Result<(), Complaint> {
+    require(matches!(m.depth, 18 | 34 | 50 | 101), "model.depth", || {
+        format!("found {}, expected 18, 34, 50 or 101", m.depth)
+    })?;
+    require(m.image_size >= 32 && m.image_size.is_multiple_of(32), "model.image_size", || {
+        format!("found {}, expected a multiple of 32: the projector cuts P5 into patches of size/32", m.image_size)
+    })?;
+    require(m.image_size <= 4096, "model.image_size", || format!("found {}, expected at most 4096", m.image_size))?;
+    at_least_one("model.width", m.width)?;
+    at_least_one("model.fpn_channels", m.fpn_channels)?;
+    at_least_one("model.projector_convs", m.projector_convs)?;
+    at_least_one("model.projector_hidden", m.projector_hidden)?;
+    at_least_one("model.embedding", m.embedding)?;
+    at_least_one("model.predictor_hidden", m.predictor_hidden)
+}
+
+fn method(m: &Method) -> Result<(), Complaint> {
+    positive("method.temperature", m.temperature)?;
+    let whole: &[u32] = &[1, 2, 4, 8];
+    require(!m.levels.is_empty() && whole.starts_with(&m.levels), "method.levels", || {
+        format!("found {:?}, expected [1], [1, 2], [1, 2, 4] or [1, 2, 4, 8]", m.levels)
+    })?;
+    require(m.level_weights.len() == m.levels.len(), "method.level_weights", || {
+        format!("found {} weights for {} levels, expected one a level", m.level_weights.len(), m.levels.len())
+    })?;
+    for weight in &m.level_weights {
+        positive("method.level_weights", *weight)?;
+    }
+    share("method.base_momentum", m.base_momentum)?;
+    share("method.end_momentum", m.end_momentum)
+}
+
+fn batch(job: &JobFile) -> Result<(), Complaint> {
+    let (lanes, images) = (job.batch.lanes, job.batch.images_per_lane);
+    require((1..=65_536).contains(&lanes), "batch.lanes", || format!("found {lanes}, expected 1 to 65536"))?;
+    require((1..=65_536).contains(&images), "batch.images_per_lane", || {
+        format!("found {images}, expected 1 to 65536")
+    })?;
+    require(u64::from(lanes) * u64::from(images) >= 2, "batch.images_per_lane", || {
+        "found one picture a step: batch statistics need two; raise lanes or images_per_lane".to_owned()
+    })
+}
+
+fn train(t: &Train) -> Result<(), Complaint> {
+    match (t.epochs, t.steps) {
+        (None, None) => Err(("train.steps", "neither steps nor epochs is set; expected one of them".to_owned())),
+        (Some(_), Some(_)) => Err(("train.steps", "both steps and epochs are set; expected one of them".to_owned())),
+        (Some(0), None) => Err(("train.epochs", "found 0, expected at least 1".to_owned())),
+        (None, Some(0)) => Err(("train.steps", "found 0, expected at least 1".to_owned())),
+        _ => Ok(()),
+    }?;
+    if let (Some(schedule), Some(steps)) = (t.schedule_steps, t.steps) {
+        require(schedule >= steps, "train.schedule_steps", || {
+            format!("found {schedule}, expected at least train.steps = {steps}")
+        })?;
+    }
+    require((1..=1024).contains(&t.threads_per_rank), "train.threads_per_rank", || {
+        format!("found {}, expected 1 to 1024", t.threads_per_rank)
+    })
+}
+
+fn optimizer(o: &Optimizer) -> Result<(), Complaint> {
+    positive("optimizer.lr", o.lr)?;
+    not_negative("optimizer.min_lr", o.min_lr)?;
+    require(o.min_lr <= o.lr, "optimizer.min_lr", || {
+        format!("found {}, expected at most optimizer.lr = {}", o.min_lr, o.lr)
+    })?;
+    share("optimizer.warmup_ratio", o.warmup_ratio)?;
+    not_negative("optimizer.weight_decay", o.weight_decay)?;
+    share("optimizer.momentum", o.momentum)?;
+    positive("optimizer.eta", o.eta)?;
+    positive("optimizer.eps", o.eps)?;
+    not_negative("optimizer.clip_norm", o.clip_norm)?;
+    for beta in o.betas {
+        require((0.0..1.0).contains(&beta), "optimizer.betas", || format!("found {beta}, expected 0 to below 1"))?;
+    }
+    Ok(())
+}
+
+fn elastic(job: &JobFile) -> Result<(), Complaint> {
+    let (min, lanes) = (job.elastic.min_workers, job.batch.lanes);
+    require(min >= 1 && min <= lanes, "elastic.min_workers", || {
+        format!("found {min}, expected 1 to batch.lanes = {lanes}: each rank carries at least one lane")
+    })?;
+    if let Some(most) = job.elastic.max_lanes_per_rank {
+        at_least_one("elastic.max_lanes_per_rank", most)?;
+    }
+    let lost = job.elastic.lost_after;
+    require(lost.as_millis() >= 100, "elastic.lost_after", || {
+        format!("found {} ms, expected at least 100ms", lost.as_millis())
+    })
+}
