@@ -1,0 +1,160 @@
+//! Backbone, feature pyramid and projector as one encoder, in the three modes of MCL_SPEC section 8.
+
+use crate::blueprint::Blueprint;
+use crate::fpn::{PyramidMaps, merge};
+use crate::pyramid::PyramidLayout;
+use crate::spec::MAX_LEVELS;
+use crate::{Backbone, ComputeMode, Fpn, ModelError, ModelSpec, Pass, Projector};
+use tch::Tensor;
+
+/// Index of P5, the coarsest output.
+const TOP: usize = MAX_LEVELS - 1;
+
+/// `encoder_q` or `encoder_k`.
+#[derive(Debug)]
+pub struct Encoder {
+    backbone: Backbone,
+    fpn: Fpn,
+    projector: Projector,
+}
+
+impl Encoder {
+    pub(crate) fn new(plan: &mut Blueprint, path: &str, spec: &ModelSpec) -> Result<Self, ModelError> {
+        Ok(Self {
+            backbone: Backbone::new(plan, &format!("{path}.0"), spec)?,
+            fpn: Fpn::new(plan, &format!("{path}.1"), spec)?,
+            projector: Projector::new(plan, &format!("{path}.2"), spec)?,
+        })
+    }
+
+    /// The ResNet.
+    pub const fn backbone(&self) -> &Backbone {
+        &self.backbone
+    }
+    /// The feature pyramid.
+    pub const fn fpn(&self) -> &Fpn {
+        &self.fpn
+    }
+    /// The projector.
+    pub const fn projector(&self) -> &Projector {
+        &self.projector
+    }
+
+    /// Projected outputs of every picture: [n, 3, S, S] -> by output (P2, P3, P4, P5), from `finest` on,
+    /// [n, patches, D]; the projector sees P2 first.
+    ///
+    /// # Errors
+    /// When the engine or the normaliser fails.
+    pub fn project_all(
+        &self,
+        pictures: &Tensor,
+        finest: usize,
+        pass: &Pass,
+    ) -> Result<PyramidMaps, ModelError> {
+        let maps = self.fpn.forward(&self.backbone.forward(pictures, pass)?, finest, pass)?;
+        let mut projected: PyramidMaps = [None, None, None, None];
+        for (out, map) in projected.iter_mut().zip(&maps) {
+            *out = map.as_ref().map(|map| self.projector.forward(map, pass)).transpose()?;
+        }
+        Ok(projected)
+    }
+
+    /// Embeddings that the losses read: [P, 3, S, S] -> by level, [lanes * tiles, D].
+    ///
+    /// # Errors
+    /// When the batch is not as `layout` says, or the engine or the normaliser fails.
+    pub fn online(
+        &self,
+        pictures: &Tensor,
+        layout: &PyramidLayout,
+        mode: ComputeMode,
+        pass: &Pass,
+    ) -> Result<Vec<Tensor>, ModelError> {
+        let finest = match mode {
+            ComputeMode::Official => 0,
+            ComputeMode::Exact => ModelSpec::output_of(layout.levels() - 1),
+            ComputeMode::Selective => return self.online_selective(pictures, layout, pass),
+        };
+        let projected = self.project_all(pictures, finest, pass)?;
+        (0..layout.levels())
+            .map(|level| {
+                let output = projected.get(ModelSpec::output_of(level)).and_then(Option::as_ref);
+                let output = output.ok_or_else(|| not_computed(level))?;
+                let (first, count) = layout.group(level);
+                flat_rows(&output.f_narrow(0, first, count)?)
+            })
+            .collect()
+    }
+
+    /// Mode E: backbone and the coarsest lateral once over all pictures, each finer lateral only over the
+    /// groups that need it, output convolution and projector only over the group that reads the output.
+    fn online_selective(
+        &self,
+        pictures: &Tensor,
+        layout: &PyramidLayout,
+        pass: &Pass,
+    ) -> Result<Vec<Tensor>, ModelError> {
+        let features = self.backbone.forward(pictures, pass)?;
+        let mut merged: Option<Tensor> = None;
+        let mut maps = Vec::with_capacity(layout.levels());
+        for level in 0..layout.levels() {
+            let index = ModelSpec::output_of(level);
+            let (first, count) = layout.group(level);
+            let rest = layout.pictures() - first;
+            let lateral = self.fpn.lateral(index, &features[index].f_narrow(0, first, rest)?, pass)?;
+            // What was merged so far begins with the group of the level above; this level's laterals do not.
+            let here = match merged {
+                None => lateral,
+                Some(above) => {
+                    let skip = layout.group(level - 1).1;
+                    merge(&lateral, &above.f_narrow(0, skip, rest)?)?
+                }
+            };
+            maps.push(self.fpn.output(index, &here.f_narrow(0, 0, count)?, pass)?);
+            merged = Some(here);
+        }
+        // P2 goes first through the shared projector, as in the other modes.
+        let mut rows = Vec::with_capacity(maps.len());
+        for map in maps.iter().rev() {
+            rows.push(flat_rows(&self.projector.forward(map, pass)?)?);
+        }
+        rows.reverse();
+        Ok(rows)
+    }
+
+    /// P5 embeddings of the full-size pictures, neither normalised nor cut from the graph:
+    /// [P, 3, S, S] -> [lanes * N, D].
+    ///
+    /// # Errors
+    /// When the batch is not as `layout` says, or the engine or the normaliser fails.
+    pub fn top(
+        &self,
+        pictures: &Tensor,
+        layout: &PyramidLayout,
+        mode: ComputeMode,
+        pass: &Pass,
+    ) -> Result<Tensor, ModelError> {
+        let full = layout.full_pictures();
+        let projected = match mode {
+            ComputeMode::Official => self.project_all(pictures, 0, pass)?,
+            ComputeMode::Exact => self.project_all(pictures, TOP, pass)?,
+            ComputeMode::Selective => self.project_all(&pictures.f_narrow(0, 0, full)?, TOP, pass)?,
+        };
+        let top = projected[TOP].as_ref().ok_or_else(|| not_computed(0))?;
+        flat_rows(&top.f_narrow(0, 0, full)?)
+    }
+}
+
+/// [n, patches, D] -> [n * patches, D].
+fn flat_rows(output: &Tensor) -> Result<Tensor, ModelError> {
+    let (pictures, patches, size) = output.size3()?;
+    Ok(output.f_reshape([pictures * patches, size])?)
+}
+
+fn not_computed(level: usize) -> ModelError {
+    ModelError::Batch {
+        what: format!("pyramid output of level {level}"),
+        found: "not computed".to_owned(),
+        expected: "an output that the mode computes".to_owned(),
+    }
+}

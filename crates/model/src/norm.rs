@@ -1,0 +1,140 @@
+//! Batch normalisation: one layer, and the trait by which a caller decides whose statistics it uses.
+//!
+//! The layer has no hidden mode: every forward pass says, through [`Pass`], how to normalise and which
+//! set of running statistics to write. A normaliser that synchronises over ranks lives with the
+//! collective; this crate has the two that need none.
+
+use crate::blueprint::{Blueprint, InitRule};
+use crate::{BufferSet, ModelError};
+use tch::Tensor;
+
+/// Weight of a batch in the running statistics (MCL_SPEC section 1).
+pub const MOMENTUM: f64 = 0.1;
+/// Added to the variance before the root.
+pub const EPSILON: f64 = 1e-5;
+
+/// How batch normalisation is carried out in one pass.
+pub trait BatchNormalizer {
+    /// Normalises each channel of `x` ([rows, C] or [n, C, h, w]) and updates `running_mean` and
+    /// `running_var` ([C]) in place where it tracks them: `r = (1 - momentum) r + momentum batch`, with the
+    /// unbiased batch variance; normalisation itself uses the biased one.
+    ///
+    /// # Errors
+    /// When there are too few values, or the engine or a peer fails.
+    fn normalize(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        running_mean: &Tensor,
+        running_var: &Tensor,
+        momentum: f64,
+        eps: f64,
+    ) -> Result<Tensor, ModelError>;
+
+    /// Whether a call updates the running statistics, and so counts in `num_batches_tracked`.
+    fn tracks(&self) -> bool {
+        true
+    }
+}
+
+/// Training with the statistics of the batch at hand.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LocalBatchNorm;
+
+impl BatchNormalizer for LocalBatchNorm {
+    fn normalize(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        running_mean: &Tensor,
+        running_var: &Tensor,
+        momentum: f64,
+        eps: f64,
+    ) -> Result<Tensor, ModelError> {
+        let size = x.size();
+        // The operator itself would answer with NaN in the running variance.
+        let values = size.iter().enumerate().filter(|(d, _)| *d != 1).map(|(_, s)| s).product();
+        if values < 2 {
+            return Err(ModelError::TooFewValues { values });
+        }
+        let (mean, var) = (Some(running_mean), Some(running_var));
+        Ok(x.f_batch_norm(weight, bias, mean, var, true, momentum, eps, true)?)
+    }
+}
+
+/// Evaluation: the running statistics normalise and stay as they are.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FrozenBatchNorm;
+
+impl BatchNormalizer for FrozenBatchNorm {
+    fn normalize(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        running_mean: &Tensor,
+        running_var: &Tensor,
+        momentum: f64,
+        eps: f64,
+    ) -> Result<Tensor, ModelError> {
+        let (mean, var) = (Some(running_mean), Some(running_var));
+        Ok(x.f_batch_norm(weight, bias, mean, var, false, momentum, eps, true)?)
+    }
+
+    fn tracks(&self) -> bool {
+        false
+    }
+}
+
+/// What a forward pass needs besides weights and input.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// How to normalise.
+    pub norm: &'a dyn BatchNormalizer,
+    /// Running statistics to read or write.
+    pub buffers: &'a BufferSet,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass that normalises with `norm` and keeps its statistics in `buffers`.
+    pub const fn new(norm: &'a dyn BatchNormalizer, buffers: &'a BufferSet) -> Self {
+        Self { norm, buffers }
+    }
+}
+
+/// One layer: scale and shift where affine, and its slot in the buffer sets.
+#[derive(Debug)]
+pub(crate) struct BatchNorm {
+    affine: Option<(Tensor, Tensor)>,
+    slot: usize,
+}
+
+impl BatchNorm {
+    /// Scale 1, shift 0.
+    pub(crate) fn affine(plan: &mut Blueprint, path: &str, channels: i64) -> Result<Self, ModelError> {
+        let weight = plan.parameter(format!("{path}.weight"), &[channels], InitRule::Constant(1.0))?;
+        let bias = plan.parameter(format!("{path}.bias"), &[channels], InitRule::Constant(0.0))?;
+        Ok(Self { affine: Some((weight, bias)), slot: plan.norm(path, channels) })
+    }
+
+    /// Neither scale nor shift.
+    pub(crate) fn plain(plan: &mut Blueprint, path: &str, channels: i64) -> Self {
+        Self { affine: None, slot: plan.norm(path, channels) }
+    }
+
+    /// Shape-preserving: [rows, C] or [n, C, h, w].
+    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+        let slot = pass.buffers.slot(self.slot)?;
+        let (weight, bias) = match &self.affine {
+            Some((weight, bias)) => (Some(weight), Some(bias)),
+            None => (None, None),
+        };
+        let y = pass.norm.normalize(x, weight, bias, slot.mean(), slot.var(), MOMENTUM, EPSILON)?;
+        if pass.norm.tracks() {
+            slot.count_call();
+        }
+        Ok(y)
+    }
+}
