@@ -1,0 +1,92 @@
+//! Why a checkpoint cannot be trusted.
+
+use crate::manifest::ManifestError;
+use crate::slice::SliceError;
+use crate::state_digest::DuplicateTensor;
+use mcl_types::{Digest, RunId, Step};
+
+/// What is wrong with a checkpoint that exists. It is skipped for the one before.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// Slices that were committed, without the manifest that made them visible.
+    #[error("manifest.json is missing: it was being removed, or somebody removed it")]
+    ManifestMissing,
+    /// The manifest cannot be read.
+    #[error("manifest cannot be read: {reason}")]
+    ManifestUnreadable {
+        /// What the store said.
+        reason: String,
+    },
+    /// The manifest is not to be trusted.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The manifest names another step than its folder.
+    #[error("manifest speaks of {found}, its folder of {expected}")]
+    OtherStep {
+        /// What the manifest says.
+        found: Step,
+        /// What the folder says.
+        expected: Step,
+    },
+    /// The manifest belongs to another run.
+    #[error("manifest belongs to run `{found}`, expected run `{expected}`")]
+    OtherRun {
+        /// What the manifest says.
+        found: RunId,
+        /// Whose folder it is.
+        expected: RunId,
+    },
+    /// A slice that the manifest names is gone.
+    #[error("{file} is missing")]
+    SliceMissing {
+        /// The slice.
+        file: String,
+    },
+    /// A slice that is there cannot be read.
+    #[error("{file} cannot be read: {reason}")]
+    SliceUnreadable {
+        /// The slice.
+        file: String,
+        /// What the store said.
+        reason: String,
+    },
+    /// A slice of another length.
+    #[error("{file} has {found} bytes, expected {expected}")]
+    SliceSize {
+        /// The slice.
+        file: String,
+        /// Its length.
+        found: u64,
+        /// What was written.
+        expected: u64,
+    },
+    /// A slice with other bytes.
+    #[error("{file} hashes to {found}, expected {expected}")]
+    SliceHash {
+        /// The slice.
+        file: String,
+        /// Hash of its bytes.
+        found: Digest,
+        /// What was written.
+        expected: Digest,
+    },
+    /// A slice that is what was written, which was no slice.
+    #[error("{file}: {source}")]
+    SliceFormat {
+        /// The slice.
+        file: String,
+        /// What is wrong with it.
+        source: SliceError,
+    },
+    /// Slices that do not make up one state.
+    #[error(transparent)]
+    Duplicate(#[from] DuplicateTensor),
+    /// Good slices of another state.
+    #[error("the tensors' digest is {found}, expected {expected}")]
+    StateDigest {
+        /// Digest of the tensors found.
+        found: Digest,
+        /// What the manifest says.
+        expected: Digest,
+    },
+}

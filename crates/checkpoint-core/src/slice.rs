@@ -1,0 +1,288 @@
+//! One slice as a safetensors file: writing it, and reading it without trusting a byte.
+//!
+//! Invariants: the same tensors give the same bytes; parsing never panics and allocates in proportion
+//! to the header only, which is limited to [`MAX_HEADER_BYTES`]. Left out: hashing and I/O.
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorView};
+use std::collections::BTreeMap;
+
+/// Header of one slice: about 100 bytes a tensor, so room for 100 000 tensors.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// The header's own length comes first, as a little-endian u64.
+const PREFIX: usize = 8;
+/// The format keeps this name for itself.
+const RESERVED: &str = "__metadata__";
+
+/// A slice that cannot be written, or bytes that are none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SliceError {
+    /// Too short for a length, or for the header that the length promises.
+    #[error(
+        "holds {found} bytes, expected at least {expected}: the file is cut short or no safetensors file"
+    )]
+    Short {
+        /// Bytes there are.
+        found: u64,
+        /// Bytes the format needs.
+        expected: u64,
+    },
+    /// A header beyond the limit.
+    #[error(
+        "header claims {found} bytes, expected at most {MAX_HEADER_BYTES}: the file is damaged or no safetensors file"
+    )]
+    HeaderTooLong {
+        /// The length the file claims.
+        found: u64,
+    },
+    /// A header that does not parse or contradicts itself.
+    #[error("header does not parse: {reason}; the file is damaged or no safetensors file")]
+    Header {
+        /// What the parser said.
+        reason: String,
+    },
+    /// The header describes more or fewer bytes than there are.
+    #[error(
+        "holds {found} bytes of tensors, its header describes {expected}: the file is cut short or damaged"
+    )]
+    Length {
+        /// Bytes after the header.
+        found: u64,
+        /// Bytes the header describes.
+        expected: u64,
+    },
+    /// Bytes that do not fit dtype and shape.
+    #[error("tensor `{name}`: {found} bytes do not fit {dtype} {shape:?}; pass its contiguous bytes")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// Its element type.
+        dtype: Dtype,
+        /// Its sizes.
+        shape: Vec<usize>,
+        /// Length of its bytes.
+        found: usize,
+    },
+    /// A name that cannot be stored.
+    #[error("tensor name `{name}` is {why}: names are unique, not empty and not `{RESERVED}`")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+/// One tensor of a parsed slice, borrowed from its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorRef<'a> {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Contiguous little-endian bytes.
+    pub bytes: &'a [u8],
+}
+
+/// A parsed slice.
+#[derive(Debug, Clone)]
+pub struct SliceView<'a> {
+    tensors: BTreeMap<String, TensorRef<'a>>,
+}
+
+impl<'a> SliceView<'a> {
+    /// Reads the header and checks that it describes exactly these bytes.
+    ///
+    /// # Errors
+    /// When the bytes are not one whole safetensors file.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, SliceError> {
+        let found = bytes.len() as u64;
+        let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
+            return Err(SliceError::Short { found, expected: PREFIX as u64 });
+        };
+        let claimed = u64::from_le_bytes(*prefix);
+        if claimed > MAX_HEADER_BYTES {
+            return Err(SliceError::HeaderTooLong { found: claimed });
+        }
+        let Some((header, data)) = rest.split_at_checked(claimed as usize) else {
+            return Err(SliceError::Short { found, expected: claimed + PREFIX as u64 });
+        };
+        // Not `SafeTensors::deserialize`: its sum of offset and header may overflow on crafted headers.
+        let metadata: Metadata =
+            serde_json::from_slice(header).map_err(|e| SliceError::Header { reason: e.to_string() })?;
+        if metadata.data_len() != data.len() {
+            let (found, expected) = (data.len() as u64, metadata.data_len() as u64);
+            return Err(SliceError::Length { found, expected });
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            let bytes = data.get(start..end).ok_or_else(|| SliceError::Header {
+                reason: format!("tensor `{name}` lies at {start}..{end} of {} bytes", data.len()),
+            })?;
+            tensors.insert(name, TensorRef { dtype: info.dtype, shape: info.shape.clone(), bytes });
+        }
+        Ok(Self { tensors })
+    }
+
+    /// The tensors in name order.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorRef<'a>)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// One tensor.
+    pub fn get(&self, name: &str) -> Option<&TensorRef<'a>> {
+        self.tensors.get(name)
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+}
+
+/// Bytes that `dtype` and `shape` need, where that is a whole number that fits.
+fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    let elements = shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d))?;
+    let bits = elements.checked_mul(dtype.bitsize())?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}
+
+/// Writes tensors as one safetensors file. The result depends on the set of tensors, not on their order
+/// (inside, the widest dtypes come first, then names).
+///
+/// # Errors
+/// When bytes do not fit a shape, or a name is empty, reserved or there twice.
+pub fn write_slice(tensors: &[(String, Dtype, Vec<usize>, &[u8])]) -> Result<Vec<u8>, SliceError> {
+    let mut views = BTreeMap::new();
+    for (name, dtype, shape, bytes) in tensors {
+        let named = |why| SliceError::Name { name: name.clone(), why };
+        if name.is_empty() {
+            return Err(named("empty"));
+        }
+        if name == RESERVED {
+            return Err(named("reserved"));
+        }
+        let misfit = || SliceError::Tensor {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: shape.clone(),
+            found: bytes.len(),
+        };
+        // Checked here first: the library multiplies without looking.
+        if byte_len(*dtype, shape) != Some(bytes.len()) {
+            return Err(misfit());
+        }
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|_| misfit())?;
+        if views.insert(name.as_str(), view).is_some() {
+            return Err(named("there twice"));
+        }
+    }
+    safetensors::serialize(views, None).map_err(|e| SliceError::Header { reason: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(data);
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_is_read_in_name_order() {
+        let weights: Vec<u8> = (0..24).collect();
+        let written = write_slice(&[
+            ("b".into(), Dtype::F32, vec![2, 3], &weights),
+            ("a".into(), Dtype::I64, vec![], &weights[..8]),
+            ("c".into(), Dtype::U8, vec![0], &[]),
+        ])
+        .unwrap();
+        let view = SliceView::parse(&written).unwrap();
+        assert_eq!(view.tensors().map(|(name, _)| name).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(view.get("b").unwrap().bytes, weights);
+        assert_eq!(view.get("b").unwrap().shape, [2, 3]);
+        assert_eq!(view.len(), 3);
+    }
+
+    #[test]
+    fn an_empty_slice_is_a_slice() {
+        assert!(SliceView::parse(&write_slice(&[]).unwrap()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn tensors_that_lie_are_refused() {
+        let huge = vec![usize::MAX, 2];
+        for (shape, bytes) in [(vec![3], 8_usize), (huge, 8), (vec![2], 7)] {
+            let error = write_slice(&[("w".into(), Dtype::F32, shape, &vec![0; bytes])]).unwrap_err();
+            assert!(matches!(error, SliceError::Tensor { .. }), "{error}");
+        }
+        for name in ["", "__metadata__"] {
+            let error = write_slice(&[(name.into(), Dtype::U8, vec![1], &[0])]).unwrap_err();
+            assert!(matches!(error, SliceError::Name { .. }), "{error}");
+        }
+        let twice = [("w".into(), Dtype::U8, vec![1], &[0_u8][..]), ("w".into(), Dtype::U8, vec![1], &[1])];
+        assert!(matches!(write_slice(&twice), Err(SliceError::Name { why: "there twice", .. })));
+    }
+
+    #[test]
+    fn crafted_headers_are_errors_not_panics() {
+        let top = usize::MAX / 8;
+        let mut tensors = String::new();
+        let mut at = 0_u128;
+        for i in 0..8 {
+            let end = at + top as u128;
+            tensors +=
+                &format!("\"t{i}\":{{\"dtype\":\"U8\",\"shape\":[{top}],\"data_offsets\":[{at},{end}]}},");
+            at = end;
+        }
+        let huge = format!("{{{}}}", tensors.trim_end_matches(','));
+        let deep = "[".repeat(100_000);
+        for header in [
+            huge.as_str(),
+            &deep,
+            "",
+            "{",
+            "{\"a\":1}",
+            "[]",
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[1,3]}}",
+        ] {
+            assert!(SliceView::parse(&with_header(header, &[0; 3])).is_err(), "{header:.40}");
+        }
+        for length in [u64::MAX, MAX_HEADER_BYTES + 1, MAX_HEADER_BYTES, 9] {
+            let mut bytes = length.to_le_bytes().to_vec();
+            bytes.extend_from_slice(b"{}      ");
+            assert!(SliceView::parse(&bytes).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = SliceView::parse(&bytes);
+            let _ = SliceView::parse(&with_header(&String::from_utf8_lossy(&bytes), &bytes));
+        }
+
+        #[test]
+        fn one_changed_byte_never_panics(at in 0_usize..400, to in any::<u8>(), cut in 0_usize..400) {
+            let data = [7; 64];
+            let tensors = [("a.weight".into(), Dtype::F32, vec![4, 2], &data[..32]),
+                ("b.bias".into(), Dtype::F64, vec![8], &data[..])];
+            let mut bytes = write_slice(&tensors).unwrap();
+            let len = bytes.len();
+            bytes[at % len] = to;
+            let _ = SliceView::parse(&bytes);
+            bytes.truncate(cut % (len + 1));
+            let _ = SliceView::parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A slice on its way into the store: hashed while it is written, nothing until it is finished.
+//!
+//! Beside each staged slice lies a ticket that says what the slice must hash to; a commit compares. The
+//! ticket is written first, so a crash between the two leaves a staged slice that no commit accepts, never
+//! one that passes unchecked. Invariants: at most one part (8 MiB) is in memory; an upload that is dropped,
+//! cut short or wrong leaves the step as it was.
+
+use crate::error::StoreError;
+use crate::layout::Place;
+use crate::manifest::SliceEntry;
+use crate::store::{CheckpointStore, Inner, check_slice_number};
+use bytes::Bytes;
+use mcl_types::{Digest, RunId, Step};
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStoreExt, PutMode, PutPayload};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Bytes handed to the store at once: remote stores take no parts below 5 MiB.
+const PART_BYTES: usize = 8 << 20;
+
+/// One slice to be staged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceSpec {
+    /// Whose state it is part of.
+    pub run: RunId,
+    /// Optimiser steps applied.
+    pub step: Step,
+    /// Its number, from 0.
+    pub slice: u32,
+    /// How many there are.
+    pub slices: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// BLAKE3 of the bytes.
+    pub hash: Digest,
+}
+
+/// What a staged slice must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ticket {
+    pub size: u64,
+    pub hash: Digest,
+}
+
+impl Ticket {
+    /// A few numbers.
+    pub const MAX_BYTES: u64 = 1024;
+}
+
+/// A slice being written.
+#[derive(Debug)]
+pub struct SliceUpload {
+    inner: Arc<Inner>,
+    place: Place,
+    spec: SliceSpec,
+    path: Path,
+    upload: Box<dyn MultipartUpload>,
+    pending: Vec<Bytes>,
+    pending_bytes: usize,
+    written: u64,
+    hasher: blake3::Hasher,
+}
+
+impl CheckpointStore {
+    /// Starts to stage a slice.
+    ///
+    /// # Errors
+    /// When its number or size is out of bounds, or the store cannot take it.
+    pub async fn begin_slice(&self, spec: SliceSpec) -> Result<SliceUpload, StoreError> {
+        check_slice_number(spec.slice, spec.slices)?;
+        let place = self.place(&spec.run);
+        let path = place.slice(spec.step, spec.slice, spec.slices);
+        let limit = self.inner.limits.slice_bytes;
+        if spec.size > limit {
+            return Err(StoreError::TooLarge { path: self.inner.shown(&path), found: spec.size, limit });
+        }
+        let upload = self.inner.objects.put_multipart(&path).await;
+        let upload = upload.map_err(|e| self.inner.write_error(&path, e))?;
+        Ok(SliceUpload {
+            inner: Arc::clone(&self.inner),
+            place,
+            spec,
+            path,
+            upload,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            written: 0,
+            hasher: blake3::Hasher::new(),
+        })
+    }
+
+    /// Stages a slice that is in memory.
+    ///
+    /// # Errors
+    /// As [`Self::begin_slice`], [`SliceUpload::write`] and [`SliceUpload::finish`].
+    pub async fn stage_slice(&self, spec: SliceSpec, bytes: Bytes) -> Result<(), StoreError> {
+        let mut upload = self.begin_slice(spec).await?;
+        match upload.write(bytes).await {
+            Ok(()) => upload.finish().await,
+            Err(error) => {
+                upload.abort().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl SliceUpload {
+    /// Adds the next bytes.
+    ///
+    /// # Errors
+    /// When more come than were announced, or the store does not take them: abort then.
+    pub async fn write(&mut self, chunk: Bytes) -> Result<(), StoreError> {
+        self.written = self.written.saturating_add(chunk.len() as u64);
+        if self.written > self.spec.size {
+            return Err(self.wrong_length());
+        }
+        self.hasher.update(&chunk);
+        self.pending_bytes += chunk.len();
+        self.pending.push(chunk);
+        if self.pending_bytes >= PART_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    /// Checks length and hash and puts the slice in its place, durably. A different slice staged there
+    /// before is replaced; an equal one stays.
+    ///
+    /// # Errors
+    /// When length or hash are not what was announced, when the step is visible with another slice, or
+    /// when the store fails.
+    pub async fn finish(mut self) -> Result<(), StoreError> {
+        let done = self.try_finish().await;
+        if done.is_err() {
+            self.abort().await;
+        }
+        done
+    }
+
+    /// Forgets what was written.
+    pub async fn abort(mut self) {
+        if let Err(error) = self.upload.abort().await {
+            tracing::debug!(%error, path = %self.path, "nothing left of an aborted upload");
+        }
+    }
+
+    async fn try_finish(&mut self) -> Result<(), StoreError> {
+        if self.written != self.spec.size {
+            return Err(self.wrong_length());
+        }
+        let found = Digest::from_bytes(*self.hasher.finalize().as_bytes());
+        if found != self.spec.hash {
+            let path = self.inner.shown(&self.path);
+            return Err(StoreError::Hash { path, found, expected: self.spec.hash });
+        }
+        self.flush().await?;
+        let lock = self.inner.lock(&self.place);
+        let _guard = lock.lock().await;
+        if self.visible_already().await? || self.staged_already().await? {
+            // The bytes just written are a copy of what is there.
+            return self.upload.abort().await.map_err(|e| self.inner.write_error(&self.path, e));
+        }
+        self.write_ticket().await?;
+        let complete = self.upload.complete().await;
+        complete.map(drop).map_err(|e| self.inner.write_error(&self.path, e))
+    }
+
+    async fn flush(&mut self) -> Result<(), StoreError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.pending_bytes = 0;
+        let part = PutPayload::from_iter(std::mem::take(&mut self.pending));
+        let put = self.upload.put_part(part).await;
+        put.map_err(|e| self.inner.write_error(&self.path, e))
+    }
+
+    fn wrong_length(&self) -> StoreError {
+        let path = self.inner.shown(&self.path);
+        StoreError::Length { path, found: self.written, expected: self.spec.size }
+    }
+
+    /// Whether a good checkpoint of this step holds this slice. A damaged one makes room: its step is
+    /// being trained again.
+    async fn visible_already(&self) -> Result<bool, StoreError> {
+        let SliceSpec { run, step, slice, slices, size, hash } = &self.spec;
+        let Some(checked) = self.inner.checked(&self.place, *step).await else { return Ok(false) };
+        let manifest = match checked {
+            Ok(manifest) => manifest,
+            Err(damage) => {
+                tracing::warn!(%run, step = step.get(), %damage, "damaged checkpoint is staged anew");
+                self.inner.remove(&self.place.manifest(*step)).await?;
+                return Ok(false);
+            }
+        };
+        let reason = match manifest.slices.get(*slice as usize) {
+            _ if manifest.slice_count() != *slices => {
+                format!("it has {} slices, this one is of {slices}", manifest.slice_count())
+            }
+            Some(entry) if (entry.size, entry.hash) == (*size, *hash) => return Ok(true),
+            _ => format!("slice {slice} has other bytes"),
+        };
+        Err(StoreError::Conflict { run: run.clone(), step: *step, reason })
+    }
+
+    /// Whether this very slice is staged, byte for byte.
+    async fn staged_already(&self) -> Result<bool, StoreError> {
+        let SliceSpec { step, slice, slices, size, hash, .. } = self.spec;
+        let ticket = self.inner.ticket(&self.place, step, slice, slices).await?;
+        if ticket != Some(Ticket { size, hash }) {
+            return Ok(false);
+        }
+        let entry = SliceEntry { file: crate::layout::slice_file(slice, slices), size, hash };
+        Ok(self.inner.slice_bytes(&self.place.step(step), &entry).await.is_ok())
+    }
+
+    async fn write_ticket(&self) -> Result<(), StoreError> {
+        let SliceSpec { step, slice, slices, size, hash, .. } = self.spec;
+        let path = self.place.ticket(step, slice, slices);
+        let text = format!("{{\"size\":{size},\"hash\":\"{hash}\"}}\n");
+        self.inner.put(&path, text.into(), PutMode::Overwrite).await
+    }
+}
