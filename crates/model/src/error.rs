@@ -39,6 +39,9 @@ pub enum ModelError {
         /// Every name that is missing, unexpected or of another shape.
         problems: Vec<String>,
     },
+    /// A normaliser that lives elsewhere failed: a synchronised one lost a peer, say.
+    #[error(transparent)]
+    Normalizer(Box<dyn std::error::Error + Send + Sync>),
     /// The engine refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),

@@ -294,7 +294,7 @@ mod tests {
         assert!(spec.floor_loss(1).abs() < 1e-300);
         let sharp = ModelConfig { temperature: 0.1, ..ModelConfig::default() };
         let sharp = ModelSpec::new(sharp).unwrap();
-        let t = 0.1;
+        let t = 0.1_f64;
         let naive = 4.0 * t * (((1.0 / t).exp() + 7.0 * (-1.0 / (t * 7.0)).exp()).ln() - 1.0 / t);
         assert!((sharp.floor_loss(8) - naive).abs() < 1e-12);
     }
