@@ -96,7 +96,7 @@ impl BufferSet {
         &self.running
     }
 
-    /// Call counters as one tensor [layers], i64, as of the last [`BufferSet::seal`].
+    /// Call counters as one tensor `[layers]`, i64, as of the last [`BufferSet::seal`].
     pub const fn counts(&self) -> &Tensor {
         &self.counts
     }

@@ -68,7 +68,7 @@ pub fn level_losses(
     Ok(LevelLosses { losses: stacked(losses)?, pos_cos: stacked(pos_cos)?, neg_cos: stacked(neg_cos)? })
 }
 
-/// One level of one side, [lanes] each.
+/// One level of one side, `[lanes]` each.
 #[derive(Debug)]
 pub struct LevelLoss {
     /// Weighted loss.
@@ -132,4 +132,79 @@ pub fn level_loss(
 pub fn l2_normalized(rows: &Tensor) -> Result<Tensor, ModelError> {
     let norm = rows.f_norm_scalaropt_dim(2.0, [1], true)?.f_clamp_min(NORM_FLOOR)?;
     Ok(rows.f_div(&norm)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    fn values(tensor: &Tensor) -> Vec<f64> {
+        tensor.detach().to_kind(Kind::Double).try_into().unwrap()
+    }
+
+    /// Two lanes of two rows each, three targets in the plane.
+    fn example() -> (Tensor, Tensor, Tensor) {
+        let rows = Tensor::from_slice(&[2.0, 0.0, 0.0, 0.5, 3.0, 3.0, -1.0, 0.0]).reshape([4, 2]);
+        let targets = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0, 0.6, 0.8]).reshape([3, 2]);
+        (rows, targets, Tensor::from_slice(&[0_i64, 2, 1, 0]))
+    }
+
+    #[test]
+    fn a_loss_is_its_formula() {
+        let (rows, targets, labels) = example();
+        let (temperature, weight) = (0.5, 0.25);
+        let found = level_loss(&rows, &targets, &labels, 2, temperature, weight).unwrap();
+        let half = 0.5_f64.sqrt();
+        let cosines = [[1.0, 0.0, 0.6], [0.0, 1.0, 0.8], [half, half, 1.4 * half], [-1.0, 0.0, -0.6]];
+        let own = [0, 2, 1, 0];
+        for lane in 0..2 {
+            let (mut loss, mut pos, mut neg) = (0.0, 0.0, 0.0);
+            for row in [2 * lane, 2 * lane + 1] {
+                let sum: f64 = cosines[row].iter().map(|c: &f64| (c / temperature).exp()).sum();
+                let mine = cosines[row][own[row]];
+                loss += (sum.ln() - mine / temperature) / 2.0 * 2.0 * temperature * weight;
+                pos += mine / 2.0;
+                neg += (cosines[row].iter().sum::<f64>() - mine) / 4.0;
+            }
+            let near = |found: &Tensor, expected: f64| (values(found)[lane] - expected).abs() < 1e-12;
+            assert!(
+                near(&found.loss, loss) && near(&found.pos_cos, pos) && near(&found.neg_cos, neg),
+                "{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_cannot_tell_targets_apart_is_at_chance() {
+        let targets = Tensor::ones([6, 1], F64);
+        let rows = Tensor::randn([4, 1], F64);
+        let labels = Tensor::from_slice(&[0_i64, 1, 2, 5]);
+        let found = level_loss(&rows, &targets, &labels, 1, 0.2, 0.5).unwrap();
+        assert!((values(&found.loss)[0] - 0.2 * 6_f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn half_precision_is_widened() {
+        let (rows, targets, labels) = example();
+        let found = level_loss(&rows.to_kind(Kind::BFloat16), &targets, &labels, 2, 1.0, 1.0).unwrap();
+        assert_eq!(found.loss.kind(), Kind::Float);
+    }
+
+    #[test]
+    fn a_row_of_zeros_stays_one() {
+        assert_eq!(values(&l2_normalized(&Tensor::zeros([1, 2], F64)).unwrap().flatten(0, 1)), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let (rows, targets, labels) = example();
+        assert!(level_loss(&rows, &targets, &labels, 3, 1.0, 1.0).is_err());
+        assert!(level_loss(&rows, &targets, &labels.narrow(0, 0, 3), 1, 1.0, 1.0).is_err());
+        assert!(level_loss(&rows, &targets.narrow(1, 0, 1), &labels, 1, 1.0, 1.0).is_err());
+        // A label beyond the targets is the engine's to refuse.
+        assert!(level_loss(&rows, &targets.narrow(0, 0, 2), &labels, 1, 1.0, 1.0).is_err());
+    }
 }

@@ -16,7 +16,7 @@ pub const EPSILON: f64 = 1e-5;
 /// How batch normalisation is carried out in one pass.
 pub trait BatchNormalizer {
     /// Normalises each channel of `x` ([rows, C] or [n, C, h, w]) and updates `running_mean` and
-    /// `running_var` ([C]) in place where it tracks them: `r = (1 - momentum) r + momentum batch`, with the
+    /// `running_var` (`[C]`) in place where it tracks them: `r = (1 - momentum) r + momentum batch`, with the
     /// unbiased batch variance; normalisation itself uses the biased one.
     ///
     /// # Errors

@@ -67,7 +67,7 @@ fn lanes_average_their_statistics() {
     assert!(model.buffers().overwrite_running(&mean.narrow(0, 0, 3)).is_err());
 }
 
-/// Labels of a lane other than the first point beyond its own targets, so the lane's own are shifted here.
+/// One lane by itself: its labels count in the rows of all lanes' targets, so all must be given.
 fn pass_alone(model: &Model, batch: &super::support::Batch) -> mcl_model::BufferSet {
     let (rows, size) = (8, model.spec().embedding);
     let targets = [0, 1].map(|_| Tensor::ones([rows, size], (Kind::Double, Device::Cpu)));
