@@ -42,6 +42,9 @@ pub enum ModelError {
     /// A normaliser that lives elsewhere failed: a synchronised one lost a peer, say.
     #[error(transparent)]
     Normalizer(Box<dyn std::error::Error + Send + Sync>),
+    /// A normaliser that works over several ranks failed there; the source says how, and can be downcast.
+    #[error("batch normalisation over the group: {0}")]
+    Group(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The engine refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
