@@ -1,0 +1,264 @@
+// What hooks into autograd: DDP's Reducer, gradient-ready order, synchronised batch norm.
+#include "shim.h"
+
+#include <ATen/OpMathType.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+std::vector<int64_t> all_but_channels(const at::Tensor& x) {
+  std::vector<int64_t> dims;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (d != 1) {
+      dims.push_back(d);
+    }
+  }
+  return dims;
+}
+
+at::Tensor per_channel(const at::Tensor& v, const at::Tensor& x) {
+  std::vector<int64_t> shape(x.dim(), 1);
+  shape[1] = v.numel();
+  return v.view(shape);
+}
+
+std::optional<at::Tensor> given(const at::Tensor* t) {
+  return t ? std::optional<at::Tensor>(*t) : std::nullopt;
+}
+
+c10::intrusive_ptr<c10d::ProcessGroup> group_of(const c10::IValue& value) {
+  return c10::static_intrusive_pointer_cast<c10d::ProcessGroup>(value.toCapsule());
+}
+
+// Batch norm whose statistics are those of all ranks' rows together. Ranks may hold different numbers
+// of rows. Each rank's (mean, sum of squared deviations, count) is gathered and combined in rank order
+// by every rank alike (Chan et al. 1979), so that all hold the same bits and nothing cancels.
+struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
+  static at::Tensor forward(
+      AutogradContext* ctx,
+      const at::Tensor& x,
+      const std::optional<at::Tensor>& weight,
+      const std::optional<at::Tensor>& bias,
+      at::Tensor running_mean,
+      at::Tensor running_var,
+      double momentum,
+      double eps,
+      const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
+    const int64_t channels = x.size(1);
+    const int64_t world = group->getSize();
+    const auto stat_type = at::toOpMathType(x.scalar_type());
+    const auto dims = all_but_channels(x);
+    const double rows = static_cast<double>(x.numel() / channels);
+    auto [var, mean] = at::var_mean(x.to(stat_type), dims, /*correction=*/0);
+    auto mine = at::cat({mean, var * rows, at::full({1}, rows, mean.options())});
+    auto all = at::empty({world * mine.numel()}, mine.options());
+    group->_allgather_base(all, mine)->wait();
+    all = all.view({world, 2 * channels + 1});
+
+    auto counts = all.select(1, 2 * channels).unsqueeze(1);
+    auto means = all.narrow(1, 0, channels);
+    auto count = counts.sum();
+    auto total_mean = (means * counts).sum(0) / count;
+    auto deviation = means - total_mean;
+    auto total_m2 = (all.narrow(1, channels, channels) + deviation * deviation * counts).sum(0);
+    auto total_var = total_m2 / count;
+    running_mean.mul_(1 - momentum).add_(total_mean.to(running_mean.scalar_type()), momentum);
+    running_var.mul_(1 - momentum).add_((total_m2 / (count - 1)).to(running_var.scalar_type()), momentum);
+
+    auto y = std::get<0>(
+        at::native_batch_norm(
+        x, weight, bias, total_mean, total_var, /*training=*/false, momentum, eps));
+    ctx->save_for_backward({x, weight.value_or(at::Tensor()), total_mean, total_var, count});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["group"] = c10::IValue::make_capsule(group);
+    return y;
+  }
+
+  static tensor_list backward(AutogradContext* ctx, tensor_list grads) {
+    auto saved = ctx->get_saved_variables();
+    const auto& x = saved[0];
+    const auto& mean = saved[2];
+    const auto& var = saved[3];
+    const double eps = ctx->saved_data["eps"].toDouble();
+    auto group = group_of(ctx->saved_data["group"]);
+    const bool affine = saved[1].defined();
+    auto weight = affine ? saved[1] : at::ones_like(mean);
+    auto dy = grads[0].contiguous();
+
+    // Evaluation-mode backward gives sum(dy * xhat) and sum(dy) in one fused pass.
+    auto sums = at::native_batch_norm_backward(
+        dy, x, weight, mean, var, std::nullopt, std::nullopt, /*train=*/false, eps, {false, true, true});
+    auto d_weight = std::get<1>(sums);
+    auto d_bias = std::get<2>(sums);
+    auto total = at::cat({d_weight, d_bias}).to(mean.scalar_type());
+    std::vector<at::Tensor> tensors{total};
+    group->allreduce(tensors)->wait();
+    total = total / saved[4];
+    auto mean_dy_xhat = total.narrow(0, 0, mean.numel());
+    auto mean_dy = total.narrow(0, mean.numel(), mean.numel());
+
+    // dx = inv * w * (dy - mean_dy - xhat * mean_dy_xhat), written as a*dy + b*x + c a channel.
+    auto inv = (var + eps).rsqrt();
+    auto a = inv * weight;
+    auto b = -a * inv * mean_dy_xhat;
+    auto c = -a * mean_dy - b * mean;
+    auto type = x.scalar_type();
+    auto dx = at::addcmul(per_channel(c.to(type), x), x, per_channel(b.to(type), x));
+    dx.addcmul_(dy, per_channel(a.to(type), x));
+    auto none = at::Tensor();
+    return {dx, affine ? d_weight : none, affine ? d_bias : none, none, none, none, none, none};
+  }
+};
+
+struct ReadyRecorder : torch::autograd::PostAccumulateGradHook {
+  std::vector<int64_t>* order;
+  int64_t index;
+  ReadyRecorder(std::vector<int64_t>* order, int64_t index) : order(order), index(index) {}
+  void operator()(const torch::autograd::Variable&) override {
+    order->push_back(index);
+  }
+};
+
+std::vector<at::Tensor> collect(at::Tensor* const* tensors, int n) {
+  std::vector<at::Tensor> out;
+  out.reserve(n);
+  for (int i = 0; i < n; ++i) {
+    out.push_back(*tensors[i]);
+  }
+  return out;
+}
+
+} // namespace
+
+extern "C" {
+
+// weight and bias may be null (no affine part). Updates the running statistics in place.
+int mcl_sync_batch_norm(
+    const MclGroup* group,
+    at::Tensor* x,
+    at::Tensor* weight,
+    at::Tensor* bias,
+    at::Tensor* running_mean,
+    at::Tensor* running_var,
+    double momentum,
+    double eps,
+    at::Tensor** out) {
+  MCL_GUARD({
+    *out = new at::Tensor(SyncBatchNorm::apply(
+        *x, given(weight), given(bias), *running_mean, *running_var, momentum, eps, group->group));
+  })
+}
+
+// Runs backward from `loss` and writes into `order` the indices of the parameters whose gradients came,
+// in the order they came; `count` is how many did.
+int mcl_ready_order(at::Tensor* loss, at::Tensor* const* params, int n, int64_t* order, int* count) {
+  MCL_GUARD({
+    auto tensors = collect(params, n);
+    std::vector<int64_t> seen;
+    for (int i = 0; i < n; ++i) {
+      torch::autograd::impl::set_post_acc_grad_hooks(tensors[i], std::make_unique<ReadyRecorder>(&seen, i));
+    }
+    struct Unhook {
+      std::vector<at::Tensor>& tensors;
+      ~Unhook() {
+        for (auto& t : tensors) {
+          torch::autograd::impl::set_post_acc_grad_hooks(t, nullptr);
+        }
+      }
+    } unhook{tensors};
+    loss->backward();
+    TORCH_CHECK(static_cast<int>(seen.size()) <= n, "a parameter's gradient came twice in one backward");
+    std::copy(seen.begin(), seen.end(), order);
+    *count = static_cast<int>(seen.size());
+  })
+}
+
+// `params` in gradient-ready order: the buckets are then those that a rebuild would make.
+int mcl_reducer_new(
+    const MclGroup* group,
+    at::Tensor* const* params,
+    int n,
+    int64_t bucket_bytes,
+    int64_t first_bucket_bytes,
+    MclReducer** out) {
+  MCL_GUARD({
+    auto tensors = collect(params, n);
+    c10d::verify_params_across_processes(group->group, tensors, std::nullopt);
+    std::vector<int64_t> indices(n);
+    std::iota(indices.begin(), indices.end(), 0);
+    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
+        tensors,
+        {static_cast<size_t>(first_bucket_bytes), static_cast<size_t>(bucket_bytes)},
+        std::vector<bool>(n, false),
+        indices));
+    auto reducer = std::make_shared<c10d::Reducer>(
+        tensors,
+        buckets,
+        group->group,
+        std::vector<bool>(n, false),
+        bucket_bytes,
+        /*find_unused_parameters=*/false,
+        /*gradient_as_bucket_view=*/true,
+        std::unordered_map<size_t, std::string>{},
+        first_bucket_bytes,
+        /*skip_all_reduce_unused_params=*/false,
+        /*use_python_reducer=*/false,
+        std::vector<int64_t>{});
+    auto logger = std::make_shared<c10d::Logger>(reducer);
+    reducer->set_logger(logger);
+    logger->set_construction_data_and_log("mcl", std::vector<int>{}, -1, false, false, false);
+    *out = new MclReducer{reducer, logger};
+  })
+}
+
+int mcl_reducer_prepare_forward(const MclReducer* r) {
+  MCL_GUARD({
+    r->reducer->prepare_for_forward();
+    auto shape = [&] {
+      std::vector<std::vector<const void*>> buckets;
+      for (auto& bucket : r->reducer->get_grad_buckets(/*return_zero_tensors=*/true)) {
+        buckets.emplace_back();
+        for (auto& p : bucket.getParameters()) {
+          buckets.back().push_back(p.unsafeGetTensorImpl());
+        }
+      }
+      return buckets;
+    };
+    if (r->reducer->should_rebuild_buckets()) {
+      auto before = shape();
+      if (r->reducer->rebuild_buckets()) {
+        TORCH_CHECK(before == shape(), "gradient buckets changed with the rebuild: recorded order and real order differ");
+      }
+    }
+  })
+}
+
+int mcl_reducer_prepare_backward(const MclReducer* r) {
+  MCL_GUARD(r->reducer->prepare_for_backward({}))
+}
+
+int mcl_reducer_bucket_count(const MclReducer* r) {
+  try {
+    return static_cast<int>(r->reducer->get_grad_buckets(true).size());
+  } catch (...) {
+    return -1;
+  }
+}
+
+int mcl_reducer_free(MclReducer* r) {
+  MCL_GUARD({
+    r->reducer->remove_autograd_hooks();
+    delete r;
+  })
+}
+
+// Backward with the exceptions of hooks (a bucket's all-reduce, a synchronised norm) told apart.
+int mcl_backward(at::Tensor* loss) {
+  MCL_GUARD(loss->backward())
+}
+
+} // extern "C"

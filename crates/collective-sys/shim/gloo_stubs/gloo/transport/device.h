@@ -1,0 +1,3 @@
+// Stand-in: see gloo/context.h.
+#pragma once
+#include <gloo/context.h>

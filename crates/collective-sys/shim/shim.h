@@ -1,0 +1,68 @@
+// Handles and the exception fence of the shim. Nothing C++ throws may cross into Rust: every exported
+// function runs inside MCL_GUARD and answers a code; the text of the last error is per thread.
+#pragma once
+#define USE_C10D_GLOO 1
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <torch/csrc/distributed/c10d/logger.hpp>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+#include <torch/torch.h>
+
+#include <mutex>
+#include <string>
+
+// 0 is success. 2 is a failure of communication (a peer, the network, a deadline); 1 is anything else.
+enum McCode : int { MCL_OK = 0, MCL_OTHER = 1, MCL_COMMUNICATION = 2 };
+
+void mcl_set_error(const std::string& text);
+
+#define MCL_GUARD(...)                          \
+  try {                                         \
+    __VA_ARGS__;                                \
+    return MCL_OK;                              \
+  } catch (const c10::DistError& e) {           \
+    mcl_set_error(e.what_without_backtrace());  \
+    return MCL_COMMUNICATION;                   \
+  } catch (const c10::Error& e) {               \
+    mcl_set_error(e.what_without_backtrace());  \
+    return MCL_OTHER;                           \
+  } catch (const std::exception& e) {           \
+    mcl_set_error(e.what());                    \
+    return MCL_OTHER;                           \
+  } catch (...) {                               \
+    mcl_set_error("unknown C++ exception");     \
+    return MCL_OTHER;                           \
+  }
+
+struct MclStore {
+  c10::intrusive_ptr<c10d::Store> store;
+};
+
+// Gloo with its connections in reach: closing them is what ends the peers' waits early.
+struct AbortableGloo : c10d::ProcessGroupGloo {
+  using c10d::ProcessGroupGloo::ProcessGroupGloo;
+  void close_connections() {
+    for (auto& context : contexts_) {
+      context->closeConnections();
+    }
+  }
+};
+
+struct MclGroup {
+  c10::intrusive_ptr<c10d::ProcessGroup> group;
+  c10::intrusive_ptr<AbortableGloo> gloo;
+  // Null on CPU.
+  c10::intrusive_ptr<c10d::Backend> nccl;
+};
+
+struct MclWork {
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
+// The logger is declared after the reducer so that it dies first.
+struct MclReducer {
+  std::shared_ptr<c10d::Reducer> reducer;
+  std::shared_ptr<c10d::Logger> logger;
+};

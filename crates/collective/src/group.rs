@@ -1,0 +1,214 @@
+//! A generation's ranks and their collectives.
+
+use crate::store::{Store, milliseconds};
+use mcl_collective_sys as sys;
+use mcl_types::{FencingToken, Rank};
+use std::sync::Arc;
+use std::time::Duration;
+use sys::{EngineError, NcclFactory, ReduceOp};
+use tch::Tensor;
+
+/// Why ranks could not talk.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectiveError {
+    /// An address that cannot be one.
+    #[error("rendezvous address `{address}`: {reason}; expected host:port")]
+    Address {
+        /// As found.
+        address: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The rendezvous store.
+    #[error("rendezvous store at {address}: {source}")]
+    Store {
+        /// Where.
+        address: String,
+        /// What the engine said.
+        source: EngineError,
+    },
+    /// A peer is gone, the network broke, or a deadline passed; the group is of no further use.
+    #[error("{collective} of {membership} failed: {reason}")]
+    Peer {
+        /// Which collective.
+        collective: &'static str,
+        /// Who we were.
+        membership: Membership,
+        /// What the engine said.
+        reason: String,
+    },
+    /// The engine refused for another reason: shapes, memory, a bug.
+    #[error("{collective} of {membership}: {reason}")]
+    Engine {
+        /// Which collective.
+        collective: &'static str,
+        /// Who we were.
+        membership: Membership,
+        /// What the engine said.
+        reason: String,
+    },
+    /// A tensor operation beside the collective.
+    #[error("{collective}: {source}")]
+    Tensor {
+        /// Which collective.
+        collective: &'static str,
+        /// What libtorch said.
+        source: tch::TchError,
+    },
+}
+
+impl CollectiveError {
+    /// Whether a new generation may go on where this one failed.
+    pub const fn is_peer_loss(&self) -> bool {
+        matches!(self, Self::Peer { .. } | Self::Store { .. })
+    }
+}
+
+/// Who a rank is in one generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Membership {
+    /// The fencing token of the generation.
+    pub token: FencingToken,
+    /// This rank.
+    pub rank: Rank,
+    /// How many ranks there are.
+    pub world: u32,
+}
+
+impl std::fmt::Display for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} in {}", self.rank, self.world, self.token.generation)
+    }
+}
+
+/// The ranks of one generation, able to talk.
+#[derive(Debug, Clone)]
+pub struct Group {
+    pub(crate) inner: Arc<sys::Group>,
+    membership: Membership,
+    timeout: Duration,
+}
+
+/// Leaves a group from another thread.
+#[derive(Debug, Clone)]
+pub struct AbortHandle(Arc<sys::Group>);
+
+impl AbortHandle {
+    /// Closes this rank's connections: peers that wait for it get [`CollectiveError::Peer`] at once. With
+    /// Gloo, this rank's own wait for a silent peer still lasts until the group's timeout (measured:
+    /// gloo wakes the far end only); with NCCL it ends too.
+    pub fn abort(&self) {
+        if let Err(error) = self.0.abort() {
+            tracing::warn!(%error, "group abort refused");
+        }
+    }
+}
+
+impl Group {
+    /// Meets the other ranks at `store`; `address` is where they reach this one. `timeout` bounds every
+    /// collective. With `nccl`, CUDA tensors travel over it.
+    ///
+    /// # Errors
+    /// When not all ranks arrive within the timeout.
+    pub fn form(
+        store: &Store,
+        membership: Membership,
+        timeout: Duration,
+        address: &str,
+        nccl: Option<NcclFactory>,
+    ) -> Result<Self, CollectiveError> {
+        let failed = |source| told("rendezvous", membership, source);
+        // The key prefix is the fence: ranks of another generation never see these keys.
+        let prefix = format!("generation/{}/{}", membership.token.term.get(), membership.token.generation.get());
+        let store = store.inner.prefixed(&prefix).map_err(failed)?;
+        let rank = c_number(membership.rank.get());
+        let world = c_number(membership.world);
+        let mut inner = sys::Group::gloo(&store, rank, world, milliseconds(timeout), address).map_err(failed)?;
+        if let Some(factory) = nccl {
+            inner.add_nccl(&store, factory, milliseconds(timeout)).map_err(failed)?;
+        }
+        Ok(Self { inner: Arc::new(inner), membership, timeout })
+    }
+
+    /// Who we are.
+    pub const fn membership(&self) -> Membership {
+        self.membership
+    }
+
+    /// How many ranks there are.
+    pub const fn world(&self) -> u32 {
+        self.membership.world
+    }
+
+    /// A handle for a control thread.
+    pub fn abort_handle(&self) -> AbortHandle {
+        AbortHandle(Arc::clone(&self.inner))
+    }
+
+    fn wait(&self, collective: &'static str, work: Result<sys::Work, EngineError>) -> Result<(), CollectiveError> {
+        work.and_then(|w| w.wait(milliseconds(self.timeout))).map_err(|e| told(collective, self.membership, e))
+    }
+
+    /// Combines `tensor` over all ranks, in place.
+    ///
+    /// # Errors
+    /// When a peer is lost.
+    pub fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<(), CollectiveError> {
+        self.wait("all-reduce", self.inner.all_reduce(tensor, op))
+    }
+
+    /// Copies `root`'s tensor to all, in place.
+    ///
+    /// # Errors
+    /// When a peer is lost.
+    pub fn broadcast(&self, tensor: &Tensor, root: Rank) -> Result<(), CollectiveError> {
+        self.wait("broadcast", self.inner.broadcast(tensor, c_number(root.get())))
+    }
+
+    /// Every rank's `input` [..], stacked in rank order: [W, ..]. Shapes must be equal on all ranks.
+    ///
+    /// # Errors
+    /// When a peer is lost or shapes differ.
+    pub fn all_gather(&self, input: &Tensor) -> Result<Tensor, CollectiveError> {
+        let collective = "all-gather";
+        let tensor = |source| CollectiveError::Tensor { collective, source };
+        let mut shape = vec![i64::from(self.world())];
+        shape.extend(input.size());
+        // Gloo wants both sides flat.
+        let input = input.f_reshape([-1]).map_err(tensor)?;
+        let output =
+            Tensor::f_empty([shape.iter().product::<i64>()], (input.kind(), input.device())).map_err(tensor)?;
+        self.wait(collective, self.inner.all_gather(&output, &input))?;
+        output.f_view(shape.as_slice()).map_err(tensor)
+    }
+
+    /// Batch norm over the rows of all ranks; see [`sys::sync_batch_norm`].
+    ///
+    /// # Errors
+    /// When a peer is lost or shapes do not fit.
+    #[expect(clippy::too_many_arguments, reason = "batch norm's own parameters")]
+    pub fn sync_batch_norm(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        running_mean: &Tensor,
+        running_var: &Tensor,
+        momentum: f64,
+        eps: f64,
+    ) -> Result<Tensor, CollectiveError> {
+        sys::sync_batch_norm(&self.inner, x, weight, bias, running_mean, running_var, momentum, eps)
+            .map_err(|e| told("synchronised batch norm", self.membership, e))
+    }
+}
+
+fn c_number(n: u32) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+pub(crate) fn told(collective: &'static str, membership: Membership, error: EngineError) -> CollectiveError {
+    match error {
+        EngineError::Communication(reason) => CollectiveError::Peer { collective, membership, reason },
+        EngineError::Other(reason) => CollectiveError::Engine { collective, membership, reason },
+    }
+}

@@ -1,0 +1,268 @@
+//! Collectives between real processes: this test binary starts itself as the other ranks.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use mcl_collective::{CollectiveError, Group, Membership, ReduceOp, Reducer, Store, backward, ready_order};
+use mcl_types::{FencingToken, Generation, Rank, Term};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+const RANK: &str = "MCL_TEST_RANK";
+const WORLD: &str = "MCL_TEST_WORLD";
+const STORE: &str = "MCL_TEST_STORE";
+const TIMEOUT: Duration = Duration::from_secs(30);
+const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+fn membership(rank: u32, world: u32, generation: u64) -> Membership {
+    let token = FencingToken { term: Term::new(1), generation: Generation::new(generation) };
+    Membership { token, rank: Rank::new(rank), world }
+}
+
+/// Runs `body` as rank 0 here and as ranks 1.. in copies of this process that run only the test `name`.
+fn ranks(name: &str, world: u32, body: impl FnOnce(&Store, u32, Vec<Child>)) {
+    tch::set_num_threads(1);
+    if let Ok(rank) = std::env::var(RANK) {
+        let store = Store::connect(&std::env::var(STORE).unwrap(), TIMEOUT).unwrap();
+        body(&store, rank.parse().unwrap(), Vec::new());
+        return;
+    }
+    let store = Store::host(0, TIMEOUT).unwrap();
+    let address = format!("127.0.0.1:{}", store.port().unwrap());
+    let children = (1..world)
+        .map(|rank| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .env(RANK, rank.to_string())
+                .env(WORLD, world.to_string())
+                .env(STORE, &address)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    body(&store, 0, children);
+}
+
+fn finish(children: Vec<Child>) {
+    for mut child in children {
+        assert!(child.wait().unwrap().success(), "a rank failed");
+    }
+}
+
+fn form(store: &Store, rank: u32, world: u32, generation: u64, timeout: Duration) -> Group {
+    Group::form(store, membership(rank, world, generation), timeout, "127.0.0.1", None).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f64> {
+    Vec::<f64>::try_from(t.reshape([-1])).unwrap()
+}
+
+fn largest(t: &Tensor) -> f64 {
+    t.abs().max().double_value(&[])
+}
+
+#[test]
+fn sums_maxima_gathers_and_broadcasts() {
+    ranks("sums_maxima_gathers_and_broadcasts", 3, |store, rank, children| {
+        let group = form(store, rank, 3, 1, TIMEOUT);
+        let mine = Tensor::from_slice(&[f64::from(rank), 1.0]);
+        let sum = mine.copy();
+        group.all_reduce(&sum, ReduceOp::Sum).unwrap();
+        assert_eq!(values(&sum), [3.0, 3.0]);
+        let max = mine.copy();
+        group.all_reduce(&max, ReduceOp::Max).unwrap();
+        assert_eq!(values(&max), [2.0, 1.0]);
+        assert_eq!(values(&group.all_gather(&mine).unwrap()), [0.0, 1.0, 1.0, 1.0, 2.0, 1.0]);
+        let from_one = mine.copy();
+        group.broadcast(&from_one, Rank::new(1)).unwrap();
+        assert_eq!(values(&from_one), [1.0, 1.0]);
+        finish(children);
+    });
+}
+
+#[test]
+fn synchronised_norm_equals_norm_of_the_whole_batch_with_uneven_rows() {
+    ranks("synchronised_norm_equals_norm_of_the_whole_batch_with_uneven_rows", 2, |store, rank, children| {
+        let group = form(store, rank, 2, 1, TIMEOUT);
+        for (shape, affine) in [(vec![8_i64, 3, 5, 4], true), (vec![8, 3], true), (vec![8, 3], false)] {
+            tch::manual_seed(5);
+            // A mean far from zero: E[x^2] - mean^2 would lose eight digits here.
+            let all = Tensor::randn(&shape, F64) + 1e4;
+            let weights = Tensor::randn(&shape, F64);
+            let (w, b) = (Tensor::randn([3], F64), Tensor::randn([3], F64));
+            let run = |x: &Tensor, w: &Tensor, b: &Tensor, group: Option<&Group>| {
+                let (mean, var) = (Tensor::zeros([3], F64), Tensor::ones([3], F64));
+                let (w, b) = if affine { (Some(w), Some(b)) } else { (None, None) };
+                let y = match group {
+                    Some(g) => g.sync_batch_norm(x, w, b, &mean, &var, 0.1, 1e-5).unwrap(),
+                    None => Tensor::batch_norm(x, w, b, Some(&mean), Some(&var), true, 0.1, 1e-5, false),
+                };
+                (y, mean, var)
+            };
+            let leaf = |t: &Tensor| t.copy().set_requires_grad(true);
+            let (first, n) = if rank == 0 { (0, 3) } else { (3, 5) };
+            let (x, w1, b1) = (leaf(&all.narrow(0, first, n)), leaf(&w), leaf(&b));
+            let (y, mean, var) = run(&x, &w1, &b1, Some(&group));
+            backward(&(&y * weights.narrow(0, first, n)).sum(Kind::Double), group.membership()).unwrap();
+            let (xr, wr, br) = (leaf(&all), leaf(&w), leaf(&b));
+            let (yr, mean_r, var_r) = run(&xr, &wr, &br, None);
+            (&yr * &weights).sum(Kind::Double).backward();
+            let close = |what: &str, a: &Tensor, b: &Tensor| {
+                let error = largest(&(a - b)) / largest(b).max(1e-6);
+                assert!(error < 1e-9, "{what} of {shape:?}: {error:e}");
+            };
+            close("y", &y, &yr.narrow(0, first, n));
+            close("dx", &x.grad(), &xr.grad().narrow(0, first, n));
+            close("running mean", &mean, &mean_r);
+            close("running var", &var, &var_r);
+            if affine {
+                for (mine, whole) in [(&w1, &wr), (&b1, &br)] {
+                    let total = mine.grad().copy();
+                    group.all_reduce(&total, ReduceOp::Sum).unwrap();
+                    close("parameter gradient", &total, &whole.grad());
+                }
+            }
+        }
+        finish(children);
+    });
+}
+
+fn net(params: &[Tensor], x: &Tensor) -> Tensor {
+    let hidden = x.linear(&params[0], Some(&params[1])).relu();
+    hidden.linear(&params[2], Some(&params[3])).square().mean(Kind::Double)
+}
+
+#[test]
+fn reducer_averages_like_a_plain_all_reduce_and_never_rebuilds_its_buckets() {
+    let name = "reducer_averages_like_a_plain_all_reduce_and_never_rebuilds_its_buckets";
+    ranks(name, 2, |store, rank, children| {
+        let group = form(store, rank, 2, 1, TIMEOUT);
+        tch::manual_seed(1);
+        // Large enough for several buckets: 16 MiB and 8 MiB of gradients.
+        let shapes: [&[i64]; 4] = [&[2048, 1024], &[2048], &[512, 2048], &[512]];
+        let params: Vec<Tensor> =
+            shapes.iter().map(|s| (Tensor::randn(*s, F64) * 0.01).set_requires_grad(true)).collect();
+        let batch = |step: i64, rank: u32| {
+            tch::manual_seed(100 + step * 10 + i64::from(rank));
+            Tensor::randn([4, 1024], F64)
+        };
+        let order = ready_order(&net(&params, &batch(0, rank)), &params, group.membership()).unwrap();
+        assert_eq!(order.len(), 4);
+        for p in &params {
+            let _ = p.grad().zero_();
+        }
+        let ready: Vec<Tensor> = order.iter().map(|i| params[*i].shallow_clone()).collect();
+        let expected: Vec<Vec<Tensor>> = (0..3)
+            .map(|step| {
+                for p in &params {
+                    let _ = p.grad().zero_();
+                }
+                net(&params, &batch(step, rank)).backward();
+                params
+                    .iter()
+                    .map(|p| {
+                        let g = p.grad() / 2.0;
+                        group.all_reduce(&g, ReduceOp::Sum).unwrap();
+                        g
+                    })
+                    .collect()
+            })
+            .collect();
+        let reducer = Reducer::new(&group, &ready).unwrap();
+        assert!(reducer.buckets() >= 2, "{} buckets", reducer.buckets());
+        for (step, grads) in expected.iter().enumerate() {
+            for p in &params {
+                let _ = p.grad().zero_();
+            }
+            reducer.prepare_forward().unwrap();
+            let loss = net(&params, &batch(step as i64, rank));
+            reducer.prepare_backward().unwrap();
+            backward(&loss, group.membership()).unwrap();
+            for (p, g) in params.iter().zip(grads) {
+                assert_eq!(largest(&(p.grad() - g)), 0.0, "step {step}");
+            }
+        }
+        drop(reducer);
+        finish(children);
+    });
+}
+
+#[test]
+fn a_killed_peer_is_an_error_and_the_next_generation_works() {
+    ranks("a_killed_peer_is_an_error_and_the_next_generation_works", 3, |store, rank, mut children| {
+        let group = form(store, rank, 3, 1, TIMEOUT);
+        group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+        if rank == 2 {
+            std::thread::sleep(TIMEOUT);
+            return;
+        }
+        if rank == 0 {
+            children[1].kill().unwrap();
+            children[1].wait().unwrap();
+            children.pop();
+        }
+        let started = Instant::now();
+        let error = group.all_reduce(&Tensor::ones([1 << 20], F64), ReduceOp::Sum).unwrap_err();
+        assert!(error.is_peer_loss(), "{error}");
+        assert!(matches!(error, CollectiveError::Peer { .. }), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(10));
+        drop(group);
+        let group = form(store, rank, 2, 2, TIMEOUT);
+        let t = Tensor::ones([4], F64);
+        group.all_reduce(&t, ReduceOp::Sum).unwrap();
+        assert_eq!(values(&t), [2.0; 4]);
+        finish(children);
+    });
+}
+
+#[test]
+fn leaving_a_group_ends_the_peers_wait_before_its_timeout() {
+    ranks("leaving_a_group_ends_the_peers_wait_before_its_timeout", 2, |store, rank, children| {
+        let group = form(store, rank, 2, 1, TIMEOUT);
+        group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+        if rank == 0 {
+            let started = Instant::now();
+            let error = group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap_err();
+            assert!(error.is_peer_loss(), "{error}");
+            assert!(started.elapsed() < TIMEOUT / 2, "{:?}", started.elapsed());
+            store_done(store);
+        } else {
+            let handle = group.abort_handle();
+            std::thread::spawn(move || handle.abort()).join().unwrap();
+            wait_done(store);
+        }
+        finish(children);
+    });
+}
+
+fn store_done(store: &Store) {
+    store.set("done", b"1").unwrap();
+}
+
+fn wait_done(store: &Store) {
+    assert_eq!(store.get("done").unwrap(), b"1");
+}
+
+#[test]
+fn a_silent_peer_is_an_error_after_the_timeout() {
+    ranks("a_silent_peer_is_an_error_after_the_timeout", 2, |store, rank, children| {
+        let group = form(store, rank, 2, 1, Duration::from_secs(4));
+        if rank == 0 {
+            let started = Instant::now();
+            let error = group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap_err();
+            assert!(error.is_peer_loss(), "{error}");
+            assert!(started.elapsed() < TIMEOUT);
+            store_done(store);
+        } else {
+            wait_done(store);
+        }
+        finish(children);
+    });
+}
+
+#[test]
+fn an_unreachable_store_is_an_error_that_names_the_address() {
+    let error = Store::connect("127.0.0.1:1", Duration::from_millis(300)).unwrap_err().to_string();
+    assert!(error.contains("127.0.0.1:1"), "{error}");
+    assert!(Store::connect("nowhere", TIMEOUT).unwrap_err().to_string().contains("host:port"));
+}

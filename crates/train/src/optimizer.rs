@@ -1,0 +1,359 @@
+//! LARS, SGD and AdamW with their state by parameter name (MCL_SPEC section 4).
+
+use crate::TrainError;
+use regex::Regex;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Prefix of the optimiser's tensors in a saved state.
+const PREFIX: &str = "optimizer.";
+/// The count of applied updates.
+const UPDATES: &str = "optimizer.updates";
+
+/// The update rule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// The paper's (You et al. 2017, as the official code has it: lr inside the momentum buffer).
+    Lars {
+        /// Decay of the buffer.
+        momentum: f64,
+        /// Trust coefficient.
+        eta: f64,
+    },
+    /// Momentum SGD as PyTorch's: lr outside the buffer.
+    Sgd {
+        /// Decay of the buffer.
+        momentum: f64,
+    },
+    /// Loshchilov and Hutter 2019.
+    AdamW {
+        /// Decay of the first and second moment.
+        betas: [f64; 2],
+        /// Added to the root of the second moment.
+        eps: f64,
+    },
+}
+
+/// What an optimiser needs to know.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimizerSettings {
+    /// The rule.
+    pub rule: Rule,
+    /// Weight decay of the parameters that have any.
+    pub weight_decay: f64,
+}
+
+/// One trainable parameter's place in the optimiser.
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    param: Tensor,
+    decay: f64,
+    adapt: bool,
+    /// LARS and SGD: momentum buffer. AdamW: first moment. None before the first update.
+    first: Option<Tensor>,
+    /// AdamW: second moment.
+    second: Option<Tensor>,
+}
+
+/// An update rule and its state.
+#[derive(Debug)]
+pub struct Optimizer {
+    rule: Rule,
+    entries: Vec<Entry>,
+    updates: i64,
+}
+
+/// Whether LARS leaves a parameter alone (no decay, no trust ratio): the official pattern, searched in the
+/// name. It misses `downsample.1` and `mlp.1` scales; so do we.
+///
+/// # Errors
+/// Never: the pattern is constant.
+pub fn lars_excluded(name: &str) -> Result<bool, regex::Error> {
+    Ok(Regex::new(r"(bn|gn)([0-9]+)?.(weight|bias)")?.is_match(name) || name.contains("bias"))
+}
+
+/// Whether SGD and AdamW decay a parameter: matrices and kernels yes, scales and shifts no.
+pub fn decays(param: &Tensor) -> bool {
+    param.dim() > 1
+}
+
+impl Optimizer {
+    /// State for `params`, which stand in name order.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn new(settings: OptimizerSettings, params: &[(&str, &Tensor)]) -> Result<Self, TrainError> {
+        let mut entries = Vec::with_capacity(params.len());
+        for (name, param) in params {
+            let excluded = match settings.rule {
+                Rule::Lars { .. } => lars_excluded(name).map_err(|e| TrainError::State(e.to_string()))?,
+                Rule::Sgd { .. } | Rule::AdamW { .. } => !decays(param),
+            };
+            entries.push(Entry {
+                name: (*name).to_owned(),
+                param: param.shallow_clone(),
+                decay: if excluded { 0.0 } else { settings.weight_decay },
+                adapt: !excluded,
+                first: None,
+                second: None,
+            });
+        }
+        Ok(Self { rule: settings.rule, entries, updates: 0 })
+    }
+
+    /// One update with the gradients that the parameters hold; those without one stay as they are.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn step(&mut self, lr: f64) -> Result<(), TrainError> {
+        self.updates += 1;
+        let (rule, updates) = (self.rule, self.updates);
+        no_grad(|| {
+            for entry in &mut self.entries {
+                let grad = entry.param.grad();
+                if grad.defined() {
+                    entry.update(rule, lr, updates, &grad)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The state's tensors by name, in name order.
+    ///
+    /// # Errors
+    /// When host memory runs out.
+    pub fn state(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
+        let (first, second) = self.rule.state_names();
+        let mut state = vec![(UPDATES.to_owned(), Tensor::f_from_slice(&[self.updates])?)];
+        for entry in &self.entries {
+            let parts = [(first, &entry.first), (second, &entry.second)];
+            for (kind, tensor) in parts {
+                if let Some(tensor) = tensor {
+                    state.push((format!("{PREFIX}{kind}.{}", entry.name), tensor.shallow_clone()));
+                }
+            }
+        }
+        state.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(state)
+    }
+
+    /// Takes the optimiser's tensors (`optimizer.*`) out of a saved state.
+    ///
+    /// # Errors
+    /// Names what is unexpected or has another shape; nothing is changed then.
+    pub fn load(&mut self, state: &mut BTreeMap<String, Tensor>) -> Result<(), TrainError> {
+        let own: Vec<String> = state.keys().filter(|k| k.starts_with(PREFIX)).cloned().collect();
+        let mut taken: BTreeMap<String, Tensor> =
+            own.into_iter().filter_map(|k| state.remove(&k).map(|t| (k, t))).collect();
+        let updates = taken
+            .remove(UPDATES)
+            .ok_or_else(|| TrainError::State(format!("`{UPDATES}` is missing")))?
+            .f_int64_value(&[0])?;
+        let (first, second) = self.rule.state_names();
+        let mut loaded = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let mut take = |kind: &str| -> Result<Option<Tensor>, TrainError> {
+                let name = format!("{PREFIX}{kind}.{}", entry.name);
+                let Some(tensor) = taken.remove(&name) else { return Ok(None) };
+                if tensor.size() != entry.param.size() {
+                    let (found, expected) = (tensor.size(), entry.param.size());
+                    return Err(TrainError::State(format!("`{name}` has shape {found:?}, expected {expected:?}")));
+                }
+                let mut own = entry.param.f_empty_like()?;
+                no_grad(|| own.f_copy_(&tensor))?;
+                Ok(Some(own))
+            };
+            loaded.push((take(first)?, take(second)?));
+        }
+        if let Some(name) = taken.keys().next() {
+            return Err(TrainError::State(format!("`{name}` is unexpected: saved by another optimiser or model")));
+        }
+        for (entry, (first, second)) in self.entries.iter_mut().zip(loaded) {
+            entry.first = first;
+            entry.second = second;
+        }
+        self.updates = updates;
+        Ok(())
+    }
+}
+
+impl Rule {
+    const fn state_names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Lars { .. } | Self::Sgd { .. } => ("momentum_buffer", ""),
+            Self::AdamW { .. } => ("exp_avg", "exp_avg_sq"),
+        }
+    }
+}
+
+impl Entry {
+    fn update(&mut self, rule: Rule, lr: f64, updates: i64, grad: &Tensor) -> Result<(), TrainError> {
+        match rule {
+            Rule::Lars { momentum, eta } => self.lars(momentum, eta, lr, grad),
+            Rule::Sgd { momentum } => {
+                let d = grad.f_add(&self.param.f_mul_scalar(self.decay)?)?;
+                let buffer = self.blend(momentum, d)?;
+                let _ = self.param.f_sub_(&buffer.f_mul_scalar(lr)?)?;
+                Ok(())
+            }
+            Rule::AdamW { betas, eps } => self.adamw(betas, eps, lr, updates, grad),
+        }
+    }
+
+    /// `d = (g + wd p) * (eta |p| / (|g| + wd |p|)) * lr; buf = momentum buf + d; p -= buf`. Where both
+    /// norms are zero the original divides by zero; here nothing moves.
+    fn lars(&mut self, momentum: f64, eta: f64, lr: f64, grad: &Tensor) -> Result<(), TrainError> {
+        let mut d = grad.f_add(&self.param.f_mul_scalar(self.decay)?)?;
+        if self.adapt {
+            let p_norm = self.param.f_norm()?;
+            let below = grad.f_norm()?.f_add(&p_norm.f_mul_scalar(self.decay)?)?;
+            let ratio = p_norm.f_mul_scalar(eta)?.f_div(&below)?.f_mul_scalar(lr)?;
+            let ratio = ratio.f_where_self(&below.f_gt(0.0)?, &ratio.f_zeros_like()?)?;
+            d = d.f_mul(&ratio)?;
+        } else {
+            d = d.f_mul_scalar(lr)?;
+        }
+        let buffer = self.blend(momentum, d)?;
+        let _ = self.param.f_sub_(&buffer)?;
+        Ok(())
+    }
+
+    /// The momentum buffer with `d` in it; the first time it is `d` itself.
+    fn blend(&mut self, momentum: f64, d: Tensor) -> Result<Tensor, TrainError> {
+        let buffer = match self.first.take() {
+            None => d,
+            Some(mut buffer) => {
+                let _ = buffer.f_mul_scalar_(momentum)?.f_add_(&d)?;
+                buffer
+            }
+        };
+        self.first = Some(buffer.shallow_clone());
+        Ok(buffer)
+    }
+
+    fn adamw(&mut self, betas: [f64; 2], eps: f64, lr: f64, updates: i64, grad: &Tensor) -> Result<(), TrainError> {
+        let zeros = |t: &Option<Tensor>, p: &Tensor| t.as_ref().map_or_else(|| p.f_zeros_like(), |t| Ok(t.shallow_clone()));
+        let mut first = zeros(&self.first, &self.param)?;
+        let mut second = zeros(&self.second, &self.param)?;
+        let _ = self.param.f_mul_scalar_(1.0 - lr * self.decay)?;
+        let _ = first.f_mul_scalar_(betas[0])?.f_add_(&grad.f_mul_scalar(1.0 - betas[0])?)?;
+        let _ = second.f_mul_scalar_(betas[1])?.f_addcmul_(&grad.f_mul_scalar(1.0 - betas[1])?, grad)?;
+        #[expect(clippy::cast_precision_loss, reason = "updates stay far below 2^53")]
+        let corrections = betas.map(|beta| 1.0 - beta.powf(updates as f64));
+        let root = second.f_div_scalar(corrections[1])?.f_sqrt()?.f_add_scalar(eps)?;
+        let _ = self.param.f_sub_(&first.f_div(&root)?.f_mul_scalar(lr / corrections[0])?)?;
+        self.first = Some(first);
+        self.second = Some(second);
+        Ok(())
+    }
+}
+
+/// Total L2 norm of the gradients of `params`, summed in the order given; 0 where there are none.
+pub(crate) fn grad_norm(params: &[(&str, &Tensor)], kind: Kind, device: Device) -> Result<Tensor, TrainError> {
+    no_grad(|| {
+        let mut norms = Vec::with_capacity(params.len());
+        for (_, param) in params {
+            let grad = param.grad();
+            if grad.defined() {
+                norms.push(grad.f_norm()?);
+            }
+        }
+        if norms.is_empty() {
+            return Ok(Tensor::f_zeros([], (kind, device))?);
+        }
+        Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    fn param(values: &[f64]) -> Tensor {
+        Tensor::from_slice(values).set_requires_grad(true)
+    }
+
+    fn with_grad(p: &Tensor, grad: &[f64]) {
+        let mut old = p.grad();
+        if old.defined() {
+            let _ = old.zero_();
+        }
+        (p * Tensor::from_slice(grad).view_as(p)).sum(Kind::Double).backward();
+    }
+
+    fn values(t: &Tensor) -> Vec<f64> {
+        Vec::try_from(t.reshape([-1])).unwrap()
+    }
+
+    fn near(a: &[f64], b: &[f64]) {
+        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12), "{a:?} {b:?}");
+    }
+
+    #[test]
+    fn official_exclusion_misses_downsample_and_mlp_scales() {
+        for name in ["encoder_q.0.bn1.weight", "encoder_q.0.layer1.0.bn2.bias", "encoder_q.1.lateral_convs.0.bn.weight", "head.predictor.0.mlp.3.bias", "encoder_q.0.layer2.0.downsample.1.bias"] {
+            assert!(lars_excluded(name).unwrap(), "{name}");
+        }
+        for name in ["encoder_q.0.conv1.weight", "encoder_q.0.layer2.0.downsample.1.weight", "encoder_q.2.mlp.1.weight", "head.predictor.3.mlp.1.weight"] {
+            assert!(!lars_excluded(name).unwrap(), "{name}");
+        }
+    }
+
+    #[test]
+    fn lars_keeps_lr_inside_the_buffer_and_survives_zero_norms() {
+        let rule = Rule::Lars { momentum: 0.9, eta: 1e-3 };
+        let (p, zero) = (param(&[3.0, 4.0]), param(&[0.0, 0.0]));
+        let params = [("a.conv.weight", &p), ("b.conv.weight", &zero)];
+        let mut lars = Optimizer::new(OptimizerSettings { rule, weight_decay: 0.1 }, &params).unwrap();
+        with_grad(&p, &[0.6, 0.8]);
+        with_grad(&zero, &[0.0, 0.0]);
+        lars.step(2.0).unwrap();
+        // |p| = 5, |g| = 1: ratio = 1e-3 * 5 / (1 + 0.5) * 2; g + wd p = [0.9, 1.2].
+        let ratio = 1e-3 * 5.0 / 1.5 * 2.0;
+        near(&values(&p), &[3.0 - 0.9 * ratio, 4.0 - 1.2 * ratio]);
+        near(&values(&zero), &[0.0, 0.0]);
+        let before = values(&p);
+        with_grad(&p, &[0.0, 0.0]);
+        lars.step(0.0).unwrap();
+        // A learning rate of zero still moves by what the buffer holds.
+        near(&values(&p), &[before[0] - 0.9 * 0.9 * ratio, before[1] - 0.9 * 1.2 * ratio]);
+    }
+
+    #[test]
+    fn adamw_first_step_is_sign_of_gradient() {
+        let rule = Rule::AdamW { betas: [0.9, 0.999], eps: 0.0 };
+        let p = Tensor::from_slice(&[1.0, -2.0]).view([1, 2]).set_requires_grad(true);
+        let mut adamw = Optimizer::new(OptimizerSettings { rule, weight_decay: 0.5 }, &[("w", &p)]).unwrap();
+        with_grad(&p, &[10.0, -0.1]);
+        adamw.step(0.1).unwrap();
+        near(&values(&p), &[1.0 * 0.95 - 0.1, -2.0 * 0.95 + 0.1]);
+    }
+
+    #[test]
+    fn saved_state_continues_exactly_and_foreign_state_is_refused() {
+        for rule in [Rule::Lars { momentum: 0.9, eta: 1e-3 }, Rule::Sgd { momentum: 0.9 }, Rule::AdamW { betas: [0.9, 0.99], eps: 1e-8 }] {
+            let settings = OptimizerSettings { rule, weight_decay: 0.01 };
+            let (straight, resumed) = (param(&[1.0, 2.0]), param(&[1.0, 2.0]));
+            let mut one = Optimizer::new(settings, &[("w", &straight)]).unwrap();
+            let mut two = Optimizer::new(settings, &[("w", &resumed)]).unwrap();
+            for (step, grad) in [[0.3, -0.2], [0.1, 0.4], [-0.5, 0.2]].iter().enumerate() {
+                with_grad(&straight, grad);
+                one.step(0.1).unwrap();
+                with_grad(&resumed, grad);
+                two.step(0.1).unwrap();
+                let mut state: BTreeMap<String, Tensor> =
+                    two.state().unwrap().into_iter().map(|(n, t)| (n, t.copy())).collect();
+                two = Optimizer::new(settings, &[("w", &resumed)]).unwrap();
+                two.load(&mut state).unwrap();
+                assert_eq!(values(&straight), values(&resumed), "step {step} of {rule:?}");
+            }
+            let mut foreign: BTreeMap<String, Tensor> = two.state().unwrap().into_iter().collect();
+            foreign.insert("optimizer.momentum_buffer.x".into(), Tensor::zeros([2], F64));
+            assert!(two.load(&mut foreign).is_err());
+        }
+    }
+}
