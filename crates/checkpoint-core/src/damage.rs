@@ -90,3 +90,17 @@ pub enum Damage {
         expected: Digest,
     },
 }
+
+impl Damage {
+    /// Whether the checkpoint may be good in somebody else's eyes: another run's, a newer version's, or
+    /// not readable just now. Such a one is neither replaced nor pruned.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(
+            self,
+            Self::OtherRun { .. }
+                | Self::ManifestUnreadable { .. }
+                | Self::SliceUnreadable { .. }
+                | Self::Manifest(ManifestError::Format { .. })
+        )
+    }
+}

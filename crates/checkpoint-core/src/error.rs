@@ -54,7 +54,7 @@ pub enum StoreError {
         /// Its folder.
         path: String,
         /// What is wrong.
-        damage: Damage,
+        damage: Box<Damage>,
     },
     /// A slice number that does not exist.
     #[error("slice {slice} of {slices}: expected 1 to {MAX_SLICES} slices, numbered from 0")]
@@ -112,7 +112,7 @@ pub enum StoreError {
         /// The step.
         step: Step,
         /// What is wrong.
-        damage: Damage,
+        damage: Box<Damage>,
     },
     /// The step is visible with other content.
     #[error(

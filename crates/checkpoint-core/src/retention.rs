@@ -33,6 +33,7 @@ impl CheckpointStore {
                     kept += 1;
                     true
                 }
+                Some(Err(damage)) if damage.is_foreign() => true,
                 // Between those that stay, a damaged one is left for its owner to look at.
                 Some(Err(_)) => kept < keep,
                 Some(Ok(_)) => false,

@@ -187,6 +187,9 @@ impl SliceUpload {
         let Some(checked) = self.inner.checked(&self.place, *step).await else { return Ok(false) };
         let manifest = match checked {
             Ok(manifest) => manifest,
+            Err(damage) if damage.is_foreign() => {
+                return Err(self.inner.damaged(&self.place, *step, damage));
+            }
             Err(damage) => {
                 tracing::warn!(%run, step = step.get(), %damage, "damaged checkpoint is staged anew");
                 self.inner.remove(&self.place.manifest(*step)).await?;

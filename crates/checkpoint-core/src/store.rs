@@ -179,7 +179,7 @@ impl CheckpointStore {
                             let slice = slices.iter().position(|s| s == entry).unwrap_or(0) as u32;
                             StoreError::NotStaged { step, slice, slices: count }
                         }
-                        damage => StoreError::BadStage { step, damage },
+                        damage => StoreError::BadStage { step, damage: Box::new(damage) },
                     }
                 })?;
         }
@@ -253,7 +253,7 @@ impl Inner {
     }
 
     pub fn damaged(&self, place: &Place, step: Step, damage: Damage) -> StoreError {
-        StoreError::Damaged { step, path: self.shown(&place.step(step)), damage }
+        StoreError::Damaged { step, path: self.shown(&place.step(step)), damage: Box::new(damage) }
     }
 
     pub async fn put(&self, path: &Path, bytes: Bytes, mode: PutMode) -> Result<(), StoreError> {

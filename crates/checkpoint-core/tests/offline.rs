@@ -1,0 +1,87 @@
+//! Reading checkpoints from folders, without a service.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use mcl_checkpoint_core::{
+    CheckpointDir, CheckpointStore, Depth, Layout, OpenError, SliceView, StoreError, export_safetensors,
+};
+use mcl_types::Step;
+use support::save;
+
+#[tokio::test]
+async fn a_run_its_checkpoints_and_one_step_all_open() {
+    let run_dir = tempfile::tempdir().unwrap();
+    let root = run_dir.path().join("checkpoints");
+    let store = CheckpointStore::local(&root, Layout::Flat).unwrap();
+    save(&store, "a", 10, 1, 2).await.unwrap();
+    let newest = save(&store, "a", 20, 2, 3).await.unwrap();
+
+    for path in [run_dir.path(), root.as_path()] {
+        let dir = CheckpointDir::open(path).unwrap();
+        assert_eq!(dir.list(Depth::Full).await.unwrap().visible.len(), 2);
+        assert_eq!(dir.newest().await.unwrap(), Some(Step::new(20)));
+    }
+    let dir = CheckpointDir::open(root.join("step-0000000010")).unwrap();
+    assert_eq!(dir.list(Depth::Quick).await.unwrap().visible.len(), 1);
+    assert_eq!(dir.newest().await.unwrap(), Some(Step::new(10)));
+    let (manifest, digests) = dir.verify(Step::new(20)).await.unwrap();
+    assert_eq!(manifest, newest);
+    assert_eq!(digests.len(), support::TENSORS);
+    assert!(digests.is_sorted_by(|a, b| a.name < b.name));
+    assert!(matches!(dir.verify(Step::new(11)).await, Err(StoreError::NoCheckpoint { .. })));
+}
+
+#[tokio::test]
+async fn other_folders_are_refused_with_a_hint() {
+    let root = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::local(root.path(), Layout::RunFolders).unwrap();
+    save(&store, "demo", 10, 1, 1).await.unwrap();
+    let error = CheckpointDir::open(root.path()).unwrap_err();
+    assert!(error.to_string().contains("try one of its folders: demo"), "{error}");
+    assert!(CheckpointDir::open(root.path().join("demo")).is_ok());
+    let empty = tempfile::tempdir().unwrap();
+    assert!(matches!(CheckpointDir::open(empty.path()), Err(OpenError::NoCheckpoints { .. })));
+    assert!(matches!(CheckpointDir::open(empty.path().join("x")), Err(OpenError::Unreadable { .. })));
+    std::fs::create_dir(empty.path().join("checkpoints")).unwrap();
+    let dir = CheckpointDir::open(empty.path()).unwrap();
+    assert_eq!(dir.newest().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_export_selects_renames_and_appears_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::local(folder.path(), Layout::Flat).unwrap();
+    save(&store, "a", 10, 1, 3).await.unwrap();
+    let dir = CheckpointDir::open(folder.path()).unwrap();
+    let (_, tensors) = dir.tensors(Step::new(10)).await.unwrap();
+    assert_eq!(tensors.len(), support::TENSORS);
+
+    let out = folder.path().join("weights.safetensors");
+    std::fs::write(&out, b"old").unwrap();
+    let to_one_name = export_safetensors(&out, &tensors, |_, _| Some("same".into()));
+    assert!(to_one_name.is_err());
+    assert_eq!(std::fs::read(&out).unwrap(), b"old");
+    let rename =
+        |name: &str, _: &_| name.strip_suffix(".weight").filter(|n| *n != "layer3").map(str::to_owned);
+    export_safetensors(&out, &tensors, rename).unwrap();
+    let bytes = std::fs::read(&out).unwrap();
+    let view = SliceView::parse(&bytes).unwrap();
+    assert_eq!(view.len(), support::TENSORS - 1);
+    assert_eq!(view.get("layer5").unwrap().bytes, tensors["layer5.weight"].bytes);
+    let missing = export_safetensors(folder.path().join("no/such/folder/x"), &tensors, rename);
+    assert!(missing.unwrap_err().to_string().contains("no/such/folder/x"));
+}
+
+/// The command line may read without a runtime of its own.
+#[test]
+fn reading_needs_no_runtime() {
+    let folder = tempfile::tempdir().unwrap();
+    futures::executor::block_on(async {
+        let store = CheckpointStore::local(folder.path(), Layout::Flat).unwrap();
+        save(&store, "a", 10, 1, 2).await.unwrap();
+        let dir = CheckpointDir::open(folder.path()).unwrap();
+        assert_eq!(dir.newest().await.unwrap(), Some(Step::new(10)));
+        dir.verify(Step::new(10)).await.unwrap();
+    });
+}
