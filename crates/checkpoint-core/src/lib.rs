@@ -31,7 +31,7 @@ mod store;
 
 pub use damage::Damage;
 pub use error::StoreError;
-pub use inspect::{Depth, Inventory, InventoryEntry};
+pub use inspect::{Depth, Inventory, InventoryEntry, SliceReader};
 pub use layout::{Layout, slice_file, step_folder};
 pub use manifest::{MANIFEST_FORMAT, Manifest, ManifestError, SliceEntry};
 pub use offline::{CheckpointDir, ExportError, OpenError, OwnedTensor, export_safetensors};

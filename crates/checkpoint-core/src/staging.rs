@@ -52,15 +52,21 @@ impl Ticket {
 /// A slice being written.
 #[derive(Debug)]
 pub struct SliceUpload {
-    inner: Arc<Inner>,
-    place: Place,
-    spec: SliceSpec,
-    path: Path,
+    target: Target,
     upload: Box<dyn MultipartUpload>,
     pending: Vec<Bytes>,
     pending_bytes: usize,
     written: u64,
     hasher: blake3::Hasher,
+}
+
+/// What is written, and where to.
+#[derive(Debug)]
+struct Target {
+    inner: Arc<Inner>,
+    place: Place,
+    spec: SliceSpec,
+    path: Path,
 }
 
 impl CheckpointStore {
@@ -79,10 +85,7 @@ impl CheckpointStore {
         let upload = self.inner.objects.put_multipart(&path).await;
         let upload = upload.map_err(|e| self.inner.write_error(&path, e))?;
         Ok(SliceUpload {
-            inner: Arc::clone(&self.inner),
-            place,
-            spec,
-            path,
+            target: Target { inner: Arc::clone(&self.inner), place, spec, path },
             upload,
             pending: Vec::new(),
             pending_bytes: 0,
@@ -114,7 +117,7 @@ impl SliceUpload {
     /// When more come than were announced, or the store does not take them: abort then.
     pub async fn write(&mut self, chunk: Bytes) -> Result<(), StoreError> {
         self.written = self.written.saturating_add(chunk.len() as u64);
-        if self.written > self.spec.size {
+        if self.written > self.target.spec.size {
             return Err(self.wrong_length());
         }
         self.hasher.update(&chunk);
@@ -140,29 +143,33 @@ impl SliceUpload {
     /// Forgets what was written.
     pub async fn abort(mut self) {
         if let Err(error) = self.upload.abort().await {
-            tracing::debug!(%error, path = %self.path, "nothing left of an aborted upload");
+            tracing::debug!(%error, path = %self.target.path, "nothing left of an aborted upload");
         }
     }
 
     async fn try_finish(&mut self) -> Result<(), StoreError> {
-        if self.written != self.spec.size {
+        if self.written != self.target.spec.size {
             return Err(self.wrong_length());
         }
         let found = Digest::from_bytes(*self.hasher.finalize().as_bytes());
-        if found != self.spec.hash {
-            let path = self.inner.shown(&self.path);
-            return Err(StoreError::Hash { path, found, expected: self.spec.hash });
+        if found != self.target.spec.hash {
+            let path = self.target.inner.shown(&self.target.path);
+            return Err(StoreError::Hash { path, found, expected: self.target.spec.hash });
         }
         self.flush().await?;
-        let lock = self.inner.lock(&self.place);
+        let lock = self.target.inner.lock(&self.target.place);
         let _guard = lock.lock().await;
-        if self.visible_already().await? || self.staged_already().await? {
+        if self.target.visible_already().await? || self.target.staged_already().await? {
             // The bytes just written are a copy of what is there.
-            return self.upload.abort().await.map_err(|e| self.inner.write_error(&self.path, e));
+            return self
+                .upload
+                .abort()
+                .await
+                .map_err(|e| self.target.inner.write_error(&self.target.path, e));
         }
-        self.write_ticket().await?;
+        self.target.write_ticket().await?;
         let complete = self.upload.complete().await;
-        complete.map(drop).map_err(|e| self.inner.write_error(&self.path, e))
+        complete.map(drop).map_err(|e| self.target.inner.write_error(&self.target.path, e))
     }
 
     async fn flush(&mut self) -> Result<(), StoreError> {
@@ -172,14 +179,16 @@ impl SliceUpload {
         self.pending_bytes = 0;
         let part = PutPayload::from_iter(std::mem::take(&mut self.pending));
         let put = self.upload.put_part(part).await;
-        put.map_err(|e| self.inner.write_error(&self.path, e))
+        put.map_err(|e| self.target.inner.write_error(&self.target.path, e))
     }
 
     fn wrong_length(&self) -> StoreError {
-        let path = self.inner.shown(&self.path);
-        StoreError::Length { path, found: self.written, expected: self.spec.size }
+        let path = self.target.inner.shown(&self.target.path);
+        StoreError::Length { path, found: self.written, expected: self.target.spec.size }
     }
+}
 
+impl Target {
     /// Whether a good checkpoint of this step holds this slice. A damaged one makes room: its step is
     /// being trained again.
     async fn visible_already(&self) -> Result<bool, StoreError> {

@@ -1,0 +1,28 @@
+//! The checkpoint service over [`mcl_checkpoint_core`], and its client.
+//!
+//! Role: the rim. [`serve`] answers `mcl.v1.CheckpointService` and `grpc.health.v1` on a listener that the
+//! caller bound; [`CheckpointClient`] is what ranks, the coordinator and the command line use.
+//!
+//! Invariants:
+//! - the highest fencing token of each run is on the disk before anything is done in its name, and lower
+//!   ones are refused, also after a restart;
+//! - what was begun under a token is finished, or refused, before a higher one is answered;
+//! - an upload takes bounded memory, whatever its size; one that breaks off leaves nothing visible.
+//!
+//! Left out: encryption and authentication. The service therefore stays on the loopback interface unless
+//! told otherwise ([`check_bind`]).
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod bind;
+mod client;
+mod client_error;
+mod fence;
+mod serve;
+mod service;
+
+pub use bind::{ExposedError, check_bind};
+pub use client::{CheckpointClient, CheckpointList, CheckpointSummary, DamagedCheckpoint, Patience};
+pub use client_error::ClientError;
+pub use mcl_checkpoint_core::Layout;
+pub use serve::{ServeConfig, ServeError, serve};

@@ -1,0 +1,97 @@
+//! Listening, answering, draining.
+
+use crate::fence::Fence;
+use crate::service::Service;
+use mcl_checkpoint_core::{CheckpointStore, Layout, StoreError};
+use mcl_proto::v1::checkpoint_service_server::CheckpointServiceServer;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+/// Uploads in flight get this long to end once shutdown is asked for.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Flow-control window of a stream: a few chunks, so that a fast network is not kept waiting.
+const WINDOW_BYTES: u32 = 4 << 20;
+
+/// What the service is to serve.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    /// Folder of the checkpoints; created where it is missing.
+    pub root: PathBuf,
+    /// Whether runs have folders below it.
+    pub layout: Layout,
+    /// Largest slice taken, in bytes.
+    pub max_slice_bytes: u64,
+    /// An upload that sends nothing for this long is given up.
+    pub stall: Duration,
+}
+
+impl ServeConfig {
+    /// A folder with the default limits.
+    pub fn new(root: impl Into<PathBuf>, layout: Layout) -> Self {
+        let limits = mcl_checkpoint_core::Limits::default();
+        Self {
+            root: root.into(),
+            layout,
+            max_slice_bytes: limits.slice_bytes,
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The service did not start or broke down.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Its folder does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The listener failed.
+    #[error("checkpoint service stopped listening: {0}; check the network, then start it again")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Serves checkpoints on `listener` until `shutdown`, then lets requests in flight end.
+///
+/// # Errors
+/// When the folder cannot be opened or the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    config: ServeConfig,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let limits = mcl_checkpoint_core::Limits { slice_bytes: config.max_slice_bytes };
+    let store = CheckpointStore::local(&config.root, config.layout)?.with_limits(limits);
+    let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
+    tracing::info!(address, root = %config.root.display(), "checkpoint service listening");
+
+    let service = CheckpointServiceServer::new(Service::new(store, Fence::new(config.root), config.stall));
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<CheckpointServiceServer<Service>>().await;
+
+    let asked = tokio::sync::Notify::new();
+    let until_asked = async {
+        asked.notified().await;
+    };
+    let serving = Server::builder()
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(health_service)
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), until_asked);
+    let give_up = async {
+        shutdown.await;
+        // Watchers of the health service never end by themselves: tell them, then do not wait for ever.
+        health.set_not_serving::<CheckpointServiceServer<Service>>().await;
+        asked.notify_one();
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = serving => served?,
+        () = give_up => tracing::warn!(seconds = DRAIN.as_secs(), "checkpoint service left requests behind"),
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! The five calls: parse, check the token, hand over to the store, say what went wrong.
+//!
+//! Invariant: whatever changes the store runs in a task of its own that holds the token's pass, so that a
+//! client that hangs up can neither cut it in two nor let it outlive its token. Left out: transport.
+
+use crate::fence::{Fence, FenceError, Pass};
+use bytes::Bytes;
+use mcl_checkpoint_core::{
+    CheckpointStore, CommitSpec, Depth, SliceReader, SliceSpec, SliceUpload, StoreError,
+};
+use mcl_proto::{CHUNK_BYTES, WireError, v1};
+use mcl_types::{FencingToken, Generation, RunId, Step, Term};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Longest meta of a checkpoint; a cursor and some digests take a kilobyte.
+const MAX_META_BYTES: usize = 1 << 20;
+/// Chunks read ahead of a client that downloads.
+const READ_AHEAD: usize = 2;
+
+#[derive(Debug)]
+pub(crate) struct Service {
+    store: CheckpointStore,
+    fence: Arc<Fence>,
+    stall: Duration,
+}
+
+impl Service {
+    pub fn new(store: CheckpointStore, fence: Fence, stall: Duration) -> Self {
+        Self { store, fence: Arc::new(fence), stall }
+    }
+
+    async fn pass(&self, run: &RunId, token: FencingToken) -> Result<Pass, Status> {
+        self.fence.admit(run, token).await.map_err(|e| fence_status(&e))
+    }
+
+    /// Feeds an upload from the client; nothing is staged yet.
+    async fn receive(
+        &self,
+        upload: &mut SliceUpload,
+        stream: &mut Streaming<v1::PutSliceRequest>,
+    ) -> Result<(), Status> {
+        while let Some(chunk) = next_part(stream, self.stall).await? {
+            let v1::put_slice_request::Part::Chunk(chunk) = chunk else {
+                return Err(Status::invalid_argument("a second header; expected chunks after the first"));
+            };
+            upload.write(Bytes::from(chunk)).await.map_err(|e| store_status(&e))?;
+        }
+        Ok(())
+    }
+}
+
+/// The next part of an upload; nothing at its end.
+async fn next_part(
+    stream: &mut Streaming<v1::PutSliceRequest>,
+    stall: Duration,
+) -> Result<Option<v1::put_slice_request::Part>, Status> {
+    let message = tokio::time::timeout(stall, stream.message()).await.map_err(|_| {
+        Status::deadline_exceeded(format!(
+            "the upload sent nothing for {} s; nothing was staged, send it again",
+            stall.as_secs()
+        ))
+    })??;
+    let Some(message) = message else { return Ok(None) };
+    let missing = || wire_status(&WireError::Missing { field: "part" });
+    message.part.map(Some).ok_or_else(missing)
+}
+
+fn slice_spec(header: v1::SliceHeader) -> Result<(FencingToken, SliceSpec), WireError> {
+    let token = mcl_proto::token(header.token)?;
+    let spec = SliceSpec {
+        run: mcl_proto::run_id(&header.run_id)?,
+        step: Step::new(header.step),
+        slice: header.slice,
+        slices: header.slices,
+        size: header.size,
+        hash: mcl_proto::digest("hash", &header.hash)?,
+    };
+    Ok((token, spec))
+}
+
+fn commit_spec(request: &v1::CommitCheckpointRequest) -> Result<CommitSpec, WireError> {
+    let malformed = |reason| WireError::Malformed { field: "meta_json", reason };
+    let text = &request.meta_json;
+    if text.len() > MAX_META_BYTES {
+        return Err(malformed(format!("{} bytes, expected at most {MAX_META_BYTES}", text.len())));
+    }
+    let meta = match text.as_str() {
+        "" => serde_json::Value::Null,
+        text => serde_json::from_str(text).map_err(|e| malformed(format!("not JSON: {e}")))?,
+    };
+    // A clock before 1970 is no reason to lose a checkpoint.
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (run, step) = (mcl_proto::run_id(&request.run_id)?, Step::new(request.step));
+    Ok(CommitSpec { run, step, slices: request.slices, created, meta })
+}
+
+#[tonic::async_trait]
+impl v1::checkpoint_service_server::CheckpointService for Service {
+    async fn announce_term(
+        &self,
+        request: Request<v1::AnnounceTermRequest>,
+    ) -> Result<Response<v1::AnnounceTermResponse>, Status> {
+        let request = request.into_inner();
+        let run = mcl_proto::run_id(&request.run_id).map_err(|e| wire_status(&e))?;
+        let term = Term::new(request.term);
+        let token = FencingToken { term, generation: Generation::default() };
+        // The same term again, after generations were formed in it, is the same coordinator asking twice.
+        match self.fence.admit(&run, token).await {
+            Ok(_) => {}
+            Err(FenceError::Stale { highest, .. }) if highest.term == term => {}
+            Err(error) => return Err(fence_status(&error)),
+        }
+        Ok(Response::new(v1::AnnounceTermResponse {}))
+    }
+
+    async fn put_slice(
+        &self,
+        request: Request<Streaming<v1::PutSliceRequest>>,
+    ) -> Result<Response<v1::PutSliceResponse>, Status> {
+        let mut stream = request.into_inner();
+        let Some(v1::put_slice_request::Part::Header(header)) = next_part(&mut stream, self.stall).await?
+        else {
+            return Err(Status::invalid_argument("the upload does not begin with a header"));
+        };
+        let (token, spec) = slice_spec(header).map_err(|e| wire_status(&e))?;
+        // Early, to spare the bytes; what counts is the pass below.
+        drop(self.pass(&spec.run, token).await?);
+        let mut upload = self.store.begin_slice(spec.clone()).await.map_err(|e| store_status(&e))?;
+        if let Err(status) = self.receive(&mut upload, &mut stream).await {
+            upload.abort().await;
+            return Err(status);
+        }
+        let pass = match self.pass(&spec.run, token).await {
+            Ok(pass) => pass,
+            Err(status) => {
+                upload.abort().await;
+                return Err(status);
+            }
+        };
+        let finish = async move {
+            let finished = upload.finish().await;
+            drop(pass);
+            finished
+        };
+        tokio::spawn(finish).await.map_err(join_status)?.map_err(|e| store_status(&e))?;
+        tracing::debug!(run = %spec.run, step = spec.step.get(), slice = spec.slice, bytes = spec.size, "slice staged");
+        Ok(Response::new(v1::PutSliceResponse {}))
+    }
+
+    async fn commit_checkpoint(
+        &self,
+        request: Request<v1::CommitCheckpointRequest>,
+    ) -> Result<Response<v1::CommitCheckpointResponse>, Status> {
+        let request = request.into_inner();
+        let token = mcl_proto::token(request.token).map_err(|e| wire_status(&e))?;
+        let spec = commit_spec(&request).map_err(|e| wire_status(&e))?;
+        let pass = self.pass(&spec.run, token).await?;
+        let (store, keep) = (self.store.clone(), request.keep);
+        let commit = async move {
+            let manifest = store.commit(&spec).await;
+            if manifest.is_ok() {
+                match store.prune(&spec.run, keep, spec.step).await {
+                    Ok(gone) if gone.is_empty() => {}
+                    Ok(gone) => tracing::info!(run = %spec.run, steps = ?gone, "old checkpoints removed"),
+                    Err(error) => tracing::warn!(run = %spec.run, %error, "old checkpoints not removed"),
+                }
+            }
+            drop(pass);
+            manifest
+        };
+        let manifest = tokio::spawn(commit).await.map_err(join_status)?.map_err(|e| store_status(&e))?;
+        Ok(Response::new(v1::CommitCheckpointResponse { digest: manifest.state_digest.to_string() }))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<v1::ListCheckpointsRequest>,
+    ) -> Result<Response<v1::ListCheckpointsResponse>, Status> {
+        let run = mcl_proto::run_id(&request.into_inner().run_id).map_err(|e| wire_status(&e))?;
+        // Whoever asks may go on from the newest one: that one is looked at byte by byte.
+        let inventory = self.store.list(&run, Depth::NewestGood).await.map_err(|e| store_status(&e))?;
+        let summary = |entry: mcl_checkpoint_core::InventoryEntry| v1::CheckpointSummary {
+            step: entry.manifest.step.get(),
+            digest: entry.manifest.state_digest.to_string(),
+            bytes: entry.manifest.file_bytes(),
+            slices: entry.manifest.slice_count(),
+        };
+        let damaged = |(step, damage): (Step, mcl_checkpoint_core::Damage)| {
+            tracing::warn!(%run, step = step.get(), %damage, "checkpoint is damaged");
+            v1::DamagedCheckpoint { step: step.get(), reason: damage.to_string() }
+        };
+        Ok(Response::new(v1::ListCheckpointsResponse {
+            checkpoints: inventory.visible.into_iter().map(summary).collect(),
+            damaged: inventory.damaged.into_iter().map(damaged).collect(),
+        }))
+    }
+
+    async fn get_manifest(
+        &self,
+        request: Request<v1::GetManifestRequest>,
+    ) -> Result<Response<v1::GetManifestResponse>, Status> {
+        let request = request.into_inner();
+        let run = mcl_proto::run_id(&request.run_id).map_err(|e| wire_status(&e))?;
+        let text = self.store.manifest_text(&run, Step::new(request.step)).await;
+        let manifest_json = text.map_err(|e| store_status(&e))?;
+        Ok(Response::new(v1::GetManifestResponse { manifest_json }))
+    }
+
+    type GetSliceStream = ReceiverStream<Result<v1::GetSliceResponse, Status>>;
+
+    async fn get_slice(
+        &self,
+        request: Request<v1::GetSliceRequest>,
+    ) -> Result<Response<Self::GetSliceStream>, Status> {
+        let request = request.into_inner();
+        let run = mcl_proto::run_id(&request.run_id).map_err(|e| wire_status(&e))?;
+        let step = Step::new(request.step);
+        let reader = self.store.slice_reader(&run, step, request.slice, CHUNK_BYTES).await;
+        let reader = reader.map_err(|e| store_status(&e))?;
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        tokio::spawn(send_slice(reader, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Ends when the slice does, at the first fault, or when the client hangs up.
+async fn send_slice(mut reader: SliceReader, sender: mpsc::Sender<Result<v1::GetSliceResponse, Status>>) {
+    loop {
+        let message = match reader.next().await {
+            Ok(None) => return,
+            Ok(Some(chunk)) => Ok(v1::GetSliceResponse { chunk: chunk.into() }),
+            Err(error) => {
+                tracing::warn!(%error, "download broken off");
+                Err(store_status(&error))
+            }
+        };
+        let last = message.is_err();
+        if sender.send(message).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+fn wire_status(error: &WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn join_status(error: tokio::task::JoinError) -> Status {
+    Status::internal(format!("the service's own task failed: {error}"))
+}
+
+fn fence_status(error: &FenceError) -> Status {
+    tracing::warn!(%error, "refused");
+    match error {
+        FenceError::Stale { .. } => Status::failed_precondition(error.to_string()),
+        FenceError::File { .. } => Status::internal(error.to_string()),
+    }
+}
+
+/// The codes that [`crate::ClientError`] is made from again.
+fn store_status(error: &StoreError) -> Status {
+    let message = error.to_string();
+    match error {
+        StoreError::NoCheckpoint { .. } => Status::not_found(message),
+        StoreError::Damaged { .. } => Status::data_loss(message),
+        StoreError::Conflict { .. } => Status::already_exists(message),
+        StoreError::NotStaged { .. }
+        | StoreError::BadStage { .. }
+        | StoreError::Length { .. }
+        | StoreError::Hash { .. } => Status::aborted(message),
+        StoreError::SliceNumber { .. } | StoreError::TooLarge { .. } | StoreError::Manifest { .. } => {
+            Status::invalid_argument(message)
+        }
+        StoreError::Write { source, .. } if disk_full(source) => Status::resource_exhausted(message),
+        StoreError::Root { .. } | StoreError::Write { .. } | StoreError::Read { .. } => {
+            Status::internal(message)
+        }
+    }
+}
+
+fn disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let here = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(here, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        || error.source().is_some_and(disk_full)
+}

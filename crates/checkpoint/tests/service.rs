@@ -1,0 +1,345 @@
+//! The service and its client over a real connection, told as stories.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use bytes::Bytes;
+use mcl_checkpoint::{CheckpointClient, ClientError, Layout, Patience, ServeConfig, ServeError, serve};
+use mcl_checkpoint_core::{Dtype, TensorInfo, assign, write_slice};
+use mcl_proto::v1;
+use mcl_types::{Digest, FencingToken, Generation, RunId, Step, Term};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A running service.
+struct Service {
+    url: String,
+    port: u16,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Service {
+    async fn start(root: &Path, layout: Layout) -> Self {
+        Self::on(0, ServeConfig::new(root, layout)).await
+    }
+
+    async fn on(port: u16, config: ServeConfig) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let task = tokio::spawn(serve(listener, config, shutdown));
+        Self { url: format!("http://127.0.0.1:{port}"), port, stop: Some(stop), task }
+    }
+
+    async fn client(&self) -> CheckpointClient {
+        let patience = Patience {
+            call: Duration::from_secs(10),
+            commit: Duration::from_secs(20),
+            transfer: Duration::from_secs(20),
+        };
+        CheckpointClient::connect(&self.url, Duration::from_secs(10)).await.unwrap().with_patience(patience)
+    }
+
+    async fn stop(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+fn run(name: &str) -> RunId {
+    RunId::new(name).unwrap()
+}
+
+fn token(term: u64, generation: u64) -> FencingToken {
+    FencingToken { term: Term::new(term), generation: Generation::new(generation) }
+}
+
+/// A state of some megabytes, so that slices take several messages.
+fn slices(seed: u8, parts: u32) -> Vec<Bytes> {
+    let sizes = [1_500_000, 800_000, 700_000, 12, 0];
+    let data: Vec<Vec<u8>> =
+        sizes.iter().map(|&n| (0..n).map(|b: usize| (b as u8).wrapping_mul(31) ^ seed).collect()).collect();
+    let infos: Vec<TensorInfo> = data
+        .iter()
+        .enumerate()
+        .map(|(i, d)| TensorInfo {
+            name: format!("t{i}"),
+            dtype: Dtype::U8,
+            shape: vec![d.len()],
+            bytes: d.len() as u64,
+        })
+        .collect();
+    let slice = |part: Vec<usize>| {
+        let tensors: Vec<_> = part
+            .into_iter()
+            .map(|i| (infos[i].name.clone(), infos[i].dtype, infos[i].shape.clone(), data[i].as_slice()))
+            .collect();
+        Bytes::from(write_slice(&tensors).unwrap())
+    };
+    assign(&infos, parts).into_iter().map(slice).collect()
+}
+
+async fn stage(
+    client: &CheckpointClient,
+    token: FencingToken,
+    name: &str,
+    step: u64,
+    parts: &[Bytes],
+) -> Result<(), ClientError> {
+    let count = parts.len() as u32;
+    let puts = (0..count).zip(parts).map(|(i, bytes)| {
+        let run = run(name);
+        async move { client.put_slice(token, &run, Step::new(step), i, count, bytes.clone()).await }
+    });
+    for put in puts {
+        put.await?;
+    }
+    Ok(())
+}
+
+async fn save(
+    client: &CheckpointClient,
+    name: &str,
+    step: u64,
+    seed: u8,
+    parts: u32,
+) -> Result<Digest, ClientError> {
+    stage(client, token(1, 1), name, step, &slices(seed, parts)).await?;
+    client.commit(token(1, 1), &run(name), Step::new(step), parts, "{\"cursor\":1}", 0).await
+}
+
+async fn steps(client: &CheckpointClient, name: &str) -> Vec<u64> {
+    client.list(&run(name)).await.unwrap().visible.iter().map(|c| c.step.get()).collect()
+}
+
+fn slice_path(root: &Path, step: u64, slice: u32, slices: u32) -> PathBuf {
+    root.join(mcl_checkpoint_core::step_folder(Step::new(step)))
+        .join(mcl_checkpoint_core::slice_file(slice, slices))
+}
+
+#[tokio::test]
+async fn a_state_comes_back_and_its_digest_does_not_show_the_slicing() {
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::RunFolders).await;
+    let client = service.client().await;
+    let two = save(&client, "a", 10, 1, 2).await.unwrap();
+    let three = save(&client, "a", 20, 1, 3).await.unwrap();
+    assert_eq!(two, three);
+    for (step, count) in [(10, 2), (20, 3)] {
+        let step = Step::new(step);
+        let manifest = client.manifest(&run("a"), step).await.unwrap();
+        assert_eq!((manifest.state_digest, &manifest.meta["cursor"]), (two, &1.into()));
+        for (i, expected) in (0..count).zip(slices(1, count)) {
+            let entry = &manifest.slices[i as usize];
+            assert_eq!(client.get_slice(&run("a"), step, i, entry).await.unwrap(), expected);
+        }
+    }
+    let list = client.list(&run("a")).await.unwrap();
+    assert_eq!(list.newest().unwrap().step, Step::new(20));
+    assert_eq!(list.newest().unwrap().slices, 3);
+    let missing = client.manifest(&run("a"), Step::new(30)).await.unwrap_err();
+    assert!(matches!(&missing, ClientError::NotFound { .. }), "{missing}");
+    assert!(missing.to_string().contains(&service.url), "names the address: {missing}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_commit_waits_for_every_slice_repeats_and_never_changes() {
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::Flat).await;
+    let client = service.client().await;
+    let parts = slices(1, 3);
+    let put = |i: u32| client.put_slice(token(1, 1), &ID, Step::new(5), i, 3, parts[i as usize].clone());
+    put(0).await.unwrap();
+    put(2).await.unwrap();
+    let commit = |meta: &'static str| client.commit(token(1, 1), &ID, Step::new(5), 3, meta, 2);
+    let early = commit("{}").await.unwrap_err();
+    assert!(matches!(&early, ClientError::NotStaged { .. }), "{early}");
+    assert!(early.to_string().contains("slice 1 of 3"), "{early}");
+    assert!(steps(&client, ID.as_str()).await.is_empty());
+    put(1).await.unwrap();
+    let (a, b, c) = tokio::join!(commit("{}"), commit("{}"), commit("{}"));
+    assert_eq!(a.clone().unwrap(), b.unwrap());
+    assert_eq!(a.clone().unwrap(), c.unwrap());
+    assert_eq!(a.unwrap(), commit("{}").await.unwrap());
+    assert!(matches!(commit("{\"x\":1}").await, Err(ClientError::Conflict { .. })));
+    assert!(matches!(commit("{").await, Err(ClientError::Refused { .. })));
+    assert_eq!(steps(&client, ID.as_str()).await, [5]);
+}
+
+static ID: std::sync::LazyLock<RunId> = std::sync::LazyLock::new(|| RunId::new("only").unwrap());
+
+#[tokio::test]
+async fn a_stale_token_is_refused_also_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::RunFolders).await;
+    let client = service.client().await;
+    client.announce_term(&run("a"), Term::new(3)).await.unwrap();
+    stage(&client, token(3, 2), "a", 1, &slices(1, 1)).await.unwrap();
+    client.announce_term(&run("a"), Term::new(3)).await.unwrap();
+    service.stop().await;
+
+    let service = Service::start(root.path(), Layout::RunFolders).await;
+    let client = service.client().await;
+    let fenced = |result: Result<(), ClientError>| match result {
+        Err(error @ ClientError::Fenced { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let told = fenced(client.announce_term(&run("a"), Term::new(2)).await);
+    assert!(told.contains("term 3"), "{told}");
+    fenced(stage(&client, token(3, 1), "a", 1, &slices(1, 1)).await);
+    fenced(client.commit(token(2, 9), &run("a"), Step::new(1), 1, "", 0).await.map(drop));
+    assert!(steps(&client, "a").await.is_empty());
+    // Another run counts for itself, and whoever holds the highest token goes on.
+    client.announce_term(&run("b"), Term::new(1)).await.unwrap();
+    client.commit(token(3, 2), &run("a"), Step::new(1), 1, "", 0).await.unwrap();
+}
+
+/// Sends the head of an upload and then breaks off.
+async fn half_an_upload(url: &str, bytes: &Bytes, hang: bool) -> Result<(), tonic::Status> {
+    use v1::put_slice_request::Part;
+    let header = v1::SliceHeader {
+        token: Some(token(1, 1).into()),
+        run_id: "a".into(),
+        step: 7,
+        slice: 0,
+        slices: 1,
+        size: bytes.len() as u64,
+        hash: Digest::of(bytes).to_string(),
+    };
+    let message = |part| v1::PutSliceRequest { part: Some(part) };
+    let head = vec![message(Part::Header(header)), message(Part::Chunk(bytes[..1000].to_vec()))];
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    for part in head {
+        sender.send(part).await.unwrap();
+    }
+    let mut client =
+        v1::checkpoint_service_client::CheckpointServiceClient::connect(url.to_owned()).await.unwrap();
+    let upload = client.put_slice(tokio_stream::wrappers::ReceiverStream::new(receiver));
+    if !hang {
+        drop(sender);
+        return upload.await.map(drop);
+    }
+    // The process dies: connection gone, half a slice sent.
+    let cut = tokio::time::timeout(Duration::from_millis(200), upload).await;
+    assert!(cut.is_err());
+    drop(sender);
+    Err(tonic::Status::cancelled("killed"))
+}
+
+#[tokio::test]
+async fn a_killed_upload_leaves_nothing_visible() {
+    let root = tempfile::tempdir().unwrap();
+    let config =
+        ServeConfig { stall: Duration::from_millis(300), ..ServeConfig::new(root.path(), Layout::Flat) };
+    let service = Service::on(0, config).await;
+    let client = service.client().await;
+    let bytes = slices(1, 1).remove(0);
+    let ended = half_an_upload(&service.url, &bytes, false).await.unwrap_err();
+    assert!(ended.message().contains("1000 bytes came"), "{ended}");
+    half_an_upload(&service.url, &bytes, true).await.unwrap_err();
+    let error = client.commit(token(1, 1), &run("a"), Step::new(7), 1, "", 0).await.unwrap_err();
+    assert!(matches!(error, ClientError::NotStaged { .. }), "{error}");
+    assert!(!slice_path(root.path(), 7, 0, 1).exists());
+    stage(&client, token(1, 1), "a", 7, &[bytes]).await.unwrap();
+    client.commit(token(1, 1), &run("a"), Step::new(7), 1, "", 0).await.unwrap();
+    // Whatever the killed one left is gone with the commit.
+    let left = std::fs::read_dir(slice_path(root.path(), 7, 0, 1).parent().unwrap()).unwrap().count();
+    assert_eq!(left, 2, "manifest and slice");
+}
+
+#[tokio::test]
+async fn a_damaged_newest_checkpoint_gives_way_to_the_one_before() {
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::Flat).await;
+    let client = service.client().await;
+    save(&client, "a", 10, 1, 2).await.unwrap();
+    save(&client, "a", 20, 2, 2).await.unwrap();
+    let manifest = client.manifest(&run("a"), Step::new(20)).await.unwrap();
+    let path = slice_path(root.path(), 20, 1, 2);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+
+    let list = client.list(&run("a")).await.unwrap();
+    assert_eq!(list.newest().unwrap().step, Step::new(10));
+    assert_eq!(list.damaged.len(), 1);
+    assert!(list.damaged[0].reason.contains("slice-001-of-002"), "{:?}", list.damaged);
+    let error = client.get_slice(&run("a"), Step::new(20), 1, &manifest.slices[1]).await.unwrap_err();
+    assert!(matches!(error, ClientError::Damaged { .. }), "{error}");
+    // What is asked for and what is kept differ: found out here.
+    let error = client.get_slice(&run("a"), Step::new(10), 1, &manifest.slices[1]).await.unwrap_err();
+    assert!(matches!(error, ClientError::Damaged { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn two_runs_go_on_side_by_side_and_old_checkpoints_go() {
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::RunFolders).await;
+    let story = async |name: &'static str, term: u64, seed: u8| {
+        let client = service.client().await;
+        client.announce_term(&run(name), Term::new(term)).await.unwrap();
+        for step in [10, 20, 30] {
+            stage(&client, token(term, 1), name, step, &slices(seed ^ step as u8, 2)).await.unwrap();
+            client.commit(token(term, 1), &run(name), Step::new(step), 2, "", 2).await.unwrap();
+        }
+        steps(&client, name).await
+    };
+    let (a, b) = tokio::join!(story("a", 9, 1), story("b", 1, 2));
+    assert_eq!(a, [20, 30]);
+    assert_eq!(b, [20, 30]);
+    assert!(!root.path().join("a/step-0000000010").exists());
+}
+
+#[tokio::test]
+async fn requests_that_make_no_sense_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let config = ServeConfig { max_slice_bytes: 1000, ..ServeConfig::new(root.path(), Layout::Flat) };
+    let service = Service::on(0, config).await;
+    let client = service.client().await;
+    let error = stage(&client, token(1, 1), "a", 1, &slices(1, 1)).await.unwrap_err();
+    assert!(error.to_string().contains("the limit is 1000"), "{error}");
+    let small = Bytes::from_static(b"x");
+    let error = client.put_slice(token(1, 1), &run("a"), Step::new(1), 3, 3, small).await.unwrap_err();
+    assert!(matches!(error, ClientError::Refused { .. }), "{error}");
+
+    let mut raw =
+        v1::checkpoint_service_client::CheckpointServiceClient::connect(service.url.clone()).await.unwrap();
+    let status =
+        raw.list_checkpoints(v1::ListCheckpointsRequest { run_id: "../../etc".into() }).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    let status = raw.announce_term(v1::AnnounceTermRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    let status = raw.put_slice(tokio_stream::iter([v1::PutSliceRequest::default()])).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_client_waits_for_its_service_and_says_where_it_looked() {
+    let none = CheckpointClient::connect("http://127.0.0.1:1", Duration::from_millis(200)).await.unwrap_err();
+    assert!(matches!(none, ClientError::Unreachable { .. }), "{none}");
+    assert!(none.to_string().contains("127.0.0.1:1"), "{none}");
+    for bad in ["127.0.0.1:7002", "http://host", "https://host:1", "", "http://:x"] {
+        assert!(matches!(CheckpointClient::lazy(bad), Err(ClientError::Url { .. })), "{bad}");
+    }
+
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::Flat).await;
+    let (client, port) = (service.client().await, service.port);
+    save(&client, "a", 10, 1, 1).await.unwrap();
+    service.stop().await;
+    // A call made while the service is away is answered by the one that takes its place.
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { steps(&client, "a").await }
+    });
+    tokio::task::yield_now().await;
+    let service = Service::on(port, ServeConfig::new(root.path(), Layout::Flat)).await;
+    assert_eq!(call.await.unwrap(), [10]);
+    service.stop().await;
+}
