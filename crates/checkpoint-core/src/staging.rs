@@ -205,14 +205,18 @@ impl Target {
                 return Ok(false);
             }
         };
-        let reason = match manifest.slices.get(*slice as usize) {
-            _ if manifest.slice_count() != *slices => {
-                format!("it has {} slices, this one is of {slices}", manifest.slice_count())
+        if manifest.slice_count() != *slices {
+            // The same state cut otherwise, most likely: a generation of another size that stopped where it
+            // began. It lies beside the checkpoint; a commit compares the two.
+            return Ok(false);
+        }
+        match manifest.slices.get(*slice as usize) {
+            Some(entry) if (entry.size, entry.hash) == (*size, *hash) => Ok(true),
+            _ => {
+                let reason = format!("slice {slice} has other bytes");
+                Err(StoreError::Conflict { run: run.clone(), step: *step, reason })
             }
-            Some(entry) if (entry.size, entry.hash) == (*size, *hash) => return Ok(true),
-            _ => format!("slice {slice} has other bytes"),
-        };
-        Err(StoreError::Conflict { run: run.clone(), step: *step, reason })
+        }
     }
 
     /// Whether this very slice is staged, byte for byte.

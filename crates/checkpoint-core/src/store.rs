@@ -152,14 +152,27 @@ impl CheckpointStore {
     ) -> Result<Option<Manifest>, StoreError> {
         let Some(checked) = self.inner.checked(place, spec.step).await else { return Ok(None) };
         let visible = checked.map_err(|damage| self.inner.damaged(place, spec.step, damage))?;
-        let differs = if visible.slice_count() != spec.slices {
-            format!("it has {} slices, this commit {}", visible.slice_count(), spec.slices)
-        } else if visible.meta != spec.meta {
+        let reason = if visible.meta != spec.meta {
             "its meta is another".to_owned()
-        } else {
+        } else if visible.slice_count() == spec.slices {
             return Ok(Some(visible));
+        } else {
+            // Cut otherwise: the same commit if the staged slices make up the same state.
+            match self.manifest_of_staged(place, spec).await {
+                Ok(staged) if staged.state_digest == visible.state_digest => {
+                    self.tidy(place, &visible).await;
+                    return Ok(Some(visible));
+                }
+                Ok(staged) => {
+                    format!("its state is {}, this one {}", visible.state_digest, staged.state_digest)
+                }
+                Err(StoreError::NotStaged { .. }) => {
+                    format!("it has {} slices, this commit {}", visible.slice_count(), spec.slices)
+                }
+                Err(other) => return Err(other),
+            }
         };
-        Err(StoreError::Conflict { run: spec.run.clone(), step: spec.step, reason: differs })
+        Err(StoreError::Conflict { run: spec.run.clone(), step: spec.step, reason })
     }
 
     async fn manifest_of_staged(&self, place: &Place, spec: &CommitSpec) -> Result<Manifest, StoreError> {
