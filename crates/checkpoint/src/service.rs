@@ -288,3 +288,23 @@ fn disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(here, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
         || error.source().is_some_and(disk_full)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_a_broken_one() {
+        let write = |kind: io::ErrorKind| {
+            let source = Box::new(io::Error::from(kind));
+            let source = object_store::Error::Generic { store: "test", source };
+            StoreError::Write { path: "p".into(), advice: "do this", source }
+        };
+        let full = store_status(&write(io::ErrorKind::StorageFull));
+        assert_eq!(full.code(), tonic::Code::ResourceExhausted);
+        assert!(full.message().contains("do this"), "{full}");
+        assert_eq!(store_status(&write(io::ErrorKind::BrokenPipe)).code(), tonic::Code::Internal);
+        let client = crate::ClientError::from_status("http://h:1", "PutSlice", &full);
+        assert!(matches!(client, crate::ClientError::Full { .. }) && client.is_transient());
+    }
+}

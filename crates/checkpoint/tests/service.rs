@@ -254,6 +254,45 @@ async fn a_killed_upload_leaves_nothing_visible() {
 }
 
 #[tokio::test]
+async fn an_upload_that_outlives_its_term_is_refused_at_its_end() {
+    use v1::put_slice_request::Part;
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::Flat).await;
+    let client = service.client().await;
+    let bytes = slices(1, 1).remove(0);
+    let header = v1::SliceHeader {
+        token: Some(token(1, 1).into()),
+        run_id: "a".into(),
+        step: 7,
+        slice: 0,
+        slices: 1,
+        size: bytes.len() as u64,
+        hash: Digest::of(&bytes).to_string(),
+    };
+    let message = |part| v1::PutSliceRequest { part: Some(part) };
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let mut raw =
+        v1::checkpoint_service_client::CheckpointServiceClient::connect(service.url.clone()).await.unwrap();
+    let upload = tokio::spawn(async move {
+        raw.put_slice(tokio_stream::wrappers::ReceiverStream::new(receiver)).await.map(drop)
+    });
+    sender.send(message(Part::Header(header))).await.unwrap();
+    let half = bytes.len() / 2;
+    for chunk in bytes[..half].chunks(1 << 20) {
+        sender.send(message(Part::Chunk(chunk.to_vec()))).await.unwrap();
+    }
+    // Its coordinator is replaced while half of it is on the way.
+    client.announce_term(&run("a"), Term::new(2)).await.unwrap();
+    for chunk in bytes[half..].chunks(1 << 20) {
+        let _ = sender.send(message(Part::Chunk(chunk.to_vec()))).await;
+    }
+    drop(sender);
+    let status = upload.await.unwrap().unwrap_err();
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status}");
+    assert!(!slice_path(root.path(), 7, 0, 1).exists());
+}
+
+#[tokio::test]
 async fn a_damaged_newest_checkpoint_gives_way_to_the_one_before() {
     let root = tempfile::tempdir().unwrap();
     let service = Service::start(root.path(), Layout::Flat).await;
