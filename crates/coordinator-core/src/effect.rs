@@ -1,0 +1,229 @@
+//! What the coordinator wants done, in order.
+
+use crate::commit::StepMetrics;
+use crate::event::SessionId;
+use crate::generation::{DrainFor, GenerationRecord};
+use crate::job::{JobSpec, SubmitError};
+use crate::reason::Outcome;
+use mcl_plan::ledger::{Committed, Record};
+use mcl_types::{Generation, Rank, WorkerName};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// One thing to do. Effects are performed in the order in which they come; one that must be durable is
+/// durable before the next is begun.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Write to the journal, durably.
+    Persist(Persisted),
+    /// Send to one stream; dropped where the stream is gone (the worker gets it again when it comes back).
+    Send {
+        /// The stream.
+        session: SessionId,
+        /// What to say.
+        message: ToWorker,
+    },
+    /// As `Send`, but only once everything appended to the ledger so far is durable.
+    SendOnceDurable {
+        /// The stream.
+        session: SessionId,
+        /// What to say.
+        message: ToWorker,
+    },
+    /// End a stream.
+    Close {
+        /// The stream.
+        session: SessionId,
+    },
+    /// Append a committed step to metrics and ledger; durable within a second.
+    Commit {
+        /// The ledger's line.
+        record: Committed,
+        /// The metrics' row.
+        metrics: StepMetrics,
+    },
+    /// Append another record to the ledger.
+    AppendLedger(Record),
+    /// Steps from `to` on no longer stand: append `record` to the ledger and take their metrics rows away.
+    RollBack {
+        /// Steps that stand.
+        to: u64,
+        /// The ledger's line.
+        record: Record,
+    },
+    /// Find the run's visible checkpoints; comes back as [`crate::Event::CheckpointsFound`].
+    FindCheckpoints,
+    /// Make the ledger durable, then make the staged checkpoint visible; comes back as
+    /// [`crate::Event::CheckpointResult`].
+    CommitCheckpoint {
+        /// State after so many steps.
+        step: u64,
+        /// The generation that staged it.
+        generation: Generation,
+        /// Slices that make it up.
+        slices: u32,
+    },
+    /// Answer a submission.
+    SubmitAnswered {
+        /// Which one.
+        request: u64,
+        /// Steps already committed, or why not.
+        result: Result<u64, SubmitError>,
+    },
+    /// Say something to the log.
+    Warn(Warning),
+    /// The job is over.
+    Over(Outcome),
+}
+
+/// What the journal must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Persisted {
+    /// A job was accepted: from now on it is run, also after a restart.
+    Job(JobSpec),
+    /// A generation, before anyone hears of it.
+    Formed(GenerationRecord),
+    /// All its ranks are ready and told to start: a later coordinator may take it over.
+    Started {
+        /// Which.
+        generation: Generation,
+        /// Where they meet: a successor may have to say it again.
+        store_address: String,
+    },
+    /// It is over: nobody may take it over.
+    Ended(Generation),
+    /// Ranks are asked to stop at the next step boundary.
+    Drain(DrainFor),
+    /// A checkpoint is visible.
+    Checkpoint(u64),
+    /// The job ended.
+    Over(Outcome),
+}
+
+/// To a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ToWorker {
+    /// It may take part.
+    Welcome,
+    /// Stop older ranks, start these.
+    Assign {
+        /// The generation.
+        generation: Generation,
+        /// W.
+        world: u32,
+        /// Checkpoint to load.
+        resume: Option<u64>,
+        /// This worker's ranks and their devices.
+        ranks: Vec<RankPost>,
+    },
+    /// Meet at the store, then train.
+    Start {
+        /// The generation.
+        generation: Generation,
+        /// host:port.
+        store_address: String,
+    },
+    /// Leave to run an epoch.
+    Grant {
+        /// The generation.
+        generation: Generation,
+        /// To this rank.
+        rank: Rank,
+        /// The epoch.
+        epoch: u64,
+        /// Its steps.
+        steps: u64,
+        /// The rank's lanes.
+        lanes: Range<u32>,
+    },
+    /// Steps up to and including this one are durable.
+    Committed {
+        /// The generation.
+        generation: Generation,
+        /// The step.
+        step: u64,
+    },
+    /// A checkpoint is visible.
+    CheckpointCommitted {
+        /// The generation.
+        generation: Generation,
+        /// State after so many steps.
+        step: u64,
+        /// Digest of the state.
+        digest: String,
+    },
+    /// Finish the step in flight, stage a checkpoint.
+    Drain {
+        /// The generation.
+        generation: Generation,
+    },
+    /// Ranks of this generation are to leave now.
+    Stop {
+        /// The generation.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
+    /// It may not take part.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The job is over.
+    Dismiss {
+        /// Why.
+        reason: String,
+        /// Whether the daemon is to go.
+        leave: bool,
+    },
+}
+
+/// A rank's place on a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RankPost {
+    /// The rank.
+    pub rank: Rank,
+    /// "cpu" or "cuda:N".
+    pub device: String,
+}
+
+/// Something a person should know that stops nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Warning {
+    /// The service refused to make a checkpoint visible.
+    #[error(
+        "checkpoint of step {step} was refused: {reason}; training goes on, the one before stays the newest"
+    )]
+    CheckpointRefused {
+        /// Which.
+        step: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The store knows more than the ledger.
+    #[error(
+        "the checkpoint store holds step {found}, but only {committed} steps are committed: it is not used"
+    )]
+    CheckpointAhead {
+        /// Newest one found.
+        found: u64,
+        /// What the ledger holds.
+        committed: u64,
+    },
+    /// A worker was sent away.
+    #[error("worker {worker} refused: {reason}")]
+    WorkerRefused {
+        /// Who.
+        worker: WorkerName,
+        /// Why.
+        reason: String,
+    },
+    /// A generation ended.
+    #[error("{generation} ended: {cause}")]
+    GenerationEnded {
+        /// Which.
+        generation: Generation,
+        /// Why.
+        cause: crate::reason::EndCause,
+    },
+}

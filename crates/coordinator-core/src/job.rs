@@ -1,0 +1,140 @@
+//! What the coordinator must know of a job.
+
+use mcl_plan::{Position, Schedule, ScheduleError};
+use mcl_types::{Digest, RunId, Step};
+use serde::{Deserialize, Serialize};
+
+/// A job, as far as decisions depend on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// Name of the run.
+    pub run_id: RunId,
+    /// Digest of the resolved job file: two submissions with the same one are the same job.
+    pub job_digest: Digest,
+    /// Digest of what the epoch plan depends on: a run's ledger is a ledger of one plan.
+    pub plan_digest: Digest,
+    /// K.
+    pub lanes: u32,
+    /// N.
+    pub images_per_lane: u32,
+    /// Steps of an epoch and of the run.
+    pub schedule: Schedule,
+    /// Workers without which nothing starts.
+    pub min_workers: u32,
+    /// Most lanes that one rank may carry; none: as many as it takes.
+    pub max_lanes_per_rank: Option<u32>,
+}
+
+/// A job that could never run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JobSpecError {
+    /// No lanes, pictures or workers.
+    #[error(
+        "[batch] lanes is {lanes}, images_per_lane {images_per_lane}, [elastic] min_workers {min_workers}: expected all to be at least 1"
+    )]
+    Empty {
+        /// K.
+        lanes: u32,
+        /// N.
+        images_per_lane: u32,
+        /// Workers asked for.
+        min_workers: u32,
+    },
+    /// More workers than there are lanes for.
+    #[error(
+        "[elastic] min_workers is {min_workers}, but the job has {lanes} lanes: at most {lanes} workers can carry one; lower min_workers or raise [batch] lanes"
+    )]
+    MoreWorkersThanLanes {
+        /// Workers asked for.
+        min_workers: u32,
+        /// K.
+        lanes: u32,
+    },
+    /// A rank may carry nothing.
+    #[error("[elastic] max_lanes_per_rank is 0: expected at least 1")]
+    NoLanesPerRank,
+    /// No steps.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+/// Why a submission is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// One job at a time.
+    #[error(
+        "this coordinator is running `{running}`: it takes one job at a time; wait, drain it, or start another coordinator in another run directory"
+    )]
+    Busy {
+        /// The running job.
+        running: RunId,
+    },
+    /// The running job under the same name is another one.
+    #[error("`{run_id}` is running with another job file: drain it first, then submit the changed one")]
+    Changed {
+        /// The running job.
+        run_id: RunId,
+    },
+    /// The run directory belongs to another run.
+    #[error(
+        "this run directory holds run `{found}`, not `{asked}`: use another directory, or submit as `{found}`"
+    )]
+    OtherRun {
+        /// Whose directory it is.
+        found: RunId,
+        /// Who asked.
+        asked: RunId,
+    },
+    /// The plan changed, so the ledger could not be continued.
+    #[error(
+        "run `{run_id}` has {committed} committed steps of another epoch plan: data, seed, lanes, images_per_lane and shuffle must stay as they were; restore them or use another run directory"
+    )]
+    OtherPlan {
+        /// The run.
+        run_id: RunId,
+        /// What it has.
+        committed: u64,
+    },
+    /// It would end before where it is.
+    #[error(
+        "run `{run_id}` has {committed} committed steps, but the job now ends after {total}: raise [train] epochs or steps"
+    )]
+    BeyondEnd {
+        /// The run.
+        run_id: RunId,
+        /// What it has.
+        committed: u64,
+        /// Where it would end.
+        total: u64,
+    },
+}
+
+impl JobSpec {
+    /// Whether the job could ever run.
+    ///
+    /// # Errors
+    /// When there is nothing to do, nobody to do it, or more workers are demanded than could have a lane.
+    pub const fn check(&self) -> Result<(), JobSpecError> {
+        let (lanes, images_per_lane, min_workers) = (self.lanes, self.images_per_lane, self.min_workers);
+        if lanes == 0 || images_per_lane == 0 || min_workers == 0 {
+            return Err(JobSpecError::Empty { lanes, images_per_lane, min_workers });
+        }
+        if min_workers > lanes {
+            return Err(JobSpecError::MoreWorkersThanLanes { min_workers, lanes });
+        }
+        if matches!(self.max_lanes_per_rank, Some(0)) {
+            return Err(JobSpecError::NoLanesPerRank);
+        }
+        Ok(())
+    }
+
+    /// Steps of the run.
+    pub const fn total_steps(&self) -> u64 {
+        self.schedule.total_steps()
+    }
+
+    /// Where the step after `steps` steps lies.
+    pub const fn position(&self, steps: u64) -> Position {
+        self.schedule.locate(Step::new(steps))
+    }
+}

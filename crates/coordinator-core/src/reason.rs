@@ -1,0 +1,338 @@
+//! Why things are as they are: typed, and readable.
+
+use crate::event::FailureKind;
+use mcl_types::{Generation, Rank, WorkerName};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::Duration;
+
+/// What the job is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// There is no job.
+    Idle,
+    /// Something is missing for the next generation.
+    Waiting,
+    /// Ranks start and load.
+    Forming,
+    /// Steps advance.
+    Training,
+    /// Ranks finish their step and stage a checkpoint.
+    Draining,
+    /// All steps are committed and the last checkpoint is visible.
+    Done,
+    /// It cannot go on.
+    Failed,
+    /// It was drained, and can be continued.
+    Interrupted,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Idle => "idle",
+            Self::Waiting => "waiting",
+            Self::Forming => "forming",
+            Self::Training => "training",
+            Self::Draining => "draining",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        })
+    }
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum EndCause {
+    /// A worker was silent too long.
+    #[error("worker {worker} was silent for {:.1} s", .silent.as_secs_f64())]
+    WorkerLost {
+        /// Who.
+        worker: WorkerName,
+        /// How long.
+        silent: Duration,
+    },
+    /// A worker came back and its ranks did not.
+    #[error("worker {worker} came back without its ranks")]
+    RanksGone {
+        /// Who.
+        worker: WorkerName,
+    },
+    /// A rank's process is gone.
+    #[error("{rank} on {worker} ended with {status}{}", said(.last_words))]
+    RankExited {
+        /// Which.
+        rank: Rank,
+        /// Where.
+        worker: WorkerName,
+        /// How.
+        status: String,
+        /// Its last lines.
+        last_words: String,
+    },
+    /// A rank reported that it cannot go on.
+    #[error("{rank} on {worker} failed{}: {message}", in_step(*.step))]
+    RankFailed {
+        /// Which.
+        rank: Rank,
+        /// Where.
+        worker: WorkerName,
+        /// Whether starting again could help.
+        kind: FailureKind,
+        /// What it said.
+        message: String,
+        /// The step in flight.
+        step: Option<u64>,
+    },
+    /// A rank said something that cannot be.
+    #[error("{rank} on {worker} is out of line: {what}")]
+    OutOfLine {
+        /// Which.
+        rank: Rank,
+        /// Where.
+        worker: WorkerName,
+        /// What it said and what was expected.
+        what: String,
+    },
+    /// Ranks did not become ready.
+    #[error("not ready after {:.0} s: {}", .after.as_secs_f64(), list(.waiting_for))]
+    NotReady {
+        /// The patience.
+        after: Duration,
+        /// Who.
+        waiting_for: Vec<(Rank, WorkerName)>,
+    },
+    /// The checkpoint that everybody waited for cannot be made visible.
+    #[error("the checkpoint of step {step} was refused: {reason}")]
+    CheckpointRefused {
+        /// Which.
+        step: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl EndCause {
+    /// Whether this only says that the cause is with another rank.
+    pub const fn is_echo(&self) -> bool {
+        matches!(self, Self::RankFailed { kind: FailureKind::Collective, .. })
+    }
+
+    /// Whether starting again would fail again.
+    pub const fn is_fatal(&self) -> bool {
+        matches!(self, Self::RankFailed { kind: FailureKind::Fatal, .. })
+    }
+}
+
+fn said(last_words: &str) -> String {
+    let last = last_words.trim().lines().last().unwrap_or_default();
+    if last.is_empty() { String::new() } else { format!(": {last}") }
+}
+
+fn in_step(step: Option<u64>) -> String {
+    step.map(|s| format!(" in step {s}")).unwrap_or_default()
+}
+
+fn list(ranks: &[(Rank, WorkerName)]) -> String {
+    ranks.iter().map(|(rank, worker)| format!("{rank} on {worker}")).collect::<Vec<_>>().join(", ")
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// All steps are committed, the last checkpoint is visible.
+    Done {
+        /// Steps of the run.
+        steps: u64,
+    },
+    /// Drained; continues at this step.
+    Interrupted {
+        /// The newest visible checkpoint, 0 for none.
+        step: u64,
+    },
+    /// It cannot go on.
+    Failed(Failure),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done { steps } => write!(f, "all {steps} steps are committed"),
+            Self::Interrupted { step } => write!(f, "drained; continues after step {step}"),
+            Self::Failed(failure) => failure.fmt(f),
+        }
+    }
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Failure {
+    /// A rank says that it would fail again.
+    #[error("{0}")]
+    Fatal(EndCause),
+    /// Starting again did not help.
+    #[error("{generations} generations in a row ended without a new step: {}", all(.causes))]
+    NoProgress {
+        /// How many.
+        generations: u32,
+        /// The last causes, oldest first.
+        causes: Vec<EndCause>,
+    },
+}
+
+fn all(causes: &[EndCause]) -> String {
+    causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// What is asked of the checkpoint service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Asking {
+    /// Which checkpoints there are.
+    Newest,
+    /// To make one visible.
+    Commit,
+}
+
+impl fmt::Display for Asking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Newest => "for the newest checkpoint",
+            Self::Commit => "to make a checkpoint visible",
+        })
+    }
+}
+
+/// Why the job is in its phase.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reason {
+    /// Nothing was submitted.
+    NoJob,
+    /// Too few workers.
+    TooFewWorkers {
+        /// Connected ones.
+        connected: u32,
+        /// Needed ones.
+        needed: u32,
+        /// Those that were here and are silent.
+        silent: Vec<(WorkerName, Duration)>,
+        /// Why the last generation ended.
+        after: Option<EndCause>,
+    },
+    /// Enough workers, but more are on their way.
+    ExpectedWorkers {
+        /// Connected ones.
+        connected: u32,
+        /// Expected ones.
+        expected: u32,
+        /// How long it still waits for them.
+        left: Duration,
+    },
+    /// A rank would carry too many lanes.
+    TooFewDevices {
+        /// Devices of connected workers.
+        devices: u32,
+        /// How many are needed.
+        needed: u32,
+        /// K.
+        lanes: u32,
+        /// The limit.
+        max_lanes_per_rank: u32,
+    },
+    /// A pause after failures.
+    Pausing {
+        /// How long.
+        left: Duration,
+        /// Why the last generation ended.
+        after: Option<EndCause>,
+    },
+    /// The checkpoint service has not answered.
+    CheckpointService {
+        /// What is asked of it.
+        asking: Asking,
+    },
+    /// Ranks load.
+    Forming {
+        /// The generation.
+        generation: Generation,
+        /// Ready ranks.
+        ready: u32,
+        /// W.
+        ranks: u32,
+        /// The first ones that are not.
+        waiting_for: Vec<(Rank, WorkerName)>,
+    },
+    /// Steps advance.
+    Training {
+        /// The generation.
+        generation: Generation,
+        /// W.
+        ranks: u32,
+        /// Members that are silent.
+        silent: Vec<(WorkerName, Duration)>,
+    },
+    /// Everybody is to stop at a step boundary.
+    Draining {
+        /// Ranks that did.
+        parked: u32,
+        /// W.
+        ranks: u32,
+        /// To take in spare devices, not to stop.
+        to_grow: bool,
+    },
+    /// All ranks are through, the last checkpoint is not visible yet.
+    LastCheckpoint {
+        /// Which.
+        step: u64,
+    },
+    /// It is over.
+    Over(Outcome),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoJob => f.write_str("no job submitted"),
+            Self::TooFewWorkers { connected, needed, silent, after } => {
+                write!(f, "{connected} of {needed} workers{}{}", silence(silent), since(after.as_ref()))
+            }
+            Self::ExpectedWorkers { connected, expected, left } => {
+                write!(
+                    f,
+                    "{connected} of {expected} expected workers, {:.0} s left",
+                    left.as_secs_f64().ceil()
+                )
+            }
+            Self::TooFewDevices { devices, needed, lanes, max_lanes_per_rank } => write!(
+                f,
+                "{devices} devices cannot carry {lanes} lanes with max_lanes_per_rank {max_lanes_per_rank}: {needed} are needed"
+            ),
+            Self::Pausing { left, after } => {
+                write!(f, "next try in {:.1} s{}", left.as_secs_f64(), since(after.as_ref()))
+            }
+            Self::CheckpointService { asking } => write!(f, "the checkpoint service is asked {asking}"),
+            Self::Forming { generation, ready, ranks, waiting_for } => {
+                write!(f, "{generation}: {ready} of {ranks} ranks ready")?;
+                if waiting_for.is_empty() { Ok(()) } else { write!(f, ", waiting for {}", list(waiting_for)) }
+            }
+            Self::Training { generation, ranks, silent } => {
+                write!(f, "{generation}: {ranks} ranks{}", silence(silent))
+            }
+            Self::Draining { parked, ranks, to_grow } => {
+                let why = if *to_grow { " to take in spare devices" } else { "" };
+                write!(f, "{parked} of {ranks} ranks stopped at a step boundary{why}")
+            }
+            Self::LastCheckpoint { step } => write!(f, "the checkpoint of step {step} is not visible yet"),
+            Self::Over(outcome) => outcome.fmt(f),
+        }
+    }
+}
+
+fn silence(silent: &[(WorkerName, Duration)]) -> String {
+    silent.iter().map(|(worker, d)| format!(", {worker} silent for {:.1} s", d.as_secs_f64())).collect()
+}
+
+fn since(cause: Option<&EndCause>) -> String {
+    cause.map(|c| format!(" (after: {c})")).unwrap_or_default()
+}

@@ -1,0 +1,325 @@
+//! What the coordinator knows.
+
+use crate::commit::StepMetrics;
+use crate::effect::{Effect, Persisted, ToWorker};
+use crate::event::{Event, SessionId};
+use crate::generation::{DrainFor, GenerationRecord, Live, Member};
+use crate::job::JobSpec;
+use crate::reason::{EndCause, Outcome};
+use crate::settings::Settings;
+use mcl_types::{FencingToken, Generation, LaneLayout, LaneLayoutError, Term, WorkerName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The coordinator's whole state. Changed by [`crate::step`] only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub(crate) settings: Settings,
+    pub(crate) term: Term,
+    /// The highest generation ever formed.
+    pub(crate) last_generation: Generation,
+    /// Connected workers, and members or recent ones that are silent.
+    pub(crate) workers: BTreeMap<WorkerName, Worker>,
+    pub(crate) job: Option<Job>,
+}
+
+/// A worker machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Worker {
+    /// Its stream, while there is one.
+    pub(crate) session: Option<SessionId>,
+    pub(crate) last_heard: Duration,
+    pub(crate) devices: Vec<String>,
+    pub(crate) advertise: String,
+    pub(crate) libtorch: String,
+    /// What it had seen when it said hello: tells a lost assignment from lost ranks.
+    pub(crate) highest: FencingToken,
+}
+
+/// The job and where it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Job {
+    pub(crate) spec: JobSpec,
+    /// Steps that stand; the next one to be committed.
+    pub(crate) committed: u64,
+    /// The most that ever stood.
+    pub(crate) furthest: u64,
+    /// Newest visible checkpoint.
+    pub(crate) last_checkpoint: Option<u64>,
+    /// The checkpoint that is being made visible.
+    pub(crate) committing: Option<u64>,
+    /// Generations in a row that ended without bringing the run forward.
+    pub(crate) fruitless: u32,
+    /// Their causes, oldest first.
+    pub(crate) causes: Vec<EndCause>,
+    /// The generation before the live or next one.
+    pub(crate) ended: Option<Ended>,
+    /// The job is to stop.
+    pub(crate) drain: bool,
+    pub(crate) last_step: Option<StepMetrics>,
+    /// Exponential mean over about 20 steps of the share of a step that waited for pictures.
+    pub(crate) data_wait_share: f64,
+    pub(crate) stage: Stage,
+}
+
+/// The generation that ended last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) generation: Generation,
+    /// None where it was stopped on purpose.
+    pub(crate) cause: Option<EndCause>,
+}
+
+/// What the job is doing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Stage {
+    Gathering(Gathering),
+    Live(Live),
+    Over(Outcome),
+}
+
+/// Waiting for what the next generation needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Gathering {
+    pub(crate) since: Duration,
+    /// A pause after failures.
+    pub(crate) not_before: Duration,
+    /// The first one since the job was submitted or the coordinator started.
+    pub(crate) first: bool,
+    pub(crate) lookup: Lookup,
+}
+
+/// What is known of the run's checkpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Lookup {
+    NotAsked,
+    Asked,
+    /// The newest usable one.
+    Known(Option<u64>),
+}
+
+impl Gathering {
+    pub(crate) const fn new(now: Duration, not_before: Duration, first: bool) -> Self {
+        Self { since: now, not_before, first, lookup: Lookup::NotAsked }
+    }
+}
+
+/// What a coordinator finds in its run directory.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Recovered {
+    /// The highest generation in the journal.
+    pub last_generation: Generation,
+    /// The job, where there is one.
+    pub job: Option<RecoveredJob>,
+}
+
+/// A job found in the run directory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecoveredJob {
+    /// What it is.
+    pub spec: JobSpec,
+    /// Steps that stand in the ledger.
+    pub committed: u64,
+    /// The generation that was training when the coordinator went away.
+    pub live: Option<Started>,
+    /// Newest checkpoint known to be visible.
+    pub last_checkpoint: Option<u64>,
+    /// What its ranks were asked to stop for, if they were.
+    pub drain: Option<DrainFor>,
+    /// How it ended, where it did: then it waits to be submitted again.
+    pub outcome: Option<Outcome>,
+}
+
+/// A generation that was told to train.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// What it is.
+    pub record: GenerationRecord,
+    /// Where its ranks meet.
+    pub store_address: String,
+}
+
+impl State {
+    /// An idle coordinator in its first or later reign.
+    pub const fn new(settings: Settings, term: Term) -> Self {
+        Self { settings, term, last_generation: Generation::new(0), workers: BTreeMap::new(), job: None }
+    }
+
+    /// A coordinator that goes on where its predecessor stopped, at time `now`. The members of a
+    /// generation that was training have `lost_after` to come back.
+    ///
+    /// # Errors
+    /// When the recorded generation could not have existed.
+    pub fn recover(
+        settings: Settings,
+        term: Term,
+        recovered: Recovered,
+        now: Duration,
+    ) -> Result<Self, LaneLayoutError> {
+        let mut state = Self::new(settings, term);
+        state.last_generation = recovered.last_generation;
+        let Some(found) = recovered.job else {
+            return Ok(state);
+        };
+        let mut job = Job::new(found.spec, found.committed, now);
+        job.drain = found.drain == Some(DrainFor::Stop);
+        job.last_checkpoint = found.last_checkpoint.filter(|s| *s <= found.committed);
+        if let Some(outcome) = found.outcome {
+            job.stage = Stage::Over(outcome);
+        } else if let Some(Started { record, store_address }) = found.live {
+            let world = u32::try_from(record.places.len()).unwrap_or(u32::MAX);
+            let layout = LaneLayout::new(job.spec.lanes, world)?;
+            for place in &record.places {
+                state.workers.entry(place.worker.clone()).or_insert_with(|| Worker::unheard(now));
+            }
+            let mut live = Live::new(&record, layout, job.furthest, now, &Member::Training);
+            live.drain = found.drain;
+            live.store_address = Some(store_address);
+            job.last_checkpoint = job.last_checkpoint.max(record.resume);
+            job.stage = Stage::Live(live);
+        }
+        state.job = Some(job);
+        Ok(state)
+    }
+
+    /// This coordinator's reign.
+    pub const fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The live generation's number, or the last one's.
+    pub const fn generation(&self) -> Generation {
+        self.last_generation
+    }
+
+    /// Steps that stand.
+    pub fn committed(&self) -> u64 {
+        self.job.as_ref().map_or(0, |j| j.committed)
+    }
+
+    /// How the job ended, where it did.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        match &self.job.as_ref()?.stage {
+            Stage::Over(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn live(&self) -> Option<&Live> {
+        match &self.job.as_ref()?.stage {
+            Stage::Live(live) => Some(live),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn live_mut(&mut self) -> Option<&mut Live> {
+        match &mut self.job.as_mut()?.stage {
+            Stage::Live(live) => Some(live),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn worker_of(&self, session: SessionId) -> Option<&WorkerName> {
+        self.workers.iter().find(|(_, w)| w.session == Some(session)).map(|(name, _)| name)
+    }
+}
+
+impl Worker {
+    pub(crate) fn unheard(now: Duration) -> Self {
+        Self {
+            session: None,
+            last_heard: now,
+            devices: Vec::new(),
+            advertise: String::new(),
+            libtorch: String::new(),
+            highest: FencingToken::default(),
+        }
+    }
+}
+
+impl Job {
+    pub(crate) fn new(spec: JobSpec, committed: u64, now: Duration) -> Self {
+        Self {
+            spec,
+            committed,
+            furthest: committed,
+            last_checkpoint: None,
+            committing: None,
+            fruitless: 0,
+            causes: Vec::new(),
+            ended: None,
+            drain: false,
+            last_step: None,
+            data_wait_share: 0.0,
+            stage: Stage::Gathering(Gathering::new(now, now, true)),
+        }
+    }
+}
+
+/// One event being applied.
+pub(crate) struct Turn<'a> {
+    pub(crate) state: &'a mut State,
+    pub(crate) now: Duration,
+    pub(crate) out: Vec<Effect>,
+}
+
+impl<'a> Turn<'a> {
+    pub(crate) const fn new(state: &'a mut State, now: Duration) -> Self {
+        Self { state, now, out: Vec::new() }
+    }
+
+    /// Applies the event, then does whatever has become due.
+    pub(crate) fn take(mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Connected { session, hello } => self.connected(session, hello),
+            Event::Heartbeat { session, token, events } => self.heartbeat(session, token, events),
+            Event::Disconnected { session } => self.disconnected(session),
+            Event::Submit { request, spec } => self.submit(request, spec),
+            Event::Drain => self.drain(),
+            Event::CheckpointsFound { steps } => self.checkpoints_found(&steps),
+            Event::CheckpointResult { step, result } => self.checkpoint_result(step, result),
+            Event::Tick => self.tick(),
+        }
+        self.start_if_ready();
+        self.commit_steps();
+        self.commit_checkpoint();
+        self.finish_if_parked();
+        self.consider_growth();
+        self.gather();
+        self.out
+    }
+
+    /// Sends to a worker, where it has a stream.
+    pub(crate) fn send(&mut self, worker: &WorkerName, message: ToWorker) {
+        if let Some(session) = self.state.workers.get(worker).and_then(|w| w.session) {
+            self.out.push(Effect::Send { session, message });
+        }
+    }
+
+    /// Sends to the workers of the live generation.
+    pub(crate) fn broadcast(&mut self, message: &ToWorker) {
+        for session in self.member_sessions() {
+            self.out.push(Effect::Send { session, message: message.clone() });
+        }
+    }
+
+    /// The streams of the live generation's workers, in name order.
+    pub(crate) fn member_sessions(&self) -> Vec<SessionId> {
+        let Some(live) = self.state.live() else { return Vec::new() };
+        live.workers().into_iter().filter_map(|w| self.state.workers.get(w)?.session).collect()
+    }
+
+    /// The job is over: everybody is told.
+    pub(crate) fn over(&mut self, outcome: Outcome) {
+        let Some(job) = self.state.job.as_mut() else { return };
+        job.stage = Stage::Over(outcome.clone());
+        self.out.push(Effect::Persist(Persisted::Over(outcome.clone())));
+        let (reason, leave) = (outcome.to_string(), self.state.settings.leave_when_done);
+        for session in self.state.workers.values().filter_map(|w| w.session) {
+            let message = ToWorker::Dismiss { reason: reason.clone(), leave };
+            self.out.push(Effect::Send { session, message });
+        }
+        self.out.push(Effect::Over(outcome));
+    }
+}

@@ -1,0 +1,372 @@
+//! A cluster in memory: a coordinator with its journal and ledger, workers with ranks, a checkpoint
+//! store, and a network that delays, breaks and repeats. Whatever the coordinator does is checked as it is
+//! done.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub mod machine;
+
+pub use machine::Machine;
+
+use mcl_coordinator_core::{
+    DrainFor, Effect, Event, GenerationRecord, JobSpec, Outcome, Persisted, Recovered, RecoveredJob,
+    SessionId, Settings, Started, State, ToWorker, invariants, step,
+};
+use mcl_plan::Schedule;
+use mcl_types::{Digest, Generation, RunId, Term, WorkerName};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+pub const CHECKPOINT_EVERY: u64 = 5;
+
+/// What survives a coordinator.
+#[derive(Debug, Clone, Default)]
+pub struct Journal {
+    pub term: u64,
+    pub last_generation: Generation,
+    pub spec: Option<JobSpec>,
+    pub live: Option<GenerationRecord>,
+    pub started: Option<String>,
+    pub drain: Option<DrainFor>,
+    pub last_checkpoint: Option<u64>,
+    pub outcome: Option<Outcome>,
+}
+
+/// What all ranks of one generation share, as a collective would.
+#[derive(Debug, Clone)]
+pub struct Fabric {
+    pub world: u32,
+    pub first: u64,
+    /// Steps applied by each rank.
+    pub applied: BTreeMap<u32, u64>,
+    pub started: BTreeSet<u32>,
+    /// A rank is gone: every other one's next collective fails.
+    pub broken: bool,
+    /// The boundary at which all stop.
+    pub drain_at: Option<u64>,
+}
+
+#[derive(Debug)]
+pub struct Cluster {
+    pub now: Duration,
+    pub state: State,
+    pub settings: Settings,
+    pub journal: Journal,
+    /// (step, generation) of every step that stands.
+    pub ledger: Vec<u64>,
+    pub commits: usize,
+    pub rolled_back: usize,
+    pub visible: BTreeSet<u64>,
+    /// Slices stored: (step, generation) -> ranks.
+    pub stored: BTreeMap<(u64, Generation), BTreeSet<u32>>,
+    /// Checkpoint work that the service has not answered.
+    pub service: VecDeque<Asked>,
+    pub machines: BTreeMap<WorkerName, Machine>,
+    pub fabrics: BTreeMap<Generation, Fabric>,
+    pub down: BTreeMap<SessionId, VecDeque<ToWorker>>,
+    pub sessions: u64,
+    pub spec: JobSpec,
+    pub warnings: Vec<String>,
+    pub over: Option<Outcome>,
+    pub answers: Vec<Result<u64, String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    Find,
+    Commit { step: u64, generation: Generation },
+}
+
+pub fn spec(lanes: u32, total_steps: u64, steps_per_epoch: u64) -> JobSpec {
+    JobSpec {
+        run_id: RunId::new("run").unwrap(),
+        job_digest: Digest::of(b"job"),
+        plan_digest: Digest::of(b"plan"),
+        lanes,
+        images_per_lane: 2,
+        schedule: Schedule::new(steps_per_epoch, total_steps).unwrap(),
+        min_workers: 1,
+        max_lanes_per_rank: None,
+    }
+}
+
+pub fn patient() -> Settings {
+    Settings { fruitless_limit: 100_000, ..Settings::default() }
+}
+
+impl Cluster {
+    pub fn new(settings: Settings, spec: JobSpec) -> Self {
+        let journal = Journal { term: 1, ..Journal::default() };
+        Self {
+            now: Duration::from_secs(1),
+            state: State::new(settings.clone(), Term::new(1)),
+            settings,
+            journal,
+            ledger: Vec::new(),
+            commits: 0,
+            rolled_back: 0,
+            visible: BTreeSet::new(),
+            stored: BTreeMap::new(),
+            service: VecDeque::new(),
+            machines: BTreeMap::new(),
+            fabrics: BTreeMap::new(),
+            down: BTreeMap::new(),
+            sessions: 0,
+            spec,
+            warnings: Vec::new(),
+            over: None,
+            answers: Vec::new(),
+        }
+    }
+
+    pub fn add(&mut self, name: &str, devices: usize) {
+        let name = WorkerName::new(name);
+        self.machines.insert(name.clone(), Machine::new(name, devices));
+    }
+
+    pub fn submit(&mut self) {
+        let spec = self.spec.clone();
+        self.apply(Event::Submit { request: 1, spec });
+    }
+
+    /// One event, its effects performed and judged.
+    pub fn apply(&mut self, event: Event) {
+        let was_over = self.state.outcome().is_some();
+        let submitting = matches!(event, Event::Submit { .. });
+        let effects = step(&mut self.state, event, self.now);
+        assert_eq!(invariants::check(&self.state), Ok(()));
+        for effect in effects {
+            if was_over && !submitting {
+                let harmless = matches!(
+                    effect,
+                    Effect::Send { .. }
+                        | Effect::Close { .. }
+                        | Effect::Warn(_)
+                        | Effect::Persist(Persisted::Checkpoint(_))
+                );
+                assert!(harmless, "after the end of the job: {effect:?}");
+            }
+            self.perform(effect);
+        }
+        assert_eq!(self.state.committed(), self.ledger.len() as u64);
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Persist(persisted) => self.persist(persisted),
+            Effect::Send { session, message } | Effect::SendOnceDurable { session, message } => {
+                self.check_message(&message);
+                self.down.entry(session).or_default().push_back(message);
+            }
+            Effect::Close { session } => self.break_session(session),
+            Effect::Commit { record, metrics } => {
+                assert_eq!(record.step.get(), self.ledger.len() as u64, "steps are committed in order, once");
+                assert_eq!(Some(record.generation), self.journal.live.as_ref().map(|l| l.generation));
+                assert_eq!(metrics.step, record.step.get());
+                assert_eq!(record.lanes.len(), self.spec.lanes as usize);
+                self.ledger.push(record.generation.get());
+                self.commits += 1;
+            }
+            Effect::AppendLedger(_) => {}
+            Effect::RollBack { to, .. } => {
+                assert!(to < self.ledger.len() as u64);
+                self.rolled_back += self.ledger.len() - usize::try_from(to).unwrap();
+                self.ledger.truncate(usize::try_from(to).unwrap());
+            }
+            Effect::FindCheckpoints => self.service.push_back(Asked::Find),
+            Effect::CommitCheckpoint { step, generation, slices } => {
+                assert!(
+                    step <= self.ledger.len() as u64,
+                    "the ledger covers a checkpoint before it is visible"
+                );
+                let stored = self.stored.get(&(step, generation)).map_or(0, BTreeSet::len);
+                assert_eq!(stored, slices as usize, "all slices are durable");
+                self.service.push_back(Asked::Commit { step, generation });
+            }
+            Effect::SubmitAnswered { result, .. } => self.answers.push(result.map_err(|e| e.to_string())),
+            Effect::Warn(warning) => self.warnings.push(warning.to_string()),
+            Effect::Over(outcome) => {
+                assert!(self.over.is_none(), "a job ends once");
+                self.over = Some(outcome);
+            }
+        }
+    }
+
+    fn persist(&mut self, persisted: Persisted) {
+        let journal = &mut self.journal;
+        match persisted {
+            Persisted::Job(spec) => {
+                journal.spec = Some(spec);
+                journal.outcome = None;
+                journal.drain = None;
+                self.over = None;
+            }
+            Persisted::Formed(record) => {
+                assert!(record.generation > journal.last_generation, "generations only grow");
+                assert!(journal.live.is_none(), "at most one generation is live");
+                let world = u32::try_from(record.places.len()).unwrap();
+                let fabric = Fabric {
+                    world,
+                    first: record.first,
+                    applied: (0..world).map(|r| (r, record.first)).collect(),
+                    started: BTreeSet::new(),
+                    broken: false,
+                    drain_at: None,
+                };
+                self.fabrics.insert(record.generation, fabric);
+                journal.last_generation = record.generation;
+                journal.started = None;
+                journal.drain = journal.drain.filter(|d| *d == DrainFor::Stop);
+                journal.live = Some(record);
+            }
+            Persisted::Started { generation, store_address } => {
+                assert_eq!(journal.live.as_ref().map(|l| l.generation), Some(generation));
+                journal.started = Some(store_address);
+            }
+            Persisted::Ended(generation) => {
+                assert_eq!(journal.live.take().map(|l| l.generation), Some(generation));
+            }
+            Persisted::Drain(why) => journal.drain = Some(why),
+            Persisted::Checkpoint(step) => journal.last_checkpoint = Some(step),
+            Persisted::Over(outcome) => journal.outcome = Some(outcome),
+        }
+    }
+
+    /// Nobody hears of a generation that is not in the journal.
+    fn check_message(&self, message: &ToWorker) {
+        let generation = match message {
+            ToWorker::Assign { generation, .. }
+            | ToWorker::Start { generation, .. }
+            | ToWorker::Grant { generation, .. }
+            | ToWorker::Committed { generation, .. }
+            | ToWorker::CheckpointCommitted { generation, .. }
+            | ToWorker::Drain { generation }
+            | ToWorker::Stop { generation, .. } => *generation,
+            ToWorker::Welcome | ToWorker::Refused { .. } | ToWorker::Dismiss { .. } => return,
+        };
+        assert!(generation <= self.journal.last_generation, "{message:?} is ahead of the journal");
+        if let ToWorker::Committed { step, .. } = message {
+            assert!(*step < self.ledger.len() as u64, "an acknowledged step is in the ledger");
+        }
+    }
+
+    pub fn advance(&mut self, by: Duration) {
+        self.now += by;
+        self.apply(Event::Tick);
+    }
+
+    /// The service answers the oldest request. A commit that is refused stays invisible.
+    pub fn answer(&mut self, refuse: bool) {
+        match self.service.pop_front() {
+            Some(Asked::Find) => {
+                let steps = self.visible.iter().copied().collect();
+                self.apply(Event::CheckpointsFound { steps });
+            }
+            Some(Asked::Commit { step, .. }) if refuse => {
+                self.apply(Event::CheckpointResult { step, result: Err("a slice is damaged".to_owned()) });
+            }
+            Some(Asked::Commit { step, .. }) => {
+                self.visible.insert(step);
+                self.apply(Event::CheckpointResult { step, result: Ok("digest".to_owned()) });
+            }
+            None => {}
+        }
+    }
+
+    /// The newest checkpoint turns out damaged; not the last one, which nobody would read again.
+    pub fn damage(&mut self) {
+        if !self.visible.contains(&self.spec.total_steps()) {
+            self.visible.pop_last();
+        }
+    }
+
+    pub fn break_session(&mut self, session: SessionId) {
+        self.down.remove(&session);
+        for machine in self.machines.values_mut() {
+            if machine.session == Some(session) {
+                machine.session = None;
+                machine.up.clear();
+            }
+        }
+    }
+
+    /// The coordinator dies and another one opens the same directory. What was in flight is lost, except
+    /// that the service may have done what it was asked.
+    pub fn restart_coordinator(&mut self, done: bool) {
+        for asked in std::mem::take(&mut self.service) {
+            if let (Asked::Commit { step, .. }, true) = (asked, done) {
+                self.visible.insert(step);
+            }
+        }
+        self.down.clear();
+        for machine in self.machines.values_mut() {
+            machine.session = None;
+            machine.up.clear();
+        }
+        self.journal.term += 1;
+        let journal = self.journal.clone();
+        let job = journal.spec.map(|spec| RecoveredJob {
+            spec,
+            committed: self.ledger.len() as u64,
+            live: journal
+                .live
+                .zip(journal.started)
+                .map(|(record, store_address)| Started { record, store_address }),
+            last_checkpoint: journal.last_checkpoint,
+            drain: journal.drain,
+            outcome: journal.outcome,
+        });
+        if job.as_ref().is_some_and(|j| j.live.is_none()) {
+            self.journal.live = None;
+        }
+        let recovered = Recovered { last_generation: journal.last_generation, job };
+        let term = Term::new(journal.term);
+        self.state = State::recover(self.settings.clone(), term, recovered, self.now).unwrap();
+        assert_eq!(invariants::check(&self.state), Ok(()));
+    }
+
+    /// State survives being written down.
+    pub fn round_trip(&mut self) {
+        let text = serde_json::to_string(&self.state).unwrap();
+        let back: State = serde_json::from_str(&text).unwrap();
+        assert_eq!(back, self.state);
+        self.state = back;
+    }
+
+    /// Everything healthy, in fair turns, until the job is over or `rounds` are up.
+    pub fn run(&mut self, rounds: usize) -> Option<Outcome> {
+        for _ in 0..rounds {
+            if let Some(over) = &self.over {
+                return Some(over.clone());
+            }
+            self.round();
+        }
+        self.over.clone()
+    }
+
+    /// One fair turn for everybody.
+    pub fn round(&mut self) {
+        self.advance(Duration::from_millis(100));
+        while !self.service.is_empty() {
+            self.answer(false);
+        }
+        for name in self.machines.keys().cloned().collect::<Vec<_>>() {
+            if self.machines[&name].session.is_none() {
+                self.connect(&name);
+            }
+            self.deliver_down(&name, usize::MAX);
+            self.act(&name);
+            self.beat(&name);
+            self.deliver_up(&name, usize::MAX);
+        }
+    }
+
+    pub fn run_to(&mut self, committed: u64) {
+        for _ in 0..10_000 {
+            if self.ledger.len() as u64 >= committed {
+                return;
+            }
+            self.round();
+        }
+        panic!("step {committed} was not reached: {:?}", self.state.phase(self.now));
+    }
+}

@@ -1,0 +1,2 @@
+//! The coordinator's rim.
+#![forbid(unsafe_code)]
