@@ -1,0 +1,413 @@
+//! Where the pictures are: an image folder, a tar shard, or a folder of tar shards.
+//!
+//! Role: one numbered list of samples with stable ids, cut into shards, and their encoded bytes.
+//! Invariants: the list is in byte order of the paths (of a tar: in its order), so the same data gives
+//! the same numbers everywhere; ids are lossless; the digest covers ids and lengths in order.
+//! Left out: decoding, order of use, remote stores.
+
+mod folder;
+mod mapping;
+mod sample_id;
+mod tar_index;
+
+pub use folder::EXTENSIONS;
+pub use sample_id::{escape, unescape};
+pub use tar_index::{IndexEntry, TarIndex, index, side_file};
+
+use folder::{FolderList, has_extension};
+use mcl_types::{Digest, SampleIndex};
+use memmap2::Mmap;
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Pictures of one slice of a folder's list.
+const SLICE: usize = 1024;
+
+/// Waits between tries of a read that failed: a busy or reconnecting file server.
+const RETRY_WAITS: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
+
+/// A source that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing to train on.
+    #[error("no pictures in {}: expected files ending in {}, at any depth, or .tar shards", path.display(), EXTENSIONS.join(", "))]
+    Empty {
+        /// The source.
+        path: PathBuf,
+    },
+    /// The source is one file, and not a tar.
+    #[error("{} is neither a folder nor a .tar shard", path.display())]
+    NotASource {
+        /// The source.
+        path: PathBuf,
+    },
+    /// Tar shards beside loose pictures.
+    #[error("{} holds both .tar shards and loose pictures (such as {example}): expected one kind", path.display())]
+    Mixed {
+        /// The source.
+        path: PathBuf,
+        /// A loose picture's id.
+        example: String,
+    },
+    /// Not a tar, or a damaged one.
+    #[error("{} is not a readable tar: {source}", path.display())]
+    BadTar {
+        /// The shard.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A side index that belongs to another tar.
+    #[error("{} does not fit its tar: {reason}; make it anew with `mcl data index`, or delete it", index.display())]
+    IndexMismatch {
+        /// The side file.
+        index: PathBuf,
+        /// What disagrees.
+        reason: String,
+    },
+}
+
+/// A sample that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// No such sample.
+    #[error("sample {index} is outside the dataset of {len}")]
+    Outside {
+        /// The number asked for.
+        index: u64,
+        /// Samples there are.
+        len: u64,
+    },
+    /// The file is gone, was never there (a link that leads nowhere), or may not be read: as good as a
+    /// picture that cannot be decoded.
+    #[error("cannot be opened: {source}")]
+    Unavailable {
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading failed, also when tried again.
+    #[error("{id} cannot be read (tried {tries} times): {source}")]
+    Io {
+        /// The sample.
+        id: String,
+        /// Times tried.
+        tries: usize,
+        /// The last failure.
+        source: io::Error,
+    },
+}
+
+impl ReadError {
+    /// Whether another picture may take this one's place; false for failures of the storage.
+    pub const fn is_undecodable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+/// Samples that lie together: a tar, or a slice of a folder's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardInfo {
+    /// File name of the tar, or the slice's number.
+    pub name: String,
+    /// First sample.
+    pub first: u64,
+    /// Number of samples.
+    pub len: u64,
+}
+
+/// The encoded bytes of one sample.
+#[derive(Debug, Clone)]
+pub struct Encoded(Bytes);
+
+#[derive(Debug, Clone)]
+enum Bytes {
+    Owned(Vec<u8>),
+    Mapped(Arc<Mmap>, Range<usize>),
+}
+
+impl Deref for Encoded {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Owned(bytes) => bytes,
+            Bytes::Mapped(map, range) => map.get(range.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+/// One mapped shard.
+#[derive(Debug)]
+struct TarShard {
+    name: String,
+    first: u64,
+    map: Arc<Mmap>,
+    entries: Vec<IndexEntry>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Folder(FolderList),
+    Tar(Vec<TarShard>),
+}
+
+/// A numbered list of pictures.
+#[derive(Debug)]
+pub struct Dataset {
+    kind: Kind,
+    len: u64,
+    shards: Vec<ShardInfo>,
+    digest: Digest,
+}
+
+impl Dataset {
+    /// Lists `source`: a folder of pictures, a `.tar`, or a folder with `.tar` shards directly in it.
+    ///
+    /// # Errors
+    /// When nothing usable is there; see [`DatasetError`].
+    pub fn open(source: &Path) -> Result<Self, DatasetError> {
+        let io = |source_error| DatasetError::Io { path: source.to_owned(), source: source_error };
+        let about = fs::metadata(source).map_err(io)?;
+        let kind = if about.is_file() {
+            if !has_extension(source, &["tar"]) {
+                return Err(DatasetError::NotASource { path: source.to_owned() });
+            }
+            Kind::Tar(open_shards(&[source.to_owned()])?)
+        } else {
+            let tars = tars_in(source).map_err(io)?;
+            let folder = FolderList::walk(source)?;
+            match (tars.is_empty(), folder.entries.first()) {
+                (true, _) => Kind::Folder(folder),
+                (false, None) => Kind::Tar(open_shards(&tars)?),
+                (false, Some(loose)) => {
+                    let example = escape(loose.path.as_encoded_bytes()).into_owned();
+                    return Err(DatasetError::Mixed { path: source.to_owned(), example });
+                }
+            }
+        };
+        let mut dataset = Self { len: 0, shards: Vec::new(), digest: Digest::from_bytes([0; 32]), kind };
+        dataset.shards = dataset.cut();
+        dataset.len = dataset.shards.iter().map(|s| s.len).sum();
+        if dataset.len == 0 {
+            return Err(DatasetError::Empty { path: source.to_owned() });
+        }
+        dataset.digest = dataset.hash();
+        Ok(dataset)
+    }
+
+    /// Number of samples; never 0.
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Always false: an empty source does not open.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Digest of all ids and lengths in order.
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The shards, in order and without gaps.
+    pub fn shards(&self) -> &[ShardInfo] {
+        &self.shards
+    }
+
+    /// The sample's printable, lossless name: its path below the folder, or `shard.tar/path`. `None`
+    /// outside the dataset.
+    pub fn id(&self, sample: SampleIndex) -> Option<Cow<'_, str>> {
+        match &self.kind {
+            Kind::Folder(list) => {
+                let entry = list.entries.get(usize::try_from(sample.get()).ok()?)?;
+                Some(escape(entry.path.as_encoded_bytes()))
+            }
+            Kind::Tar(shards) => {
+                let (shard, entry) = locate(shards, sample)?;
+                Some(Cow::Owned(format!("{}/{}.{}", shard.name, entry.key, entry.extension)))
+            }
+        }
+    }
+
+    /// The sample's class: its top folder's place among the folders, or what the shard says.
+    pub fn label(&self, sample: SampleIndex) -> Option<u32> {
+        match &self.kind {
+            Kind::Folder(list) => list.entries.get(usize::try_from(sample.get()).ok()?)?.label,
+            Kind::Tar(shards) => locate(shards, sample)?.1.label,
+        }
+    }
+
+    /// Class names by label, where the folders tell them.
+    pub fn classes(&self) -> Vec<String> {
+        match &self.kind {
+            Kind::Folder(list) => {
+                list.classes.iter().map(|c| escape(c.as_encoded_bytes()).into_owned()).collect()
+            }
+            Kind::Tar(_) => Vec::new(),
+        }
+    }
+
+    /// Length of the sample's encoded bytes as listed.
+    pub fn byte_len(&self, sample: SampleIndex) -> Option<u64> {
+        match &self.kind {
+            Kind::Folder(list) => list.entries.get(usize::try_from(sample.get()).ok()?).map(|e| e.length),
+            Kind::Tar(shards) => locate(shards, sample).map(|(_, e)| e.length),
+        }
+    }
+
+    /// The hash that the shard's side file recorded for the sample, where there is one.
+    pub fn recorded_hash(&self, sample: SampleIndex) -> Option<Digest> {
+        match &self.kind {
+            Kind::Folder(_) => None,
+            Kind::Tar(shards) => locate(shards, sample)?.1.blake3,
+        }
+    }
+
+    /// The sample's encoded bytes. A failing read is tried again a few times.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read(&self, sample: SampleIndex) -> Result<Encoded, ReadError> {
+        let outside = || ReadError::Outside { index: sample.get(), len: self.len };
+        match &self.kind {
+            Kind::Folder(list) => {
+                let at = usize::try_from(sample.get()).map_err(|_| outside())?;
+                let entry = list.entries.get(at).ok_or_else(outside)?;
+                read_file(&list.root.join(&entry.path)).map(|bytes| Encoded(Bytes::Owned(bytes)))
+            }
+            Kind::Tar(shards) => {
+                let (shard, entry) = locate(shards, sample).ok_or_else(outside)?;
+                // Bounds were checked against the mapping when the shard was opened.
+                #[expect(clippy::cast_possible_truncation, reason = "inside a mapping")]
+                let range = entry.offset as usize..(entry.offset + entry.length) as usize;
+                Ok(Encoded(Bytes::Mapped(Arc::clone(&shard.map), range)))
+            }
+        }
+    }
+
+    /// The sample's path below the source (in its shard), as raw bytes.
+    pub(crate) fn path_bytes(&self, sample: SampleIndex) -> Option<Vec<u8>> {
+        match &self.kind {
+            Kind::Folder(list) => {
+                let entry = list.entries.get(usize::try_from(sample.get()).ok()?)?;
+                Some(entry.path.as_encoded_bytes().to_vec())
+            }
+            Kind::Tar(shards) => {
+                let (_, entry) = locate(shards, sample)?;
+                Some(unescape(&format!("{}.{}", entry.key, entry.extension)))
+            }
+        }
+    }
+
+    fn cut(&self) -> Vec<ShardInfo> {
+        match &self.kind {
+            Kind::Folder(list) => (0_u64..)
+                .zip(list.entries.chunks(SLICE))
+                .map(|(i, slice)| ShardInfo {
+                    name: format!("slice {i}"),
+                    first: i * SLICE as u64,
+                    len: slice.len() as u64,
+                })
+                .collect(),
+            Kind::Tar(shards) => shards
+                .iter()
+                .map(|s| ShardInfo { name: s.name.clone(), first: s.first, len: s.entries.len() as u64 })
+                .collect(),
+        }
+    }
+
+    fn hash(&self) -> Digest {
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"mcl-dataset-1\0");
+        for sample in (0..self.len).map(SampleIndex::new) {
+            let id = self.id(sample).unwrap_or_default();
+            hash.update(&(id.len() as u64).to_le_bytes());
+            hash.update(id.as_bytes());
+            hash.update(&self.byte_len(sample).unwrap_or(0).to_le_bytes());
+        }
+        Digest::from_bytes(*hash.finalize().as_bytes())
+    }
+}
+
+/// The tars directly in `folder`, in byte order of their names.
+fn tars_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut tars = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if has_extension(&path, &["tar"]) && path.is_file() {
+            tars.push(path);
+        }
+    }
+    tars.sort_unstable_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
+    Ok(tars)
+}
+
+fn open_shards(tars: &[PathBuf]) -> Result<Vec<TarShard>, DatasetError> {
+    let mut first = 0;
+    let mut shards = Vec::with_capacity(tars.len());
+    for path in tars {
+        let io = |source| DatasetError::Io { path: path.clone(), source };
+        let map = mapping::map(&File::open(path).map_err(io)?).map_err(io)?;
+        let entries = TarIndex::of(path, &map)?.samples;
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let name = escape(name.as_encoded_bytes()).into_owned();
+        let len = entries.len() as u64;
+        shards.push(TarShard { name, first, map: Arc::new(map), entries });
+        first += len;
+    }
+    Ok(shards)
+}
+
+fn locate(shards: &[TarShard], sample: SampleIndex) -> Option<(&TarShard, &IndexEntry)> {
+    let after = shards.partition_point(|s| s.first <= sample.get());
+    let shard = shards.get(after.checked_sub(1)?)?;
+    let entry = shard.entries.get(usize::try_from(sample.get() - shard.first).ok()?)?;
+    Some((shard, entry))
+}
+
+/// Whether the file itself is at fault, and not the storage.
+fn is_unavailable(error: &io::Error) -> bool {
+    /// A link that leads to itself (ELOOP), which has no stable kind.
+    const LINK_LOOP: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::NotADirectory
+    ) || error.raw_os_error() == Some(LINK_LOOP)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, ReadError> {
+    let mut waits = RETRY_WAITS.iter();
+    loop {
+        let source = match fs::read(path) {
+            Ok(bytes) => return Ok(bytes),
+            Err(e) => e,
+        };
+        if is_unavailable(&source) {
+            return Err(ReadError::Unavailable { source });
+        }
+        match waits.next() {
+            Some(wait) => std::thread::sleep(*wait),
+            None => {
+                let id = escape(path.as_os_str().as_encoded_bytes()).into_owned();
+                return Err(ReadError::Io { id, tries: RETRY_WAITS.len() + 1, source });
+            }
+        }
+    }
+}

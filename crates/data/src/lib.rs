@@ -1,0 +1,34 @@
+//! Pictures into tensors.
+//!
+//! Role: list the pictures of a folder or of tar shards ([`Dataset`]), decode them as Pillow does
+//! ([`decode`]), make the 2L augmented views of each ([`Augmenter`]), do all of that ahead of time on
+//! background threads ([`Loader`]), and say where each view goes in a montage ([`montage`]). Besides:
+//! the tools that pack, inspect, generate and preview data.
+//!
+//! Invariants: what is fed depends on (seed, epoch, sample, view) and on the bytes of the pictures, never on
+//! threads, time or who asks; nothing a picture file holds can bring the process down; every unsafe
+//! line is in one module of one call (`dataset/mapping.rs`).
+//!
+//! Left out: which sample goes where (the plan's business), tensors and normalisation (training's),
+//! remote object stores.
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod augment;
+pub mod crop;
+pub mod dataset;
+pub mod decode;
+pub mod inspect;
+pub mod loader;
+pub mod montage;
+pub mod pack;
+mod picture;
+
+pub use augment::{AugmentError, AugmentSpec, Augmenter, Jitter, Scratch, ViewMode, Views};
+pub use dataset::{Dataset, DatasetError, Encoded, ReadError, ShardInfo};
+pub use decode::{DecodeError, Decoder, Format, Limits, decode};
+pub use loader::{
+    BatchRequest, FedSample, LaneBatch, Loader, LoaderError, LoaderSpec, LoaderStats, Replaced,
+};
+pub use montage::MontageLayout;
+pub use picture::Picture;
