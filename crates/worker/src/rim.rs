@@ -1,0 +1,239 @@
+//! The one loop: an event comes, decisions are taken, effects are performed in order.
+//!
+//! Invariant: nothing outlives the loop. Streams and processes are tasks of one set, which is emptied before
+//! the loop returns and aborted where its future is dropped.
+
+use crate::event::{Attempt, Effect, Ending, Event, ProcessId};
+use crate::fence::Fence;
+use crate::process::{self, RankHandle};
+use crate::state::{Identity, State};
+use crate::{WorkerConfig, WorkerError, WorkerOutcome, link};
+use mcl_proto::v1::{Configure, Hello, RankCommand, SessionRequest, rank_command};
+use mcl_types::FencingToken;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+use tonic::transport::Endpoint;
+
+/// Events that may wait for the loop; whoever has more waits for it.
+const EVENTS: usize = 1024;
+/// How long the last words may take to reach the coordinator.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Runs a worker until it is dismissed, refused or told to stop.
+///
+/// # Errors
+/// When its configuration cannot work, nobody answers at the start, the coordinator refuses it, or the
+/// highest token cannot be kept.
+pub async fn run(
+    config: WorkerConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<WorkerOutcome, WorkerError> {
+    check(&config)?;
+    let fence = Fence::new(config.state_dir.as_deref(), &config.name);
+    let highest = fence.load()?;
+    let endpoint = link::endpoint(&config.coordinator_url)?;
+    let (mut state, effects) = State::new(Identity::new(&config), highest);
+    let (sender, mut events) = mpsc::channel(EVENTS);
+    let mut rim = Rim {
+        config,
+        fence,
+        endpoint,
+        events: sender,
+        tasks: JoinSet::new(),
+        ranks: BTreeMap::new(),
+        stream: None,
+    };
+    let ended = rim.live(&mut state, effects, &mut events, shutdown).await;
+    if ended.is_ok() && state.is_connected() {
+        rim.farewell(&mut events).await;
+    }
+    rim.tasks.shutdown().await;
+    rim.outcome(ended?)
+}
+
+/// What would fail later on is said at once.
+fn check(config: &WorkerConfig) -> Result<(), WorkerError> {
+    if config.devices.is_empty() {
+        return Err(WorkerError::NoDevice { worker: config.name.clone() });
+    }
+    let path = &config.rank_program;
+    let reason = match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => return Ok(()),
+        Ok(_) => "it is not a file".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(WorkerError::RankProgram { path: path.clone(), reason })
+}
+
+/// The present stream.
+struct Stream {
+    attempt: Attempt,
+    outgoing: mpsc::Sender<SessionRequest>,
+    task: AbortHandle,
+}
+
+struct Rim {
+    config: WorkerConfig,
+    fence: Fence,
+    endpoint: Endpoint,
+    events: mpsc::Sender<Event>,
+    tasks: JoinSet<()>,
+    ranks: BTreeMap<ProcessId, RankHandle>,
+    stream: Option<Stream>,
+}
+
+impl Rim {
+    async fn live(
+        &mut self,
+        state: &mut State,
+        effects: Vec<Effect>,
+        events: &mut mpsc::Receiver<Event>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<Ending, WorkerError> {
+        let start = Instant::now();
+        tokio::pin!(shutdown);
+        let mut asked = false;
+        if let Some(ending) = self.perform(state, effects, start).await? {
+            return Ok(ending);
+        }
+        loop {
+            let deadline = state.deadline();
+            let event = tokio::select! {
+                () = &mut shutdown, if !asked => {
+                    asked = true;
+                    Event::Shutdown
+                }
+                Some(event) = events.recv() => event,
+                Some(_) = self.tasks.join_next() => continue,
+                () = sleep_until(start, deadline), if deadline.is_some() => Event::Tick,
+            };
+            if let Event::Gone { process, .. } = &event {
+                self.ranks.remove(process);
+            }
+            let effects = state.apply(event, start.elapsed());
+            if let Some(ending) = self.perform(state, effects, start).await? {
+                return Ok(ending);
+            }
+        }
+    }
+
+    /// Performs effects, and those of what goes wrong with them.
+    async fn perform(
+        &mut self,
+        state: &mut State,
+        effects: Vec<Effect>,
+        start: Instant,
+    ) -> Result<Option<Ending>, WorkerError> {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            let trouble = match effect {
+                Effect::Leave(ending) => return Ok(Some(ending)),
+                Effect::Persist(token) => {
+                    self.persist(token).await?;
+                    None
+                }
+                Effect::Connect { attempt, hello, after } => {
+                    self.connect(attempt, hello, after);
+                    None
+                }
+                Effect::Send(message) => self.send(message),
+                Effect::Spawn { process, configure } => self.spawn(process, *configure),
+                Effect::Command { process, command } => self.command(process, command),
+                Effect::Kill(process) => {
+                    if let Some(rank) = self.ranks.get(&process) {
+                        rank.kill();
+                    }
+                    None
+                }
+            };
+            if let Some(event) = trouble {
+                effects.extend(state.apply(event, start.elapsed()));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn persist(&self, token: FencingToken) -> Result<(), WorkerError> {
+        let fence = self.fence.clone();
+        // The task ends early only where the runtime does, and then nothing is done under the token.
+        tokio::task::spawn_blocking(move || fence.save(token)).await.unwrap_or(Ok(()))
+    }
+
+    fn connect(&mut self, attempt: Attempt, hello: Hello, after: Duration) {
+        if let Some(old) = self.stream.take() {
+            old.task.abort();
+        }
+        let (outgoing, queue) = mpsc::channel(link::OUTGOING);
+        let events = self.events.clone();
+        let task = self.tasks.spawn(link::run(self.endpoint.clone(), attempt, hello, after, queue, events));
+        self.stream = Some(Stream { attempt, outgoing, task });
+    }
+
+    fn send(&mut self, message: SessionRequest) -> Option<Event> {
+        let stream = self.stream.as_ref()?;
+        match stream.outgoing.try_send(message) {
+            // Closed: its end is on its way here, and the message is kept or a mere heartbeat.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => None,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                let reason = format!("it does not read: {} messages wait", link::OUTGOING);
+                Some(Event::Down { attempt: stream.attempt, reason })
+            }
+        }
+    }
+
+    fn spawn(&mut self, id: ProcessId, configure: Configure) -> Option<Event> {
+        let (program, env) = (&self.config.rank_program, &self.config.rank_env);
+        let spawned = process::spawn(id, configure.rank, program, env, &mut self.tasks, self.events.clone());
+        match spawned {
+            Ok(handle) => {
+                self.ranks.insert(id, handle);
+                let command = Some(rank_command::Command::Configure(configure));
+                self.command(id, RankCommand { command })
+            }
+            Err(error) => {
+                let reason = format!("{}: {error}; check that it can be executed", program.display());
+                Some(Event::NotStarted { process: id, reason })
+            }
+        }
+    }
+
+    fn command(&self, process: ProcessId, command: RankCommand) -> Option<Event> {
+        let waiting = self.ranks.get(&process)?.command(command).err()?;
+        Some(Event::RankDeaf { process, waiting })
+    }
+
+    /// Ends the stream in order, so that what was sent last still arrives.
+    async fn farewell(&mut self, events: &mut mpsc::Receiver<Event>) {
+        let Some(stream) = self.stream.take() else { return };
+        drop(stream.outgoing);
+        let ended = async {
+            while let Some(event) = events.recv().await {
+                if matches!(event, Event::Down { attempt, .. } if attempt == stream.attempt) {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(FAREWELL, ended).await.is_err() {
+            tracing::debug!("the coordinator did not end the stream in time");
+        }
+    }
+
+    fn outcome(&self, ending: Ending) -> Result<WorkerOutcome, WorkerError> {
+        let url = self.config.coordinator_url.clone();
+        match ending {
+            Ending::Dismissed(reason) => Ok(WorkerOutcome::Dismissed(reason)),
+            Ending::Shutdown => Ok(WorkerOutcome::Shutdown),
+            Ending::Refused(reason) => Err(WorkerError::Refused { url, reason }),
+            Ending::Unreachable { waited, last } => Err(WorkerError::Unreachable { url, waited, last }),
+        }
+    }
+}
+
+async fn sleep_until(start: Instant, deadline: Option<Duration>) {
+    if let Some(deadline) = deadline {
+        tokio::time::sleep_until(start + deadline).await;
+    }
+}
