@@ -14,16 +14,20 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod annotations;
 pub mod augment;
 pub mod crop;
 pub mod dataset;
 pub mod decode;
+pub mod generate;
 pub mod inspect;
 pub mod loader;
 pub mod montage;
 pub mod pack;
 mod picture;
+mod sheet;
 
+pub use annotations::Annotations;
 pub use augment::{AugmentError, AugmentSpec, Augmenter, Jitter, Scratch, ViewMode, Views};
 pub use dataset::{Dataset, DatasetError, Encoded, ReadError, ShardInfo};
 pub use decode::{DecodeError, Decoder, Format, Limits, decode};
@@ -32,3 +36,4 @@ pub use loader::{
 };
 pub use montage::MontageLayout;
 pub use picture::Picture;
+pub use sheet::{SheetError, montage_sheet};

@@ -55,12 +55,10 @@ pub(super) struct Blur {
     planes: [Vec<u8>; 2],
 }
 
+/// The weighted sum, rounded; the weights sum to at most 2^24.
 #[inline(always)]
 fn mix(pass: BoxPass, inner: u32, edges: u32) -> u8 {
-    #[expect(clippy::cast_possible_truncation, reason = "weights sum to at most 2^24")]
-    {
-        ((inner * pass.inner + edges * pass.edge + (1 << 23)) >> 24) as u8
-    }
+    ((inner * pass.inner + edges * pass.edge + (1 << 23)) >> 24) as u8
 }
 
 kernel! {

@@ -1,0 +1,191 @@
+//! One generated picture: ground, clutter, objects, noise.
+
+use super::shape::{CLASSES, Object};
+use crate::picture::Picture;
+use mcl_types::SplitMix64;
+
+/// Points of a pixel's edge that are looked at.
+const SUBSAMPLES: u32 = 3;
+
+/// Least difference in grey between ground and object, and between an object's two colours.
+const CONTRAST: f64 = 45.0;
+
+/// A drawn picture and what is on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    /// The picture.
+    pub picture: Picture,
+    /// Its objects; one that others cover is left out.
+    pub objects: Vec<DrawnObject>,
+}
+
+/// An object on a drawn picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DrawnObject {
+    /// Number of its class.
+    pub class: usize,
+    /// Left, top, width, height in pixels.
+    pub bbox: [f32; 4],
+}
+
+/// What to draw.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plan {
+    /// Edge of the picture.
+    pub(super) size: u32,
+    /// Least and largest number of objects.
+    pub(super) objects: (u32, u32),
+    /// Least and largest diameter of an object.
+    pub(super) diameter: (u32, u32),
+}
+
+fn grey(c: [f64; 3]) -> f64 {
+    0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2]
+}
+
+fn colour(random: &mut SplitMix64) -> [f64; 3] {
+    [0; 3].map(|_| random.range(15.0, 240.0))
+}
+
+/// A colour whose grey is at least [`CONTRAST`] from those of `others`.
+fn distinct(random: &mut SplitMix64, others: &[[f64; 3]]) -> [f64; 3] {
+    let mut best = (f64::MIN, [0.0; 3]);
+    for _ in 0..40 {
+        let c = colour(random);
+        let gap = others.iter().map(|o| (grey(*o) - grey(c)).abs()).fold(f64::MAX, f64::min);
+        if gap >= CONTRAST {
+            return c;
+        }
+        if gap > best.0 {
+            best = (gap, c);
+        }
+    }
+    best.1
+}
+
+/// The ground: a slope between two near colours with a few faint blotches.
+struct Ground {
+    colour: [f64; 3],
+    slope: (f64, f64),
+    tint: [f64; 3],
+    blotches: Vec<(f64, f64, f64, f64)>,
+}
+
+impl Ground {
+    fn draw(random: &mut SplitMix64, size: f64) -> Self {
+        let colour = colour(random);
+        let slope = (random.range(-22.0, 22.0) / size, random.range(-22.0, 22.0) / size);
+        let tint = [0; 3].map(|_| random.range(0.6, 1.4));
+        let blotches = (0..4 + random.below(6)).map(|_| {
+            let (x, y) = (random.range(0.0, size), random.range(0.0, size));
+            (x, y, random.range(0.03, 0.14) * size, random.range(-26.0, 26.0))
+        });
+        let blotches = blotches.collect();
+        Self { colour, slope, tint, blotches }
+    }
+
+    fn at(&self, x: f64, y: f64, size: f64) -> [f64; 3] {
+        let mut light = self.slope.0 * (x - size / 2.0) + self.slope.1 * (y - size / 2.0);
+        for (bx, by, radius, strength) in &self.blotches {
+            let (dx, dy) = (x - bx, y - by);
+            if dx * dx + dy * dy < radius * radius {
+                light += strength;
+            }
+        }
+        [0, 1, 2].map(|c| self.colour[c] + light * self.tint[c])
+    }
+}
+
+/// Draws a picture.
+pub(super) fn draw(random: &mut SplitMix64, plan: Plan) -> Drawn {
+    let size = f64::from(plan.size);
+    let ground = Ground::draw(random, size);
+    let wanted = plan.objects.0 + below(random, plan.objects.1 - plan.objects.0 + 1);
+    let objects = place(random, plan, wanted, ground.colour);
+    let noise = random.range(2.0, 9.0);
+    let mut picture = Picture::black(plan.size, plan.size);
+    let mut boxes: Vec<Option<[u32; 4]>> = vec![None; objects.len()];
+    for y in 0..plan.size {
+        for x in 0..plan.size {
+            let base = ground.at(f64::from(x) + 0.5, f64::from(y) + 0.5, size);
+            let mut sum = [0.0; 3];
+            let mut covered = vec![0_u32; objects.len()];
+            for i in 0..SUBSAMPLES * SUBSAMPLES {
+                let step = |k: u32| (f64::from(k) + 0.5) / f64::from(SUBSAMPLES);
+                let (px, py) = (f64::from(x) + step(i % SUBSAMPLES), f64::from(y) + step(i / SUBSAMPLES));
+                // Later objects lie on top.
+                let top =
+                    objects.iter().enumerate().rev().find_map(|(o, object)| Some((o, object.at(px, py)?)));
+                if let Some((o, _)) = top {
+                    covered[o] += 1;
+                }
+                let c = top.map_or(base, |(_, c)| c);
+                (0..3).for_each(|k| sum[k] += c[k]);
+            }
+            for (b, n) in boxes.iter_mut().zip(&covered) {
+                if *n * 2 > SUBSAMPLES * SUBSAMPLES {
+                    let [x0, y0, x1, y1] = b.unwrap_or([x, y, x, y]);
+                    *b = Some([x0.min(x), y0.min(y), x1.max(x), y1.max(y)]);
+                }
+            }
+            let area = f64::from(SUBSAMPLES * SUBSAMPLES);
+            let grain = bell(random) * noise;
+            picture.set_pixel(x, y, sum.map(|s| to_byte(s / area + grain + bell(random) * noise * 0.4)));
+        }
+    }
+    let objects = objects
+        .iter()
+        .zip(boxes)
+        .filter_map(|(o, b)| Some(DrawnObject { class: o.class, bbox: corners(b?) }))
+        .collect();
+    Drawn { picture, objects }
+}
+
+/// Objects whose circles do not overlap much, each inside the picture.
+fn place(random: &mut SplitMix64, plan: Plan, wanted: u32, ground: [f64; 3]) -> Vec<Object> {
+    let size = f64::from(plan.size);
+    let mut taken: Vec<(f64, f64, f64)> = Vec::new();
+    let mut objects = Vec::new();
+    for _ in 0..wanted {
+        for _ in 0..60 {
+            let radius = random.range(f64::from(plan.diameter.0), f64::from(plan.diameter.1)) / 2.0;
+            let radius = radius.min(size / 2.0 - 1.0);
+            let (x, y) = (random.range(radius, size - radius), random.range(radius, size - radius));
+            let free = taken.iter().all(|(ox, oy, or)| {
+                let (dx, dy, least) = (x - ox, y - oy, 0.92 * (radius + or));
+                dx * dx + dy * dy >= least * least
+            });
+            if !free {
+                continue;
+            }
+            taken.push((x, y, radius));
+            let class = below(random, CLASSES as u32) as usize;
+            let first = distinct(random, &[ground]);
+            let second = distinct(random, &[ground, first]);
+            objects.push(Object::draw(random, class, (x, y), radius, [first, second]));
+            break;
+        }
+    }
+    objects
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "below a u32")]
+fn below(random: &mut SplitMix64, n: u32) -> u32 {
+    random.below(u64::from(n)) as u32
+}
+
+/// Nearly normal noise of deviation 1 from sums alone: the same bits on every machine.
+fn bell(random: &mut SplitMix64) -> f64 {
+    let sum: f64 = (0..3).map(|_| random.uniform()).sum();
+    (sum - 1.5) * 2.0
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+fn to_byte(value: f64) -> u8 {
+    value.round().clamp(0.0, 255.0) as u8
+}
+
+#[expect(clippy::cast_precision_loss, reason = "pixel coordinates")]
+fn corners([x0, y0, x1, y1]: [u32; 4]) -> [f32; 4] {
+    [x0 as f32, y0 as f32, (x1 - x0 + 1) as f32, (y1 - y0 + 1) as f32]
+}
