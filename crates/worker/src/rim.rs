@@ -11,6 +11,7 @@ use crate::{WorkerConfig, WorkerError, WorkerOutcome, link};
 use mcl_proto::v1::{Configure, Hello, RankCommand, SessionRequest, rank_command};
 use mcl_types::FencingToken;
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -28,10 +29,10 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// When its configuration cannot work, nobody answers at the start, the coordinator refuses it, or the
 /// highest token cannot be kept.
 pub async fn run(
-    config: WorkerConfig,
+    mut config: WorkerConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<WorkerOutcome, WorkerError> {
-    check(&config)?;
+    config.rank_program = check(&config)?;
     let fence = Fence::new(config.state_dir.as_deref(), &config.name);
     let highest = fence.load()?;
     let endpoint = link::endpoint(&config.coordinator_url)?;
@@ -54,14 +55,15 @@ pub async fn run(
     rim.outcome(ended?)
 }
 
-/// What would fail later on is said at once.
-fn check(config: &WorkerConfig) -> Result<(), WorkerError> {
+/// What would fail later on is said at once. The rank program's full path, so that a bare name means the file
+/// that was looked at and not one of the search path.
+fn check(config: &WorkerConfig) -> Result<PathBuf, WorkerError> {
     if config.devices.is_empty() {
         return Err(WorkerError::NoDevice { worker: config.name.clone() });
     }
     let path = &config.rank_program;
-    let reason = match std::fs::metadata(path) {
-        Ok(found) if found.is_file() => return Ok(()),
+    let reason = match std::fs::canonicalize(path) {
+        Ok(full) if full.is_file() => return Ok(full),
         Ok(_) => "it is not a file".to_owned(),
         Err(error) => error.to_string(),
     };

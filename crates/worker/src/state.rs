@@ -24,7 +24,7 @@ pub(crate) const GRACE: Duration = Duration::from_secs(2);
 /// First pause before the coordinator is tried again; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(3);
-/// Heartbeat interval of a coordinator that names none, and the shortest that is obeyed.
+/// Shortest heartbeat interval that is obeyed.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Who this worker is, as far as decisions depend on it.
@@ -184,7 +184,9 @@ impl State {
             return self.reconnect();
         }
         if term > self.highest.term {
-            let generation = self.current.map_or(Generation::new(0), |c| c.generation);
+            // Where nothing runs, the new term may count its generations as it likes.
+            let running = !(self.processes.is_empty() && self.waiting.is_empty());
+            let generation = self.current.filter(|_| running).map_or(Generation::new(0), |c| c.generation);
             self.raise(FencingToken { term, generation });
         }
         let interval = Duration::from_millis(welcome.heartbeat_interval_ms).max(MIN_INTERVAL);

@@ -242,8 +242,11 @@ pub fn config(address: SocketAddr) -> WorkerConfig {
     }
 }
 
+/// Whether a process runs; one that is dead and not yet reaped (by whoever inherited it) does not.
 pub fn runs(pid: i32) -> bool {
-    kill(Pid::from_raw(pid), None).is_ok()
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let dead = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']));
+    kill(Pid::from_raw(pid), None).is_ok() && !dead
 }
 
 /// Waits until a process that was killed without waiting is gone and reaped.
