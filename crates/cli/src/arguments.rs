@@ -1,0 +1,360 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mcl_config::Override;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Distributed, elastic MCL pre-training.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+pub(crate) struct Arguments {
+    /// How log lines look.
+    #[arg(long, global = true, value_enum, default_value_t = Log::Text)]
+    pub(crate) log: Log,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Log {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a job on this machine: coordinator, checkpoint service and workers, in one command.
+    Run(RunArguments),
+    /// Start a coordinator.
+    Coordinator(CoordinatorArguments),
+    /// Start a checkpoint service.
+    CheckpointServer(CheckpointServerArguments),
+    /// Start a worker: one rank process a device.
+    Worker(WorkerArguments),
+    /// Hand a coordinator its job.
+    Submit(SubmitArguments),
+    /// What a coordinator is doing, and why.
+    Status(ServerArguments),
+    /// Finish the step in flight, checkpoint, stop.
+    Drain(ServerArguments),
+    /// Check a job file and, where its pictures are here, that they fit.
+    Validate(ValidateArguments),
+    /// Pack, index, inspect, preview or generate pictures.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// List, verify, digest or export checkpoints.
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
+    /// Check what a run really used against its plan.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// Evaluate frozen features.
+    #[command(subcommand)]
+    Eval(EvalCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// The job file.
+    pub(crate) job: PathBuf,
+    /// Worker daemons to start.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) workers: u32,
+    /// What ranks run on: auto, cpu, or a list such as cuda:0,cuda:1 (dealt to the workers in turn).
+    #[arg(long, default_value = "auto")]
+    pub(crate) devices: String,
+    /// Run directory; default runs/<job file's name>. An existing one is resumed.
+    #[arg(long)]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Override of a job key, as in train.steps=20.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) overrides: Vec<Override>,
+    /// End with a summary as one JSON object on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Listen {
+    /// Address to listen at; port 0 picks a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// Allow an address beyond loopback: nothing is encrypted or authenticated yet.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Stop when standard input closes: for daemons that another program started.
+    #[arg(long, hide = true)]
+    pub(crate) stop_with_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CoordinatorArguments {
+    /// Run directory, owned by this coordinator.
+    #[arg(long)]
+    pub(crate) run_dir: PathBuf,
+    /// URL of the checkpoint service.
+    #[arg(long)]
+    pub(crate) checkpoint: String,
+    /// Job file to submit at once; else wait for `mcl submit`.
+    #[arg(long)]
+    pub(crate) job: Option<PathBuf>,
+    /// Override of a job key.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", requires = "job")]
+    pub(crate) overrides: Vec<Override>,
+    /// Wait a moment for so many workers before the first generation.
+    #[arg(long)]
+    pub(crate) expected_workers: Option<u32>,
+    #[command(flatten)]
+    pub(crate) listen: Listen,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckpointServerArguments {
+    /// Folder to keep checkpoints in.
+    #[arg(long)]
+    pub(crate) root: PathBuf,
+    /// All checkpoints belong to one run: leave its name out of the paths.
+    #[arg(long)]
+    pub(crate) flat: bool,
+    #[command(flatten)]
+    pub(crate) listen: Listen,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArguments {
+    /// URL of the coordinator.
+    #[arg(long)]
+    pub(crate) coordinator: String,
+    /// Name, unique in the cluster; default: host name and process number.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// What ranks run on: auto, cpu, cpu,cpu, cuda:0, ...
+    #[arg(long, default_value = "auto")]
+    pub(crate) devices: String,
+    /// Address that other ranks reach this machine at.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) advertise: String,
+    /// Folder for the highest fencing token seen.
+    #[arg(long)]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Seconds to keep trying to reach the coordinator at start.
+    #[arg(long, default_value_t = 30)]
+    pub(crate) connect_timeout: u64,
+    /// Stop when standard input closes: for daemons that another program started.
+    #[arg(long, hide = true)]
+    pub(crate) stop_with_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArguments {
+    /// The job file.
+    pub(crate) job: PathBuf,
+    /// Override of a job key.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) overrides: Vec<Override>,
+    /// Name of the run; default: the job file's name.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServerArguments {
+    /// URL of the coordinator.
+    #[arg(long, env = "MCL_COORDINATOR")]
+    pub(crate) coordinator: String,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ValidateArguments {
+    /// The job file.
+    pub(crate) job: PathBuf,
+    /// Override of a job key.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) overrides: Vec<Override>,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Pack a folder of pictures into tar shards with an index.
+    Pack {
+        /// Folder of pictures.
+        source: PathBuf,
+        /// Folder for the shards.
+        #[arg(long)]
+        out: PathBuf,
+        /// Pictures a shard.
+        #[arg(long, default_value_t = 1024)]
+        samples_per_shard: u64,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the side index of tar shards.
+    Index {
+        /// A shard, or a folder of shards.
+        source: PathBuf,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at every picture of a source: count, formats, sizes, what cannot be decoded and why.
+    Inspect {
+        /// Folder, shard, or folder of shards.
+        source: PathBuf,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw a sheet of montages with their labels.
+    Preview {
+        /// The job file.
+        job: PathBuf,
+        /// The PNG to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Which step of the plan.
+        #[arg(long, default_value_t = 0)]
+        step: u64,
+        /// Which lane.
+        #[arg(long, default_value_t = 0)]
+        lane: u32,
+        /// Override of a job key.
+        #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+        overrides: Vec<Override>,
+    },
+    /// Make pictures with boxes and classes: single objects, or scenes of several.
+    Generate {
+        /// What to make.
+        #[arg(value_enum)]
+        kind: Kind,
+        /// Folder for `images/` and `annotations.json`.
+        #[arg(long)]
+        out: PathBuf,
+        /// How many pictures.
+        #[arg(long)]
+        count: u64,
+        /// Side in pixels; default 64 for objects, 128 for scenes.
+        #[arg(long)]
+        size: Option<u32>,
+        /// Seed: the same seed makes the same bytes.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// One object a picture.
+    Objects,
+    /// Several objects a picture.
+    Scenes,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckpointCommand {
+    /// What is there, oldest first.
+    List {
+        /// Run directory, its checkpoints folder, or one checkpoint.
+        path: PathBuf,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every byte.
+    Verify {
+        /// Run directory, its checkpoints folder, or one checkpoint.
+        path: PathBuf,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Digest of the whole state, whatever the slicing.
+    Digest {
+        /// Run directory (its newest good checkpoint) or one checkpoint.
+        path: PathBuf,
+        /// Also every tensor's digest.
+        #[arg(long)]
+        tensors: bool,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write weights for other tools.
+    Export {
+        /// Run directory (its newest good checkpoint) or one checkpoint.
+        path: PathBuf,
+        /// The file to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// What the file looks like.
+        #[arg(long, value_enum, default_value_t = Format::Safetensors)]
+        format: Format,
+        /// Which encoder.
+        #[arg(long, value_enum, default_value_t = Encoder::Momentum)]
+        encoder: Encoder,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// One safetensors file: `backbone.*`, `neck.*`, `projector.*` with the official names inside.
+    Safetensors,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Encoder {
+    /// The momentum encoder.
+    Momentum,
+    /// The online encoder.
+    Online,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LedgerCommand {
+    /// Recompute the plan and compare: every planned picture once, none twice, none foreign.
+    Verify {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// k nearest neighbours on object crops and scene boxes, with random weights and raw pixels beside.
+    Knn(KnnArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KnnArguments {
+    /// Run directory (its newest good checkpoint) or one checkpoint.
+    pub(crate) path: PathBuf,
+    /// Folder of generated objects: neighbours are looked for among these ...
+    #[arg(long)]
+    pub(crate) train: PathBuf,
+    /// ... for each of these.
+    #[arg(long)]
+    pub(crate) test: PathBuf,
+    /// Folder of generated scenes, for the boxes.
+    #[arg(long)]
+    pub(crate) scenes: Option<PathBuf>,
+    /// Neighbours.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) k: u32,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,130 @@
+//! `mcl checkpoint`.
+
+use crate::arguments::{CheckpointCommand, Encoder, Format};
+use crate::client::runtime;
+use crate::exit::FAILED;
+use anyhow::{Context, Result, bail};
+use mcl_checkpoint_core::{CheckpointDir, Depth, export_safetensors};
+use mcl_types::Step;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub(crate) fn checkpoint(command: &CheckpointCommand) -> Result<ExitCode> {
+    runtime()?.block_on(async {
+        match command {
+            CheckpointCommand::List { path, json } => list(path, *json, Depth::Quick).await,
+            CheckpointCommand::Verify { path, json } => list(path, *json, Depth::Full).await,
+            CheckpointCommand::Digest { path, tensors, json } => digest(path, *tensors, *json).await,
+            CheckpointCommand::Export { path, out, format, encoder } => export(path, out, *format, *encoder).await,
+        }
+    })
+}
+
+async fn newest(dir: &CheckpointDir, path: &Path) -> Result<Step> {
+    match dir.newest().await? {
+        Some(step) => Ok(step),
+        None => bail!("{} holds no good checkpoint", path.display()),
+    }
+}
+
+async fn list(path: &Path, json: bool, depth: Depth) -> Result<ExitCode> {
+    let inventory = CheckpointDir::open(path)?.list(depth).await?;
+    if json {
+        let visible: Vec<_> = inventory
+            .visible
+            .iter()
+            .map(|e| {
+                serde_json::json!({
+                    "step": e.manifest.step.get(), "digest": e.manifest.state_digest.to_string(),
+                    "slices": e.manifest.slices.len(), "bytes": e.manifest.file_bytes(),
+                })
+            })
+            .collect();
+        let damaged: Vec<_> = inventory
+            .damaged
+            .iter()
+            .map(|(step, reason)| serde_json::json!({ "step": step.get(), "reason": reason.to_string() }))
+            .collect();
+        println!("{}", serde_json::json!({ "checkpoints": visible, "damaged": damaged }));
+    } else {
+        for e in &inventory.visible {
+            let m = &e.manifest;
+            println!("after {:>8} steps  {}  {} slices  {} bytes", m.step.get(), m.state_digest.short(), m.slices.len(), m.file_bytes());
+        }
+        for (step, reason) in &inventory.damaged {
+            println!("after {:>8} steps  DAMAGED: {reason}", step.get());
+        }
+        if inventory.visible.is_empty() && inventory.damaged.is_empty() {
+            println!("no checkpoints in {}", path.display());
+        }
+    }
+    Ok(if inventory.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+async fn digest(path: &Path, tensors: bool, json: bool) -> Result<ExitCode> {
+    let dir = CheckpointDir::open(path)?;
+    let step = newest(&dir, path).await?;
+    let (manifest, list) = dir.verify(step).await?;
+    if json {
+        let each: serde_json::Map<String, serde_json::Value> = if tensors {
+            list.iter().map(|t| (t.name.clone(), t.digest.to_string().into())).collect()
+        } else {
+            serde_json::Map::new()
+        };
+        println!(
+            "{}",
+            serde_json::json!({ "step": step.get(), "digest": manifest.state_digest.to_string(), "tensors": each })
+        );
+    } else {
+        println!("{}", manifest.state_digest);
+        if tensors {
+            for t in &list {
+                println!("{}  {}", t.digest, t.name);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The name that a tensor of `encoder` has in an export.
+fn exported_name(name: &str, encoder: Encoder) -> Option<String> {
+    let prefix = match encoder {
+        Encoder::Momentum => "encoder_k.",
+        Encoder::Online => "encoder_q.",
+    };
+    let rest = name.strip_prefix(prefix)?;
+    let (part, inner) = rest.split_once('.')?;
+    let part = match part {
+        "0" => "backbone",
+        "1" => "neck",
+        "2" => "projector",
+        _ => return None,
+    };
+    Some(format!("{part}.{inner}"))
+}
+
+async fn export(path: &Path, out: &Path, format: Format, encoder: Encoder) -> Result<ExitCode> {
+    let Format::Safetensors = format;
+    let dir = CheckpointDir::open(path)?;
+    let step = newest(&dir, path).await?;
+    let (_, tensors) = dir.tensors(step).await?;
+    export_safetensors(out, &tensors, |name, _| exported_name(name, encoder))
+        .with_context(|| format!("exporting the checkpoint of {step}"))?;
+    println!("{}", out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exports_take_one_encoder_and_nothing_else() {
+        let name = |n| exported_name(n, Encoder::Momentum);
+        assert_eq!(name("encoder_k.0.layer1.0.bn1.weight").as_deref(), Some("backbone.layer1.0.bn1.weight"));
+        assert_eq!(name("encoder_k.1.fpn_convs.0.conv.weight").as_deref(), Some("neck.fpn_convs.0.conv.weight"));
+        assert_eq!(name("encoder_q.0.conv1.weight"), None);
+        assert_eq!(name("optimizer.momentum_buffer.encoder_q.0.conv1.weight"), None);
+        assert_eq!(exported_name("encoder_q.2.mlp.0.bias", Encoder::Online).as_deref(), Some("projector.mlp.0.bias"));
+    }
+}

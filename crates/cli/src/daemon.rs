@@ -1,0 +1,163 @@
+//! The three daemons: coordinator, checkpoint service, worker.
+
+use crate::arguments::{CheckpointServerArguments, CoordinatorArguments, Listen, WorkerArguments};
+use crate::client::{Coordinator as Client, load_job, runtime};
+use crate::exit::{INTERRUPTED, Usage};
+use crate::rank_program::{RankProgram, parse_devices};
+use crate::spawn::LISTENING;
+use crate::{ledger, run_dir};
+use anyhow::{Context, Result, bail};
+use mcl_checkpoint::{Layout, ServeConfig};
+use mcl_config::Job;
+use mcl_coordinator::{Coordinator, CoordinatorConfig, JobFacts, JobOutcome};
+use mcl_data::Dataset;
+use mcl_worker::{WorkerConfig, WorkerOutcome};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often workers speak when nothing is urgent.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// Ends with SIGINT, SIGTERM or, where asked for, the end of standard input.
+async fn asked_to_stop(stop_with_stdin: bool) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    let input = async {
+        if stop_with_stdin {
+            let mut sink = [0; 64];
+            let mut stdin = tokio::io::stdin();
+            while matches!(stdin.read(&mut sink).await, Ok(n) if n > 0) {}
+        } else {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        () = input => {}
+    }
+}
+
+async fn bind(listen: &Listen) -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(listen.listen)
+        .await
+        .with_context(|| format!("listening at {}: choose a free port, or 0 for any", listen.listen))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+fn announce(address: SocketAddr) -> Result<()> {
+    println!("{LISTENING}http://{address}");
+    Ok(std::io::stdout().flush()?)
+}
+
+pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCode> {
+    mcl_checkpoint::check_bind(a.listen.listen, a.listen.insecure).map_err(|e| Usage(e.to_string()))?;
+    runtime()?.block_on(async {
+        std::fs::create_dir_all(&a.root).with_context(|| format!("creating {}", a.root.display()))?;
+        let (listener, address) = bind(&a.listen).await?;
+        announce(address)?;
+        let layout = if a.flat { Layout::Flat } else { Layout::RunFolders };
+        mcl_checkpoint::serve(listener, ServeConfig::new(&a.root, layout), asked_to_stop(a.listen.stop_with_stdin)).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+pub(crate) fn worker(a: &WorkerArguments) -> Result<ExitCode> {
+    let program = RankProgram::find(1)?;
+    let devices = parse_devices(&a.devices, &program)?;
+    let name = a.name.clone().unwrap_or_else(default_name);
+    let config = WorkerConfig {
+        name,
+        coordinator_url: a.coordinator.clone(),
+        devices,
+        rank_program: program.path,
+        rank_env: program.environment,
+        advertise: a.advertise.clone(),
+        state_dir: a.state_dir.clone(),
+        connect_timeout: Duration::from_secs(a.connect_timeout),
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        libtorch: "2.11.0".to_owned(),
+    };
+    runtime()?.block_on(async {
+        match mcl_worker::run(config, asked_to_stop(a.stop_with_stdin)).await? {
+            WorkerOutcome::Dismissed(reason) => tracing::info!(reason, "dismissed"),
+            WorkerOutcome::Shutdown => tracing::info!("stopped"),
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn default_name() -> String {
+    let host = nix::unistd::gethostname().map_or_else(|_| "worker".into(), |h| h.to_string_lossy().into_owned());
+    format!("{host}-{}", std::process::id())
+}
+
+/// What the coordinator needs to know of a job, from its file and its pictures. Leaves the plan's inputs in
+/// the run directory for `mcl ledger verify`.
+fn interpret(run_dir: &Path, job_toml: &str) -> Result<JobFacts> {
+    let job = Job::parse(job_toml, "the submitted job")?;
+    let dataset = Dataset::open(&job.data().source)?;
+    let plan = mcl_job::plan_spec(&job, &dataset);
+    let schedule = mcl_job::schedule(&job, &plan)?;
+    ledger::record_plan(run_dir, &plan)?;
+    Ok(JobFacts {
+        job_toml: job.to_toml()?,
+        plan,
+        schedule,
+        shard_names: dataset.shards().iter().map(|s| s.name.clone()).collect(),
+        keep: job.checkpoint().keep,
+        min_workers: job.elastic().min_workers,
+        max_lanes_per_rank: job.elastic().max_lanes_per_rank,
+        lost_after: Some(job.elastic().lost_after),
+    })
+}
+
+pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
+    mcl_coordinator::check_bind(a.listen.listen, a.listen.insecure).map_err(|e| Usage(e.to_string()))?;
+    let job = a.job.as_deref().map(|path| load_job(path, &a.overrides)).transpose()?;
+    runtime()?.block_on(async {
+        std::fs::create_dir_all(&a.run_dir)
+            .with_context(|| format!("creating the run directory {}", a.run_dir.display()))?;
+        let (listener, address) = bind(&a.listen).await?;
+        let mut config = CoordinatorConfig::new(&a.run_dir, &a.checkpoint, listener);
+        config.settings.expected_workers = a.expected_workers;
+        config.heartbeat_interval = HEARTBEAT;
+        // A parent that started us for one job has workers that are to end with it.
+        config.settings.leave_when_done = a.listen.stop_with_stdin;
+        let folder: PathBuf = a.run_dir.clone();
+        let coordinator =
+            Coordinator::open(config, Arc::new(move |toml: &str| interpret(&folder, toml).map_err(|e| format!("{e:#}"))))
+                .await?;
+        announce(address)?;
+        let run_id = run_dir::run_id(&std::path::absolute(&a.run_dir)?)?;
+        let submit = async {
+            if let Some(job) = &job {
+                Client::connect(&format!("http://{address}")).await?.submit(run_id.as_str(), job).await?;
+            }
+            std::future::pending::<Result<JobOutcome>>().await
+        };
+        tokio::select! {
+            outcome = coordinator.serve(asked_to_stop(a.listen.stop_with_stdin)) => finish(outcome?),
+            refused = submit => finish(refused?),
+        }
+    })
+}
+
+/// The outcome as the process's last word.
+fn finish(outcome: JobOutcome) -> Result<ExitCode> {
+    match outcome {
+        JobOutcome::Failed { reason } => bail!("the run failed: {reason}"),
+        JobOutcome::Interrupted { .. } => Ok(ExitCode::from(INTERRUPTED)),
+        JobOutcome::Done { .. } | JobOutcome::Stopped => Ok(ExitCode::SUCCESS),
+    }
+}

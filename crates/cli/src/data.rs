@@ -1,0 +1,177 @@
+//! `mcl data`.
+
+use crate::arguments::{DataCommand, Kind};
+use crate::client::load_job;
+use crate::exit::Usage;
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use mcl_config::Override;
+use mcl_data::generate::GenerateSpec;
+use mcl_data::montage::Side;
+use mcl_data::pack::PackSpec;
+use mcl_data::{BatchRequest, Dataset, Limits, Loader, LoaderSpec, MontageLayout};
+use mcl_plan::{EpochPlan, PlanSpec, substitute};
+use mcl_types::{Lane, Seed, Slot, Step};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
+    match command {
+        DataCommand::Pack { source, out, samples_per_shard, json } => pack(source, out, *samples_per_shard, *json),
+        DataCommand::Index { source, json } => index(source, *json),
+        DataCommand::Inspect { source, json } => inspect(source, *json),
+        DataCommand::Preview { job, out, step, lane, overrides } => preview(job, out, *step, *lane, overrides),
+        DataCommand::Generate { kind, out, count, size, seed } => generate(*kind, out, *count, *size, *seed),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A bar that hears (done, in all).
+fn bar() -> (ProgressBar, impl FnMut(u64, u64)) {
+    let bar = ProgressBar::new(0);
+    let own = bar.clone();
+    (bar, move |done, all| {
+        own.set_length(all);
+        own.set_position(done);
+    })
+}
+
+fn pack(source: &Path, out: &Path, samples_per_shard: u64, json: bool) -> Result<()> {
+    let (bar, mut heard) = bar();
+    let report = mcl_data::pack::pack(source, out, PackSpec { samples_per_shard }, &mut heard)?;
+    bar.finish_and_clear();
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+        return Ok(());
+    }
+    println!("{} pictures in {} shards, {} bytes: {}", report.samples, report.shards.len(), report.bytes, out.display());
+    for (id, reason) in &report.skipped {
+        println!("  left out {id}: {reason}");
+    }
+    Ok(())
+}
+
+fn index(source: &Path, json: bool) -> Result<()> {
+    let mut shards = Vec::new();
+    if source.is_dir() {
+        let entries = std::fs::read_dir(source).with_context(|| source.display().to_string())?;
+        shards.extend(entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "tar")));
+        shards.sort();
+    } else {
+        shards.push(source.to_owned());
+    }
+    if shards.is_empty() {
+        bail!(Usage(format!("{} holds no .tar shard", source.display())));
+    }
+    let mut written = Vec::new();
+    for shard in &shards {
+        let made = mcl_data::dataset::index(shard)?;
+        let count = made.samples.len();
+        if !json {
+            println!("{}: {count} pictures", shard.display());
+        }
+        written.push(serde_json::json!({ "shard": shard, "pictures": count }));
+    }
+    if json {
+        println!("{}", serde_json::json!({ "shards": written }));
+    }
+    Ok(())
+}
+
+fn inspect(source: &Path, json: bool) -> Result<()> {
+    let bar = ProgressBar::new(0);
+    let heard = |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let summary = mcl_data::inspect::inspect(source, Limits::default(), threads, &heard)?;
+    bar.finish_and_clear();
+    if json {
+        println!("{}", serde_json::to_string(&summary)?);
+        return Ok(());
+    }
+    println!("{} pictures, {} bytes, {} shards, digest {}", summary.count, summary.bytes, summary.shards, summary.digest.short());
+    for (format, count) in &summary.formats {
+        println!("  {format:<6} {count}");
+    }
+    println!(
+        "  sizes  {}x{} to {}x{}",
+        summary.smallest.0, summary.smallest.1, summary.largest.0, summary.largest.1
+    );
+    for (what, list) in [("cannot be decoded", &summary.undecodable), ("is damaged", &summary.damaged)] {
+        for complaint in list {
+            println!("  {what}: {}: {}", complaint.id, complaint.reason);
+        }
+    }
+    Ok(())
+}
+
+fn generate(kind: Kind, out: &Path, count: u64, size: Option<u32>, seed: u64) -> Result<()> {
+    let mut spec = match kind {
+        Kind::Objects => GenerateSpec::objects(count, Seed::new(seed)),
+        Kind::Scenes => GenerateSpec::scenes(count, Seed::new(seed)),
+    };
+    spec.size = size.unwrap_or(spec.size);
+    let (bar, mut heard) = bar();
+    mcl_data::generate::generate(out, &spec, &mut heard)?;
+    bar.finish_and_clear();
+    println!("{count} pictures in {}", out.display());
+    Ok(())
+}
+
+/// The montages of one lane's step as the loader and the plan really make them.
+fn preview(job: &Path, out: &Path, step: u64, lane: u32, overrides: &[Override]) -> Result<()> {
+    let job = load_job(job, overrides)?;
+    let dataset = Arc::new(Dataset::open(&job.data().source)?);
+    let plan = mcl_job::plan_spec(&job, &dataset);
+    let schedule = mcl_job::schedule(&job, &plan)?;
+    if lane >= job.batch().lanes || step >= schedule.total_steps() {
+        bail!(Usage(format!(
+            "step {step}, lane {lane}: expected steps below {} and lanes below {}",
+            schedule.total_steps(),
+            job.batch().lanes
+        )));
+    }
+    let (step, lane) = (Step::new(step), Lane::new(lane));
+    let at = schedule.locate(step);
+    let samples = planned(&plan, &at, lane)?;
+    let request = BatchRequest { epoch: at.epoch, step, lane, samples };
+    let spec = LoaderSpec {
+        augment: mcl_job::augment_spec(&job),
+        image_size: job.model().image_size,
+        levels: job.method().levels.clone(),
+        mode: mcl_job::view_mode(&job),
+        seed: job.seed(),
+        ..LoaderSpec::default()
+    };
+    let replacements = plan;
+    let mut loader = Loader::start(
+        dataset,
+        spec,
+        vec![request],
+        Arc::new(move |epoch, step, lane, slot, attempt| {
+            substitute(&replacements, epoch, schedule.locate(step).step_in_epoch, lane, slot, attempt)
+        }),
+    )?;
+    let batch = loader.next()?.context("the loader gave no batch")?;
+    let layout = MontageLayout::official(usize::try_from(job.batch().images_per_lane)?, &job.method().levels)?;
+    let drawn = |side: Side| (0..layout.levels()).map(move |level| (level, side)).collect::<Vec<_>>();
+    let permutations: Vec<Vec<usize>> = drawn(Side::Q)
+        .into_iter()
+        .chain(drawn(Side::K))
+        .map(|(level, side)| layout.permutation(job.seed(), (at.epoch, step, lane), level, side))
+        .collect();
+    let sheet = mcl_data::montage_sheet(&batch, job.model().image_size, &layout, &permutations)?;
+    std::fs::write(out, sheet).with_context(|| format!("writing {}", out.display()))?;
+    println!("{}", out.display());
+    Ok(())
+}
+
+fn planned(plan: &PlanSpec, at: &mcl_plan::Position, lane: Lane) -> Result<Vec<mcl_types::SampleIndex>> {
+    let epoch = EpochPlan::new(plan, at.epoch)?;
+    (0..plan.images_per_lane)
+        .map(|slot| epoch.sample(at.step_in_epoch, lane, Slot::new(slot)).context("the plan has no such slot"))
+        .collect()
+}

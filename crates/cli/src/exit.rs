@@ -1,0 +1,38 @@
+//! Errors as exit codes and one clear message.
+
+use std::process::ExitCode;
+
+/// Failed while working.
+pub(crate) const FAILED: u8 = 1;
+/// Usage or bad configuration.
+pub(crate) const USAGE: u8 = 2;
+/// Interrupted after a clean drain: 128 + SIGINT.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// The configuration, a path or an argument is at fault, not the work.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Prints the error once, with what caused it, and answers its exit code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(code_of(error))
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    let is_usage = error.chain().any(|cause| {
+        cause.is::<Usage>()
+            || cause.is::<mcl_config::ConfigError>()
+            || cause.is::<mcl_job::JobError>()
+            || cause.is::<mcl_data::DatasetError>()
+    });
+    if is_usage { USAGE } else { FAILED }
+}

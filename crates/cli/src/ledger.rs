@@ -1,0 +1,84 @@
+//! `mcl ledger verify`: what a run really used, against its plan.
+
+use crate::arguments::LedgerCommand;
+use crate::exit::{FAILED, Usage};
+use crate::run_dir;
+use anyhow::{Context, Result};
+use mcl_data::Dataset;
+use mcl_plan::PlanSpec;
+use mcl_plan::ledger::VerifyReport;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// What the plan is a function of, written when the job was submitted.
+pub(crate) const PLAN: &str = "plan.json";
+const FOLDER: &str = "ledger";
+
+pub(crate) fn ledger(command: &LedgerCommand) -> Result<ExitCode> {
+    let LedgerCommand::Verify { run_dir, json } = command;
+    let plan = plan_of(run_dir)?;
+    let same_ids = check_source(run_dir, &plan)?;
+    let report = mcl_coordinator::verify_ledger(run_dir, &plan)?;
+    if *json {
+        let mut value = serde_json::to_value(&report)?;
+        if let Some(object) = value.as_object_mut() {
+            object.insert("exact".to_owned(), report.is_exact().into());
+            object.insert("dataset_checked".to_owned(), same_ids.into());
+        }
+        println!("{value}");
+    } else {
+        tell(&report, same_ids);
+    }
+    Ok(if report.is_exact() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn plan_of(run_dir: &Path) -> Result<PlanSpec> {
+    let path = run_dir.join(PLAN);
+    let text = std::fs::read(&path)
+        .map_err(|e| Usage(format!("{}: {e}; expected a run directory, which holds {PLAN}", path.display())))?;
+    serde_json::from_slice(&text).with_context(|| path.display().to_string())
+}
+
+/// The plan is recomputed from the pictures themselves where they can still be read.
+fn check_source(run_dir: &Path, plan: &PlanSpec) -> Result<bool> {
+    let job = run_dir::job_of(run_dir)?;
+    match Dataset::open(&job.data().source) {
+        Ok(dataset) if mcl_job::plan_spec(&job, &dataset) == *plan => Ok(true),
+        Ok(_) => anyhow::bail!(
+            "{} is no longer what the run was planned over: its digest differs from {PLAN}",
+            job.data().source.display()
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "the pictures cannot be read: verified against {PLAN} alone");
+            Ok(false)
+        }
+    }
+}
+
+/// Writes what the plan is a function of, unless steps are committed already: then it must not change.
+pub(crate) fn record_plan(run_dir: &Path, plan: &PlanSpec) -> Result<()> {
+    let begun = std::fs::read_dir(run_dir.join(FOLDER)).is_ok_and(|mut entries| entries.next().is_some());
+    let path = run_dir.join(PLAN);
+    if begun && path.is_file() {
+        return Ok(());
+    }
+    std::fs::write(&path, serde_json::to_vec_pretty(plan)?).with_context(|| format!("writing {}", path.display()))
+}
+
+fn tell(report: &VerifyReport, same_ids: bool) {
+    println!(
+        "{} steps, {} samples: {} missing, {} twice, {} foreign, {} replaced, {} steps rolled back, {} updates skipped",
+        report.steps, report.samples, report.missing, report.twice, report.foreign, report.replaced, report.rolled_back, report.skipped
+    );
+    for epoch in &report.epochs {
+        println!(
+            "  {}: {} of {} steps, {} samples, {} left out",
+            epoch.epoch, epoch.steps, epoch.planned_steps, epoch.samples, epoch.left_out
+        );
+    }
+    for problem in &report.problems {
+        println!("  PROBLEM: {problem}");
+    }
+    let against = if same_ids { "the plan recomputed from the pictures" } else { "the recorded plan (pictures not read)" };
+    println!("{}: compared with {against}", if report.is_exact() { "exact" } else { "NOT EXACT" });
+}

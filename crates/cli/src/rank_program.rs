@@ -1,0 +1,125 @@
+//! `mcl-rank`, beside this executable, with libtorch in its library path.
+
+use crate::arguments::{EvalCommand, KnnArguments};
+use crate::exit::Usage;
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// The program and what must stand in its environment.
+#[derive(Debug, Clone)]
+pub(crate) struct RankProgram {
+    pub(crate) path: PathBuf,
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+impl RankProgram {
+    /// Finds `mcl-rank` beside this executable and libtorch in `MCL_LIBTORCH` or the nearest `.libtorch` up
+    /// from the executable and from the current folder.
+    pub(crate) fn find(threads: u32) -> Result<Self> {
+        let own = std::env::current_exe().context("this executable's own path")?;
+        let folder = own.parent().unwrap_or(Path::new("."));
+        let path = folder.join("mcl-rank");
+        if !path.is_file() {
+            anyhow::bail!(Usage(format!(
+                "{} is not there: build it with `cargo build -p mcl-rank`, or put it beside mcl",
+                path.display()
+            )));
+        }
+        let lib = libtorch(folder)?;
+        let mut search = lib.display().to_string();
+        if let Ok(old) = std::env::var("LD_LIBRARY_PATH") {
+            search = format!("{search}:{old}");
+        }
+        let fixed = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        Ok(Self {
+            path,
+            environment: vec![
+                ("LD_LIBRARY_PATH".to_owned(), search),
+                // Part of what decides the bits: the number of threads never adapts to the load.
+                ("OMP_NUM_THREADS".to_owned(), threads.to_string()),
+                fixed("OMP_DYNAMIC", "FALSE"),
+                fixed("MKL_DYNAMIC", "FALSE"),
+                // Idle threads of one rank must not spin on the cores of another.
+                fixed("OMP_WAIT_POLICY", "PASSIVE"),
+                fixed("TORCH_NCCL_ENABLE_MONITORING", "0"),
+                fixed("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"),
+                fixed("TORCH_CPP_LOG_LEVEL", "ERROR"),
+            ],
+        })
+    }
+
+    /// Devices that libtorch finds here: every GPU, else one CPU slot.
+    pub(crate) fn devices(&self) -> Result<Vec<String>> {
+        let output = Command::new(&self.path)
+            .arg("engine")
+            .envs(self.environment.iter().cloned())
+            .output()
+            .with_context(|| format!("starting {}", self.path.display()))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            anyhow::bail!("{} does not start: {}", self.path.display(), said.trim());
+        }
+        let engine: serde_json::Value = serde_json::from_slice(&output.stdout).context("mcl-rank engine")?;
+        let count = engine.get("cuda_devices").and_then(serde_json::Value::as_i64).unwrap_or(0);
+        if count > 0 { Ok((0..count).map(|n| format!("cuda:{n}")).collect()) } else { Ok(vec!["cpu".to_owned()]) }
+    }
+}
+
+/// `auto`, `cpu` or a comma-separated list, as a list of devices.
+pub(crate) fn parse_devices(text: &str, program: &RankProgram) -> Result<Vec<String>> {
+    if text == "auto" {
+        return program.devices();
+    }
+    let devices: Vec<String> = text.split(',').map(|d| d.trim().to_owned()).collect();
+    let known = |d: &String| d == "cpu" || d.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok());
+    match devices.iter().find(|d| !known(d)) {
+        None => Ok(devices),
+        Some(bad) => anyhow::bail!(Usage(format!("device `{bad}`: expected auto, cpu or cuda:N"))),
+    }
+}
+
+fn libtorch(folder: &Path) -> Result<PathBuf> {
+    let holds = |root: &Path| {
+        [root.join("lib"), root.join("torch/lib"), root.to_owned()]
+            .into_iter()
+            .find(|lib| lib.join("libtorch_cpu.so").is_file())
+    };
+    if let Some(root) = std::env::var_os("MCL_LIBTORCH") {
+        let root = PathBuf::from(root);
+        return holds(&root).ok_or_else(|| {
+            Usage(format!("MCL_LIBTORCH = {} holds no lib/libtorch_cpu.so", root.display())).into()
+        });
+    }
+    let current = std::env::current_dir().unwrap_or_default();
+    folder
+        .ancestors()
+        .chain(current.ancestors())
+        .find_map(|up| holds(&up.join(".libtorch")))
+        .ok_or_else(|| Usage("libtorch is not found: run `make setup`, or point MCL_LIBTORCH at it".to_owned()).into())
+}
+
+/// `mcl eval` is done by `mcl-rank eval`.
+pub(crate) fn eval(command: &EvalCommand) -> Result<ExitCode> {
+    let EvalCommand::Knn(a) = command;
+    let program = RankProgram::find(2)?;
+    let mut child = Command::new(&program.path);
+    child.args(["eval", "knn"]).args(knn_arguments(a)).envs(program.environment);
+    let status = child.status().with_context(|| format!("starting {}", program.path.display()))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(crate::exit::FAILED) })
+}
+
+fn knn_arguments(a: &KnnArguments) -> Vec<std::ffi::OsString> {
+    let mut arguments: Vec<std::ffi::OsString> = vec![a.path.clone().into()];
+    let mut pair = |key: &str, value: std::ffi::OsString| arguments.extend([key.into(), value]);
+    pair("--train", a.train.clone().into());
+    pair("--test", a.test.clone().into());
+    if let Some(scenes) = &a.scenes {
+        pair("--scenes", scenes.clone().into());
+    }
+    pair("--k", a.k.to_string().into());
+    if a.json {
+        arguments.push("--json".into());
+    }
+    arguments
+}

@@ -1,0 +1,287 @@
+//! `mcl run`: coordinator, checkpoint service and workers as child processes, one progress bar.
+
+use crate::arguments::RunArguments;
+use crate::client::{Coordinator, load_job, runtime};
+use crate::exit::{INTERRUPTED, Usage};
+use crate::progress::Progress;
+use crate::rank_program::{RankProgram, parse_devices};
+use crate::run_dir;
+use crate::spawn::{Daemon, Show};
+use anyhow::{Context, Result, bail};
+use mcl_config::Job;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How often the run's status is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// A worker that dies before the job is over is started again so many times.
+const WORKER_RESTARTS: u32 = 5;
+
+pub(crate) fn run(a: &RunArguments) -> Result<ExitCode> {
+    let job = load_job(&a.job, &a.overrides)?;
+    if a.workers == 0 || a.workers > job.batch().lanes {
+        bail!(Usage(format!(
+            "--workers {}: expected 1 to [batch] lanes = {}, since each rank carries at least one lane",
+            a.workers,
+            job.batch().lanes
+        )));
+    }
+    let program = RankProgram::find(job.train().threads_per_rank)?;
+    let devices = parse_devices(&a.devices, &program)?;
+    let dataset = mcl_data::Dataset::open(&job.data().source)?;
+    mcl_job::schedule(&job, &mcl_job::plan_spec(&job, &dataset))?;
+    drop(dataset);
+    let folder = a.run_dir.clone().unwrap_or_else(|| run_dir::default_for(&a.job));
+    let folder = std::path::absolute(folder)?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("creating the run directory {}", folder.display()))?;
+    runtime()?.block_on(async {
+        let mut progress = Progress::new();
+        let mut fleet = Fleet::default();
+        let outcome = fleet.carry_out(a, &job, &folder, &devices, &mut progress).await;
+        progress.finish();
+        fleet.stop().await;
+        summarize(a, &job, &folder, outcome?).await
+    })
+}
+
+/// Name of the coordinator's process and log.
+const COORDINATOR: &str = "coordinator";
+
+/// How a run that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Interrupted,
+}
+
+/// Everything that was started.
+#[derive(Default)]
+struct Fleet {
+    services: Vec<Daemon>,
+    workers: Vec<(Daemon, Vec<OsString>, u32)>,
+}
+
+impl Fleet {
+    async fn carry_out(
+        &mut self,
+        a: &RunArguments,
+        job: &Job,
+        folder: &Path,
+        devices: &[String],
+        progress: &mut Progress,
+    ) -> Result<Outcome> {
+        let show = progress.printer();
+        let url = self.start_services(a, job, folder, &show).await?;
+        let mut coordinator = Coordinator::connect(&url).await?;
+        let run_id = run_dir::run_id(folder)?;
+        let done = coordinator.submit(run_id.as_str(), job).await?;
+        if done > 0 {
+            show(&format!("resuming {} after {done} committed steps", folder.display()));
+        }
+        for (index, devices) in deal(devices, a.workers).into_iter().enumerate() {
+            let arguments = worker_arguments(index, &url, &devices, folder, job);
+            let daemon = Daemon::start(&format!("worker-{index}"), &arguments, &folder.join("logs"), show.clone())?;
+            self.workers.push((daemon, arguments, 0));
+        }
+        self.watch(&mut coordinator, folder, progress, &show).await
+    }
+
+    async fn start_services(&mut self, a: &RunArguments, job: &Job, folder: &Path, show: &Show) -> Result<String> {
+        let logs = folder.join("logs");
+        let store = job.checkpoint().store.clone().unwrap_or_else(|| folder.join("checkpoints"));
+        let mut arguments: Vec<OsString> =
+            ["checkpoint-server", "--stop-with-stdin", "--root"].map(OsString::from).to_vec();
+        arguments.push(store.into());
+        if job.checkpoint().store.is_none() {
+            arguments.push("--flat".into());
+        }
+        let mut checkpoint = Daemon::start("checkpoint", &arguments, &logs, show.clone())?;
+        let checkpoint_url = checkpoint.url().await?;
+        self.services.push(checkpoint);
+        let mut arguments: Vec<OsString> =
+            ["coordinator", "--stop-with-stdin", "--run-dir"].map(OsString::from).to_vec();
+        arguments.push(folder.into());
+        arguments.extend(["--checkpoint", &checkpoint_url, "--expected-workers"].map(OsString::from));
+        arguments.push(a.workers.to_string().into());
+        let mut coordinator = Daemon::start(COORDINATOR, &arguments, &logs, show.clone())?;
+        let url = coordinator.url().await?;
+        self.services.push(coordinator);
+        Ok(url)
+    }
+
+    /// Shows progress until the job is over; the first interrupt drains, the second gives up.
+    async fn watch(
+        &mut self,
+        coordinator: &mut Coordinator,
+        folder: &Path,
+        progress: &mut Progress,
+        show: &Show,
+    ) -> Result<Outcome> {
+        let mut interrupts = Interrupts::new()?;
+        let mut asked = 0;
+        loop {
+            tokio::select! {
+                () = interrupts.next() => {
+                    asked += 1;
+                    if asked > 1 {
+                        bail!("interrupted again: stopped without a checkpoint");
+                    }
+                    show("draining: finishing the step in flight and its checkpoint (again to give up)");
+                    coordinator.drain().await?;
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            if let Some(outcome) = self.outcome()? {
+                return Ok(outcome);
+            }
+            self.look_after(folder, show)?;
+            match coordinator.status().await {
+                Ok(status) => progress.show(&status),
+                // It may just have ended: then its exit says how.
+                Err(error) => tracing::debug!(%error, "status"),
+            }
+        }
+    }
+
+    /// How the run ended: the coordinator leaves when its job is over, and its exit code says how.
+    fn outcome(&mut self) -> Result<Option<Outcome>> {
+        let Some(coordinator) = self.services.iter_mut().find(|d| d.name() == COORDINATOR) else {
+            bail!("no coordinator was started");
+        };
+        let Some(status) = coordinator.ended()? else { return Ok(None) };
+        match status.code() {
+            Some(0) => Ok(Some(Outcome::Done)),
+            Some(code) if code == i32::from(INTERRUPTED) => Ok(Some(Outcome::Interrupted)),
+            _ => bail!("{}", coordinator.last_error()),
+        }
+    }
+
+    /// Starts workers again that died.
+    fn look_after(&mut self, folder: &Path, show: &Show) -> Result<()> {
+        for daemon in &mut self.services {
+            if let Some(status) = daemon.ended()? {
+                bail!("{} ended ({status}): {}", daemon.name(), daemon.last_error());
+            }
+        }
+        for (daemon, arguments, restarts) in &mut self.workers {
+            // One that was dismissed left because the job is over.
+            let Some(status) = daemon.ended()? else { continue };
+            if status.success() {
+                continue;
+            }
+            if *restarts >= WORKER_RESTARTS {
+                bail!("{} ended {restarts} times, last ({status}): {}", daemon.name(), daemon.last_error());
+            }
+            *restarts += 1;
+            let name = daemon.name().to_owned();
+            show(&format!("{name} ended ({status}): starting it again"));
+            *daemon = Daemon::start(&name, arguments, &folder.join("logs"), show.clone())?;
+        }
+        Ok(())
+    }
+
+    async fn stop(self) {
+        for (daemon, _, _) in self.workers {
+            daemon.stop().await;
+        }
+        for daemon in self.services.into_iter().rev() {
+            daemon.stop().await;
+        }
+    }
+}
+
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn new() -> Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Devices dealt to workers in turn; each gets at least one, CPU slots as many as needed.
+fn deal(devices: &[String], workers: u32) -> Vec<Vec<String>> {
+    let workers = usize::try_from(workers).unwrap_or(1);
+    let mut dealt = vec![Vec::new(); workers];
+    for index in 0..devices.len().max(workers) {
+        if let (Some(device), Some(worker)) = (devices.get(index % devices.len().max(1)), dealt.get_mut(index % workers)) {
+            worker.push(device.clone());
+        }
+    }
+    dealt
+}
+
+fn worker_arguments(index: usize, url: &str, devices: &[String], folder: &Path, job: &Job) -> Vec<OsString> {
+    let advertise = job.network().advertise.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
+    let state: PathBuf = folder.join("workers").join(index.to_string());
+    let mut arguments: Vec<OsString> = vec!["worker".into(), "--stop-with-stdin".into()];
+    let mut pair = |key: &str, value: OsString| arguments.extend([key.into(), value]);
+    pair("--coordinator", url.into());
+    pair("--name", format!("worker-{index}").into());
+    pair("--devices", devices.join(",").into());
+    pair("--advertise", advertise.into());
+    pair("--state-dir", state.into());
+    arguments
+}
+
+async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome) -> Result<ExitCode> {
+    let (phase, code) = match outcome {
+        Outcome::Done => ("done", ExitCode::SUCCESS),
+        Outcome::Interrupted => ("interrupted", ExitCode::from(INTERRUPTED)),
+    };
+    let metrics = run_dir::metrics(folder)?;
+    let tail = metrics.get(metrics.len().saturating_sub(20)..).unwrap_or_default();
+    let loss = run_dir::typical(tail.iter().filter_map(|m| m.loss).collect());
+    let images = run_dir::typical(metrics.iter().map(|m| m.images_per_s).collect());
+    let (chance, floor) = run_dir::loss_bounds(job);
+    let closed = (chance - loss) / (chance - floor);
+    let steps = metrics.last().map_or(0, |m| m.step + 1);
+    let store = mcl_checkpoint_core::CheckpointDir::open(folder)?;
+    let newest = store.newest().await?;
+    let digest = match newest {
+        Some(step) => Some(store.verify(step).await?.0.state_digest.to_string()),
+        None => None,
+    };
+    if a.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "phase": phase, "run_dir": folder, "steps": steps, "loss": loss, "chance_loss": chance,
+                "floor_loss": floor, "gap_closed": closed, "images_per_s": images,
+                "checkpoint_step": newest.map(mcl_types::Step::get), "digest": digest,
+            })
+        );
+        return Ok(code);
+    }
+    println!("{phase}: {steps} steps, {images:.0} images/s");
+    println!("  loss        {loss:.4} (chance {chance:.4}, floor {floor:.4}): {:.0} % of the gap closed", 100.0 * closed);
+    if let (Some(step), Some(digest)) = (newest, digest) {
+        println!("  checkpoint  after {} steps, digest {digest}", step.get());
+    }
+    println!("  run         {}", folder.display());
+    Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_dealt_in_turn_and_cpu_slots_repeat() {
+        let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        assert_eq!(deal(&names(&["cpu"]), 3), vec![names(&["cpu"]); 3]);
+        assert_eq!(deal(&names(&["cuda:0", "cuda:1", "cuda:2"]), 2), [names(&["cuda:0", "cuda:2"]), names(&["cuda:1"])]);
+    }
+}

@@ -1,0 +1,117 @@
+//! Daemons as child processes: their address, their log, their end.
+
+use anyhow::{Context, Result, bail};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+/// What a daemon prints before its URL once it serves.
+pub(crate) const LISTENING: &str = "listening ";
+/// How long a daemon may take to come up.
+const START: Duration = Duration::from_secs(60);
+/// How long it may take to go after its input closed.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// A line for the terminal.
+pub(crate) type Show = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A daemon that this process started. It stops when its standard input closes, so none outlives us.
+pub(crate) struct Daemon {
+    name: String,
+    child: Child,
+    input: Option<ChildStdin>,
+    /// Kept open: a daemon must never meet a closed pipe when it speaks.
+    output: Option<Lines<BufReader<ChildStdout>>>,
+    errors: Arc<Mutex<Vec<String>>>,
+}
+
+impl Daemon {
+    /// Starts `mcl <arguments>` in a process group of its own (a Ctrl-C on the terminal reaches only us), its
+    /// log in `folder/<name>.log`; warnings and errors are shown besides.
+    pub(crate) fn start(name: &str, arguments: &[std::ffi::OsString], folder: &Path, show: Show) -> Result<Self> {
+        let own = std::env::current_exe().context("this executable's own path")?;
+        std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        let path = folder.join(format!("{name}.log"));
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        let mut child = Command::new(own)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        let input = child.stdin.take();
+        let output = child.stdout.take().map(|o| BufReader::new(o).lines());
+        let errors = Arc::new(Mutex::new(Vec::new()));
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(forward(stderr, log, name.to_owned(), Arc::clone(&errors), show));
+        }
+        Ok(Self { name: name.to_owned(), child, input, output, errors })
+    }
+
+    /// Waits until it says where it listens.
+    pub(crate) async fn url(&mut self) -> Result<String> {
+        let lines = self.output.as_mut().context("its output is not ours")?;
+        let line = tokio::time::timeout(START, lines.next_line()).await;
+        if let Ok(Ok(Some(line))) = &line
+            && let Some(url) = line.strip_prefix(LISTENING)
+        {
+            return Ok(url.to_owned());
+        }
+        let _ = tokio::time::timeout(LEAVE, self.child.wait()).await;
+        bail!("{}", self.last_error());
+    }
+
+    /// Why it ended, in its own words.
+    pub(crate) fn last_error(&self) -> String {
+        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        errors.last().cloned().unwrap_or_else(|| format!("{} ended without a word", self.name))
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Closes its input and waits; what does not leave is killed.
+    pub(crate) async fn stop(mut self) {
+        drop(self.input.take());
+        if tokio::time::timeout(LEAVE, self.child.wait()).await.is_err() {
+            tracing::warn!(daemon = self.name, "did not leave, killed");
+            let _ = self.child.kill().await;
+        }
+    }
+}
+
+async fn forward(
+    stderr: tokio::process::ChildStderr,
+    mut log: File,
+    name: String,
+    errors: Arc<Mutex<Vec<String>>>,
+    show: Show,
+) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let _ = writeln!(log, "{line}");
+        if let Some(error) = line.strip_prefix("error: ") {
+            errors.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_owned());
+        } else if line.contains(" WARN ") || line.contains(" ERROR ") {
+            show(&format!("{name}: {line}"));
+        }
+    }
+}

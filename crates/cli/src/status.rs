@@ -1,0 +1,69 @@
+//! `mcl status`.
+
+use crate::arguments::ServerArguments;
+use crate::client::{Coordinator, runtime};
+use anyhow::Result;
+use mcl_proto::v1::GetStatusResponse;
+use std::process::ExitCode;
+
+pub(crate) fn status(a: &ServerArguments) -> Result<ExitCode> {
+    runtime()?.block_on(async {
+        let status = Coordinator::connect(&a.coordinator).await?.status().await?;
+        if a.json {
+            println!("{}", as_json(&status));
+        } else {
+            print!("{}", as_text(&status));
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn as_json(s: &GetStatusResponse) -> serde_json::Value {
+    let workers: Vec<_> = s
+        .workers
+        .iter()
+        .map(|w| {
+            serde_json::json!({
+                "worker": w.worker, "ranks": w.ranks, "state": w.state,
+                "silent_seconds": w.silent_seconds, "advertise": w.advertise,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "run": s.run_id, "phase": s.phase, "reason": s.reason, "term": s.term, "generation": s.generation,
+        "committed_steps": s.committed_steps, "total_steps": s.total_steps,
+        "steps_per_epoch": s.steps_per_epoch, "loss": s.loss, "images_per_s": s.images_per_second,
+        "last_checkpoint": s.last_checkpoint, "data_wait_share": s.data_wait_share, "workers": workers,
+    })
+}
+
+fn as_text(s: &GetStatusResponse) -> String {
+    let mut text = format!(
+        "{}: {} ({})\n{}/{} steps, generation {}, term {}\n",
+        if s.run_id.is_empty() { "no job" } else { &s.run_id },
+        s.phase,
+        s.reason,
+        s.committed_steps,
+        s.total_steps,
+        s.generation,
+        s.term
+    );
+    if s.committed_steps > 0 {
+        text += &format!("loss {:.4}, {:.0} img/s\n", s.loss, s.images_per_second);
+    }
+    if let Some(step) = s.last_checkpoint {
+        text += &format!("last checkpoint after {step} steps\n");
+    }
+    for w in &s.workers {
+        let ranks: Vec<String> = w.ranks.iter().map(ToString::to_string).collect();
+        text += &format!(
+            "  {:<20} {:<10} ranks [{}]  silent {:.1} s  {}\n",
+            w.worker,
+            w.state,
+            ranks.join(", "),
+            w.silent_seconds,
+            w.advertise
+        );
+    }
+    text
+}

@@ -1,0 +1,78 @@
+//! What a validated job means for a dataset: one answer for coordinator, rank and command line.
+//!
+//! Role: the only place where [`mcl_config`] meets [`mcl_data`] and [`mcl_plan`], so that the plan a
+//! coordinator checks is the plan a rank reads by. Left out: everything with tensors.
+#![forbid(unsafe_code)]
+
+use mcl_config::{Job, Shuffle, Views};
+use mcl_data::{AugmentSpec, Dataset, ViewMode};
+use mcl_plan::{PlanError, PlanSpec, Schedule, ScheduleError};
+
+/// A job that its dataset cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// Too few pictures.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// No steps.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+/// The plan of the job's epochs over `dataset`.
+pub fn plan_spec(job: &Job, dataset: &Dataset) -> PlanSpec {
+    PlanSpec {
+        seed: job.seed(),
+        dataset_digest: dataset.digest(),
+        dataset_len: dataset.len(),
+        shards: dataset.shards().iter().map(|s| s.len).collect(),
+        lanes: job.batch().lanes,
+        images_per_lane: job.batch().images_per_lane,
+        shuffle: match job.shuffle() {
+            Shuffle::Global => mcl_plan::Shuffle::Global,
+            Shuffle::Windowed => mcl_plan::Shuffle::Windowed,
+        },
+    }
+}
+
+/// Steps of an epoch and of the run.
+///
+/// # Errors
+/// When the dataset is smaller than one step, or the run has no steps.
+pub fn schedule(job: &Job, plan: &PlanSpec) -> Result<Schedule, JobError> {
+    let steps_per_epoch = plan.steps_per_epoch()?;
+    Ok(Schedule::new(steps_per_epoch, job.total_steps(steps_per_epoch))?)
+}
+
+/// The augmentation of `[augment]`.
+pub fn augment_spec(job: &Job) -> AugmentSpec {
+    let a = job.augment();
+    AugmentSpec {
+        crop_scale: a.crop_scale.into(),
+        flip_p: a.flip,
+        jitter: mcl_data::Jitter {
+            brightness: a.jitter.brightness,
+            contrast: a.jitter.contrast,
+            saturation: a.jitter.saturation,
+            hue: a.jitter.hue,
+        },
+        jitter_p: a.jitter_p,
+        grey_p: a.grey_p,
+        blur_p_q: a.blur_p_q,
+        blur_p_k: a.blur_p_k,
+        blur_sigma: a.blur_sigma.into(),
+        solarize_p_q: a.solarize_p_q,
+        solarize_p_k: a.solarize_p_k,
+        channel_permutation_p: a.channel_permutation_p,
+        invert_p: a.invert_p,
+        ..AugmentSpec::default()
+    }
+}
+
+/// At which size views are made.
+pub fn view_mode(job: &Job) -> ViewMode {
+    match job.data().views {
+        Views::Exact => ViewMode::Exact,
+        Views::Level => ViewMode::Level,
+    }
+}

@@ -1,0 +1,302 @@
+//! Frozen features against random weights and raw pixels: k nearest neighbours on object crops and scene boxes.
+//!
+//! Never accept learning on the loss alone: colour or texture shortcuts make it fall while features stay near
+//! random. So three rows are always printed side by side: the checkpoint's weights, random weights (with their
+//! norms' statistics formed on the same pictures), and normalised grey pixels.
+
+use crate::pictures::{BoxedPicture, Boxes};
+use crate::{engine, weights};
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use mcl_checkpoint_core::CheckpointDir;
+use mcl_config::Job;
+use mcl_model::{Encoder, FrozenBatchNorm, LocalBatchNorm, Model, Normalization, Pass};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Pictures a forward pass.
+const BATCH: usize = 64;
+/// Temperature of a neighbour's vote, as usual since Wu et al. 2018.
+const VOTE_TEMPERATURE: f64 = 0.07;
+/// Side of a grey thumbnail.
+const THUMBNAIL: u32 = 16;
+/// Passes that form the norms' statistics of random weights.
+const WARM_UP: usize = 30;
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    #[command(subcommand)]
+    command: EvalCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum EvalCommand {
+    /// k nearest neighbours.
+    Knn(KnnArguments),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    /// The momentum encoder.
+    Momentum,
+    /// The online encoder.
+    Online,
+}
+
+#[derive(Debug, Args)]
+struct KnnArguments {
+    /// Run directory (its newest good checkpoint) or one checkpoint.
+    path: PathBuf,
+    /// Folder of objects to look for neighbours among.
+    #[arg(long)]
+    train: PathBuf,
+    /// Folder of objects to classify.
+    #[arg(long)]
+    test: PathBuf,
+    /// Folder of scenes: even pictures are looked up among, odd ones classified, box by box.
+    #[arg(long)]
+    scenes: Option<PathBuf>,
+    /// Neighbours.
+    #[arg(long, default_value_t = 20)]
+    k: i64,
+    /// Which encoder's weights.
+    #[arg(long, value_enum, default_value_t = Which::Momentum)]
+    encoder: Which,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Accuracy of the three rows, 0..1.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Accuracy {
+    trained: f64,
+    random: f64,
+    pixels: f64,
+}
+
+pub(crate) fn run(a: &EvalArguments) -> Result<()> {
+    let EvalCommand::Knn(a) = &a.command;
+    engine::set_threads(2);
+    let job = job_beside(&a.path)?;
+    let trained = load(&a.path, &job)?;
+    let mut random = Model::new(weights::model_spec(&job)?, Kind::Float, Device::Cpu)?;
+    random.initialize(job.seed())?;
+    let size = job.model().image_size;
+    let train = Boxes::load(&a.train)?;
+    let test = Boxes::load(&a.test)?;
+    let judge = Judge { which: a.encoder, k: a.k, size };
+    warm_up(&mut random, &judge, &train)?;
+    let objects = judge.objects(&trained, &random, &train, &test)?;
+    let scenes = match &a.scenes {
+        Some(folder) => Some(judge.scenes(&trained, &random, &Boxes::load(folder)?)?),
+        None => None,
+    };
+    if a.json {
+        println!("{}", serde_json::json!({ "k": a.k, "objects": objects, "scenes": scenes }));
+    } else {
+        println!("kNN (k = {})            trained  random  pixels", a.k);
+        println!("  object crops, C5      {:>7.3} {:>7.3} {:>7.3}", objects.trained, objects.random, objects.pixels);
+        if let Some(s) = scenes {
+            println!("  scene boxes, C3-C5    {:>7.3} {:>7.3} {:>7.3}", s.trained, s.random, s.pixels);
+        }
+    }
+    Ok(())
+}
+
+/// The job that a run directory or checkpoint belongs to.
+fn job_beside(path: &Path) -> Result<Job> {
+    let full = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
+    let file = full.ancestors().take(3).map(|up| up.join("job.toml")).find(|p| p.is_file());
+    let file = file.with_context(|| format!("no job.toml in {} or the two folders above", path.display()))?;
+    Ok(Job::parse(&std::fs::read_to_string(&file)?, &file.display().to_string())?)
+}
+
+fn load(path: &Path, job: &Job) -> Result<Model> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tensors = runtime.block_on(async {
+        let dir = CheckpointDir::open(path)?;
+        let step = dir.newest().await?.with_context(|| format!("{} holds no good checkpoint", path.display()))?;
+        anyhow::Ok(dir.tensors(step).await?.1)
+    })?;
+    let mut state = BTreeMap::new();
+    for (name, t) in &tensors {
+        if name.starts_with("encoder_") || name.starts_with("head.") {
+            state.insert(name.clone(), weights::tensor(name, t.dtype, &t.shape, &t.bytes)?);
+        }
+    }
+    let mut model = Model::new(weights::model_spec(job)?, Kind::Float, Device::Cpu)?;
+    model.load(&state)?;
+    Ok(model)
+}
+
+/// Random weights deserve norms that know the pictures: else they are judged by an accident of scale.
+fn warm_up(model: &mut Model, judge: &Judge, pictures: &Boxes) -> Result<()> {
+    let buffers = model.stage_buffers()?;
+    for chunk in pictures.pictures().chunks(BATCH).cycle().take(WARM_UP) {
+        let batch = judge.crops(chunk)?;
+        let pass = Pass::new(&LocalBatchNorm, &buffers);
+        let _ = no_grad(|| judge.encoder(model).backbone().forward(&batch, &pass))?;
+    }
+    Ok(model.commit_buffers(buffers)?)
+}
+
+/// How features are made and compared.
+struct Judge {
+    which: Which,
+    k: i64,
+    size: u32,
+}
+
+impl Judge {
+    const fn encoder<'a>(&self, model: &'a Model) -> &'a Encoder {
+        match self.which {
+            Which::Momentum => model.encoder_k(),
+            Which::Online => model.encoder_q(),
+        }
+    }
+
+    /// Crops of every box of some pictures, normalised: [n, 3, S, S].
+    fn crops(&self, pictures: &[BoxedPicture]) -> Result<Tensor> {
+        let mut bytes = Vec::new();
+        let mut count = 0;
+        for picture in pictures {
+            for index in 0..picture.boxes.len() {
+                bytes.extend(picture.crop(index, self.size)?);
+                count += 1;
+            }
+        }
+        let side = i64::from(self.size);
+        let batch = Tensor::f_from_slice(&bytes)?.f_reshape([count, 3, side, side])?;
+        Ok(Normalization::new(Kind::Float, Device::Cpu)?.apply(&batch)?)
+    }
+
+    /// Mean of C5 over each crop, length 1: [boxes, D].
+    fn crop_features(&self, model: &Model, pictures: &[BoxedPicture]) -> Result<Tensor> {
+        let mut rows = Vec::new();
+        for chunk in pictures.chunks(BATCH) {
+            let batch = self.crops(chunk)?;
+            let pass = Pass::new(&FrozenBatchNorm, model.buffers());
+            let [_, _, _, c5] = no_grad(|| self.encoder(model).backbone().forward(&batch, &pass))?;
+            rows.push(c5.f_mean_dim([2_i64, 3].as_slice(), false, None)?);
+        }
+        Ok(mcl_model::l2_normalized(&Tensor::f_cat(&rows, 0)?)?)
+    }
+
+    /// Means of C3, C4 and C5 inside each box of whole scenes, each of length 1, side by side: [boxes, D].
+    fn box_features(&self, model: &Model, pictures: &[BoxedPicture]) -> Result<Tensor> {
+        let normalization = Normalization::new(Kind::Float, Device::Cpu)?;
+        let mut rows = Vec::new();
+        for picture in pictures {
+            let (bytes, width, height) = picture.whole()?;
+            let one = Tensor::f_from_slice(&bytes)?.f_reshape([1, 3, i64::from(height), i64::from(width)])?;
+            let pass = Pass::new(&FrozenBatchNorm, model.buffers());
+            let [_, c3, c4, c5] =
+                no_grad(|| self.encoder(model).backbone().forward(&normalization.apply(&one)?, &pass))?;
+            for index in 0..picture.boxes.len() {
+                let frame = picture.scaled_box(index, width, height);
+                let parts: Vec<Tensor> = [(&c3, 8.0), (&c4, 16.0), (&c5, 32.0)]
+                    .into_iter()
+                    .map(|(map, stride)| pooled(map, frame, stride))
+                    .collect::<Result<_>>()?;
+                rows.push(Tensor::f_cat(&parts, 1)?);
+            }
+        }
+        Ok(mcl_model::l2_normalized(&Tensor::f_cat(&rows, 0)?)?)
+    }
+
+    fn objects(&self, trained: &Model, random: &Model, train: &Boxes, test: &Boxes) -> Result<Accuracy> {
+        let (train, test) = (train.pictures(), test.pictures());
+        let row = |model: &Model| -> Result<f64> {
+            let (a, b) = (self.crop_features(model, train)?, self.crop_features(model, test)?);
+            self.knn(&a, &labels(train), &b, &labels(test))
+        };
+        Ok(Accuracy { trained: row(trained)?, random: row(random)?, pixels: self.pixels(train, test)? })
+    }
+
+    fn scenes(&self, trained: &Model, random: &Model, scenes: &Boxes) -> Result<Accuracy> {
+        let (train, test): (Vec<_>, Vec<_>) = scenes.pictures().iter().cloned().enumerate().partition(|(n, _)| n % 2 == 0);
+        let strip = |side: Vec<(usize, BoxedPicture)>| side.into_iter().map(|(_, p)| p).collect::<Vec<_>>();
+        let (train, test) = (strip(train), strip(test));
+        let row = |model: &Model| -> Result<f64> {
+            let (a, b) = (self.box_features(model, &train)?, self.box_features(model, &test)?);
+            self.knn(&a, &labels(&train), &b, &labels(&test))
+        };
+        Ok(Accuracy { trained: row(trained)?, random: row(random)?, pixels: self.pixels(&train, &test)? })
+    }
+
+    /// Grey thumbnails with mean 0 and length 1.
+    fn pixels(&self, train: &[BoxedPicture], test: &[BoxedPicture]) -> Result<f64> {
+        let rows = |pictures: &[BoxedPicture]| -> Result<Tensor> {
+            let mut values = Vec::new();
+            for picture in pictures {
+                for index in 0..picture.boxes.len() {
+                    values.extend(picture.thumbnail(index, THUMBNAIL)?);
+                }
+            }
+            let flat = Tensor::f_from_slice(&values)?.f_reshape([-1, i64::from(THUMBNAIL * THUMBNAIL)])?;
+            let centred = flat.f_sub(&flat.f_mean_dim([1_i64].as_slice(), true, None)?)?;
+            Ok(mcl_model::l2_normalized(&centred)?)
+        };
+        self.knn(&rows(train)?, &labels(train), &rows(test)?, &labels(test))
+    }
+
+    /// Share of `test` rows whose class wins the vote of their k nearest `train` rows by cosine.
+    fn knn(&self, train: &Tensor, train_labels: &[i64], test: &Tensor, test_labels: &[i64]) -> Result<f64> {
+        if train_labels.is_empty() || test_labels.is_empty() {
+            bail!("no boxes to compare: expected some on both sides");
+        }
+        let classes = train_labels.iter().chain(test_labels).max().map_or(1, |c| c + 1);
+        let k = self.k.clamp(1, i64::try_from(train_labels.len())?);
+        let (similar, index) = test.f_matmul(&train.f_transpose(0, 1)?)?.f_topk(k, 1, true, true)?;
+        let neighbours = Tensor::f_from_slice(train_labels)?.f_take(&index)?;
+        let votes = Tensor::f_zeros([test.size()[0], classes], (Kind::Float, Device::Cpu))?;
+        let weight = similar.f_div_scalar(VOTE_TEMPERATURE)?.f_exp()?;
+        let winner = votes.f_scatter_add(1, &neighbours, &weight)?.f_argmax(1, false)?;
+        let right = winner.f_eq_tensor(&Tensor::f_from_slice(test_labels)?)?;
+        Ok(right.f_to_kind(Kind::Double)?.f_mean(Kind::Double)?.f_double_value(&[])?)
+    }
+}
+
+fn labels(pictures: &[BoxedPicture]) -> Vec<i64> {
+    pictures.iter().flat_map(|p| p.boxes.iter().map(|b| b.class)).collect()
+}
+
+/// Mean of a map's cells under a box (x0, y0, x1, y1 in pixels), at least one cell, length 1: [1, C].
+fn pooled(map: &Tensor, frame: [f64; 4], stride: f64) -> Result<Tensor> {
+    let size = map.size();
+    #[expect(clippy::cast_possible_truncation, reason = "pixels of a picture")]
+    let span = |low: f64, high: f64, cells: i64| {
+        let first = ((low / stride).floor() as i64).clamp(0, cells - 1);
+        let end = ((high / stride).ceil() as i64).clamp(first + 1, cells);
+        (first, end - first)
+    };
+    let (x, width) = span(frame[0], frame[2], size[3]);
+    let (y, height) = span(frame[1], frame[3], size[2]);
+    let inside = map.f_narrow(2, y, height)?.f_narrow(3, x, width)?;
+    Ok(mcl_model::l2_normalized(&inside.f_mean_dim([2_i64, 3].as_slice(), false, None)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_vote_by_similarity() {
+        let judge = Judge { which: Which::Momentum, k: 2, size: 32 };
+        let train = Tensor::from_slice(&[1.0_f32, 0.0, 0.8, 0.6, 0.0, 1.0]).view([3, 2]);
+        let test = Tensor::from_slice(&[1.0_f32, 0.0, 0.0, 1.0]).view([2, 2]);
+        assert!((judge.knn(&train, &[0, 1, 1], &test, &[0, 1]).unwrap() - 1.0).abs() < 1e-9);
+        assert!((judge.knn(&train, &[0, 1, 1], &test, &[1, 1]).unwrap() - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_box_smaller_than_a_cell_still_has_one() {
+        let map = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]) + 1.0;
+        for frame in [[0.0, 0.0, 1.0, 1.0], [127.0, 127.0, 128.0, 128.0], [500.0, 500.0, 600.0, 600.0]] {
+            assert_eq!(pooled(&map, frame, 32.0).unwrap().size(), [1, 1]);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! From the plan to a step's tensors: loader batches, montage permutations, and what was really fed.
+
+use anyhow::{Context, Result, bail};
+use mcl_config::Job;
+use mcl_data::montage::Side;
+use mcl_data::{BatchRequest, Dataset, FedSample, LaneBatch, Loader, LoaderSpec, MontageLayout};
+use mcl_model::LaneSide;
+use mcl_plan::{EpochPlan, PlanSpec, SUBSTITUTE_ATTEMPTS, Schedule, substitute};
+use mcl_proto::v1;
+use mcl_train::LaneInput;
+use mcl_types::{Epoch, Lane, SampleIndex, Slot, Step};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tch::Tensor;
+
+/// Lane batches of this rank, in the order of the plan.
+pub(crate) struct Feed {
+    loader: Loader,
+    lanes: Range<u32>,
+    schedule: Schedule,
+    montages: MontageLayout,
+    seed: mcl_types::Seed,
+    images: i64,
+}
+
+/// A step's input and where it came from.
+pub(crate) struct Fed {
+    pub(crate) lanes: Vec<LaneInput>,
+    /// By lane of this rank: what the loader fed, in slot order.
+    pub(crate) samples: Vec<(u32, Vec<FedSample>)>,
+    /// How long the step waited for it.
+    pub(crate) waited: Duration,
+}
+
+impl Feed {
+    /// Starts loading at `first`.
+    pub(crate) fn start(
+        job: &Job,
+        dataset: Arc<Dataset>,
+        plan: PlanSpec,
+        schedule: Schedule,
+        lanes: Range<u32>,
+        first: Step,
+    ) -> Result<Self> {
+        let spec = LoaderSpec {
+            augment: mcl_job::augment_spec(job),
+            image_size: job.model().image_size,
+            levels: job.method().levels.clone(),
+            mode: mcl_job::view_mode(job),
+            seed: job.seed(),
+            threads: usize::try_from(job.data().loader_threads)?,
+            queue: usize::try_from(job.data().queue)?,
+            max_substitutes: SUBSTITUTE_ATTEMPTS,
+            ..LoaderSpec::default()
+        };
+        let pictures = usize::try_from(job.batch().images_per_lane)?;
+        let montages = MontageLayout::official(pictures, &job.method().levels)?;
+        let replacements = plan.clone();
+        let loader = Loader::start(
+            dataset,
+            spec,
+            Requests::new(plan, schedule, lanes.clone(), first),
+            Arc::new(move |epoch: Epoch, step: Step, lane: Lane, slot: Slot, attempt: u32| {
+                let step_in_epoch = schedule.locate(step).step_in_epoch;
+                substitute(&replacements, epoch, step_in_epoch, lane, slot, attempt)
+            }),
+        )?;
+        Ok(Self { loader, lanes, schedule, montages, seed: job.seed(), images: i64::from(job.batch().images_per_lane) })
+    }
+
+    /// The batches of one step; waits for the loader where it is behind.
+    pub(crate) fn next(&mut self, step: Step) -> Result<Fed> {
+        let started = Instant::now();
+        let mut fed = Fed { lanes: Vec::new(), samples: Vec::new(), waited: Duration::ZERO };
+        let mut batches = Vec::new();
+        for lane in self.lanes.clone() {
+            let batch = self.loader.next()?.with_context(|| format!("the loader ended before {step}"))?;
+            if batch.step != step || batch.lane.get() != lane {
+                bail!("the loader fed {} {}, expected {step} lane {lane}", batch.step, batch.lane);
+            }
+            batches.push(batch);
+        }
+        fed.waited = started.elapsed();
+        for batch in batches {
+            fed.lanes.push(self.lane_input(step, &batch)?);
+            fed.samples.push((batch.lane.get(), batch.fed));
+        }
+        Ok(fed)
+    }
+
+    fn lane_input(&self, step: Step, batch: &LaneBatch) -> Result<LaneInput> {
+        let levels = self.montages.levels();
+        let epoch = self.schedule.locate(step).epoch;
+        let side = |side: Side, first: usize| -> Result<LaneSide> {
+            let views = batch.views.iter().skip(first).take(levels);
+            let views = views.map(|v| self.view(v)).collect::<Result<Vec<_>>>()?;
+            let permutations = (1..levels)
+                .map(|level| {
+                    let drawn = self.montages.permutation(self.seed, (epoch, step, batch.lane), level, side);
+                    drawn.into_iter().map(|p| Ok(i64::try_from(p)?)).collect::<Result<Vec<_>>>()
+                })
+                .collect::<Result<Vec<_>>>()?;
+            Ok(LaneSide { views, permutations })
+        };
+        Ok(LaneInput { q: side(Side::Q, 0)?, k: side(Side::K, levels)? })
+    }
+
+    /// [N, 3, s, s] bytes.
+    fn view(&self, bytes: &[u8]) -> Result<Tensor> {
+        Ok(Tensor::f_from_slice(bytes)?.f_reshape([self.images, 3, self.edge(bytes.len())?, -1])?)
+    }
+
+    fn edge(&self, bytes: usize) -> Result<i64> {
+        let pixels = i64::try_from(bytes)? / (3 * self.images.max(1));
+        let edge = pixels.isqrt();
+        if edge * edge * 3 * self.images != i64::try_from(bytes)? {
+            bail!("a view of {bytes} bytes is no square of three channels for {} pictures", self.images);
+        }
+        Ok(edge)
+    }
+}
+
+/// What the loader is to make: every lane of every step from a first one to the run's last.
+struct Requests {
+    plan: PlanSpec,
+    schedule: Schedule,
+    lanes: Range<u32>,
+    step: Step,
+    lane: u32,
+    epoch: Option<EpochPlan>,
+}
+
+impl Requests {
+    const fn new(plan: PlanSpec, schedule: Schedule, lanes: Range<u32>, first: Step) -> Self {
+        let lane = lanes.start;
+        Self { plan, schedule, lanes, step: first, lane, epoch: None }
+    }
+
+    fn samples(&mut self, epoch: Epoch, step_in_epoch: u64) -> Option<Vec<SampleIndex>> {
+        if self.epoch.as_ref().is_none_or(|e| e.epoch() != epoch) {
+            // A plan that cannot be made was refused when the job was submitted.
+            self.epoch = EpochPlan::new(&self.plan, epoch).ok();
+        }
+        let plan = self.epoch.as_ref()?;
+        (0..self.plan.images_per_lane)
+            .map(|slot| plan.sample(step_in_epoch, Lane::new(self.lane), Slot::new(slot)))
+            .collect()
+    }
+}
+
+impl Iterator for Requests {
+    type Item = BatchRequest;
+
+    fn next(&mut self) -> Option<BatchRequest> {
+        if self.step.get() >= self.schedule.total_steps() {
+            return None;
+        }
+        let at = self.schedule.locate(self.step);
+        let samples = self.samples(at.epoch, at.step_in_epoch)?;
+        let request = BatchRequest { epoch: at.epoch, step: self.step, lane: Lane::new(self.lane), samples };
+        self.lane += 1;
+        if self.lane >= self.lanes.end {
+            self.lane = self.lanes.start;
+            self.step = self.step.next();
+        }
+        Some(request)
+    }
+}
+
+/// What the coordinator's ledger is told of one lane.
+pub(crate) fn lane_report(lane: u32, losses: Vec<f64>, samples: Vec<FedSample>) -> v1::LaneReport {
+    let samples = samples
+        .into_iter()
+        .map(|s| {
+            let (replaces, reason) = match s.replaced {
+                Some(r) => (Some(r.wanted.get()), r.reason),
+                None => (None, String::new()),
+            };
+            v1::FedSample { index: s.index.get(), id: s.id, hash: s.hash.to_vec(), replaces, reason }
+        })
+        .collect();
+    v1::LaneReport { lane, losses, samples }
+}

@@ -1,0 +1,69 @@
+//! `mcl-rank`: everything with tensors, one process a device.
+//!
+//! Role: wiring only. `mcl` starts it with the library path of libtorch; a worker daemon speaks with
+//! `mcl-rank train` over its standard input and output (`proto/mcl/v1/rank.proto`), and it ends when that
+//! input closes.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod control;
+mod engine;
+mod eval;
+mod feed;
+mod gpu_check;
+mod pictures;
+mod snapshot;
+mod train;
+mod weights;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(version, about = "One device's share of a run; normally started by `mcl`")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train as told on standard input.
+    Train,
+    /// Evaluate frozen features.
+    Eval(eval::EvalArguments),
+    /// Compare whole steps with golden cases.
+    Golden(gpu_check::GoldenArguments),
+    /// Everything that needs a GPU.
+    GpuCheck(gpu_check::GpuCheckArguments),
+    /// Print the engine's version and devices as JSON.
+    Engine,
+}
+
+fn main() -> ExitCode {
+    // First of all: whoever asks libtorch about CUDA before this switches it off for the whole process.
+    let cuda = engine::load_cuda();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_ansi(false)
+        .without_time()
+        .init();
+    let result = match Arguments::parse().command {
+        Command::Train => return train::run(),
+        Command::Eval(arguments) => eval::run(&arguments),
+        Command::Golden(arguments) => gpu_check::golden(&arguments),
+        Command::GpuCheck(arguments) => gpu_check::run(&arguments, &cuda),
+        Command::Engine => engine::describe(&cuda),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
