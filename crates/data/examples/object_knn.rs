@@ -11,6 +11,8 @@ fn main() {
     let count = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(1000);
     let spec = GenerateSpec::scenes(count, Seed::new(3));
     let start = std::time::Instant::now();
+    (0..count).for_each(|i| drop(draw(&spec, i)));
+    println!("{count} scenes drawn in {:.2} s", start.elapsed().as_secs_f64());
     let mut items = Vec::new();
     let mut sheet = Picture::black(8 * 132, 6 * 132);
     for i in 0..count {

@@ -25,6 +25,7 @@ pub mod loader;
 pub mod montage;
 pub mod pack;
 mod picture;
+mod preview;
 mod sheet;
 
 pub use annotations::Annotations;
@@ -36,4 +37,5 @@ pub use loader::{
 };
 pub use montage::MontageLayout;
 pub use picture::Picture;
+pub use preview::{PreviewError, preview};
 pub use sheet::{SheetError, montage_sheet};

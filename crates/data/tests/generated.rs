@@ -4,11 +4,12 @@
 use mcl_data::crop::{crop, grey_thumbnail};
 use mcl_data::generate::{GenerateSpec, PictureFormat, class_names, draw, generate};
 use mcl_data::inspect::inspect;
-use mcl_data::{Annotations, Dataset, Format, Limits};
+use mcl_data::{Annotations, Dataset, Format, Limits, LoaderSpec, decode, preview};
 use mcl_types::{SampleIndex, Seed};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut all = BTreeMap::new();
@@ -51,13 +52,26 @@ fn what_is_written_opens_as_a_dataset_with_its_boxes() {
     for a in &read.annotations {
         let [x, y, w, h] = a.bbox;
         assert!(x >= 0.0 && y >= 0.0 && x + w <= 128.0 && y + h <= 128.0, "{a:?}");
-        assert!(w >= 9.0 && h >= 9.0 && w <= 50.0 && h <= 50.0, "{a:?}");
+        assert!(w >= 7.0 && h >= 7.0 && w <= 49.0 && h <= 49.0, "{a:?}");
     }
     let counts: Vec<usize> = read.by_image().values().map(Vec::len).collect();
     assert!(counts.len() == 20 && counts.iter().all(|c| (2..=6).contains(c)), "{counts:?}");
     let summary = inspect(dir.path(), Limits::default(), 2, &|_, _| ()).unwrap();
     assert_eq!((summary.count, summary.formats[&Format::Jpeg], summary.largest), (20, 20, (128, 128)));
     assert!(summary.undecodable.is_empty() && summary.digest == dataset.digest());
+}
+
+#[test]
+fn a_preview_shows_every_level_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    generate(dir.path(), &GenerateSpec::objects(10, Seed::new(2)), &mut |_, _| ()).unwrap();
+    let dataset = Arc::new(Dataset::open(dir.path()).unwrap());
+    let spec = LoaderSpec { image_size: 64, levels: vec![1, 2, 4], threads: 2, ..LoaderSpec::default() };
+    let (png, batch) = preview(&dataset, spec.clone(), 8).unwrap();
+    assert_eq!((batch.fed.len(), Format::of(&png).unwrap()), (8, Format::Png));
+    let sheet = decode(&png, Limits::default()).unwrap();
+    assert_eq!((sheet.width(), sheet.height()), (6 + 8 * 70, 6 + 6 * 70));
+    assert_eq!(preview(&dataset, spec, 8).unwrap().0, png);
 }
 
 #[test]
@@ -108,5 +122,5 @@ fn raw_pixels_tell_the_classes_only_modestly() {
     let right = test.iter().filter(|(class, t)| nearest(t) == *class).count();
     let share = right as f64 / test.len() as f64;
     println!("{share:.3} of {} objects", test.len());
-    assert!((0.2..0.5).contains(&share), "{share}");
+    assert!((0.25..0.45).contains(&share), "{share}");
 }

@@ -202,6 +202,26 @@ fn a_changed_shard_is_an_error_and_not_a_replacement() {
     assert!(matches!(error, LoaderError::Damaged { .. }), "{error}");
 }
 
+/// A process's own memory reads as an I/O error at address 0: a failing disk without one.
+#[test]
+fn a_failing_storage_is_tried_again_and_then_an_error() {
+    let source = std::path::Path::new("/proc/self/mem");
+    let fails = fs::read(source).is_err_and(|e| e.raw_os_error() == Some(5));
+    if !fails || !fs::metadata(source).is_ok_and(|m| m.is_file()) {
+        println!("skipped: this system has no file that fails to read");
+        return;
+    }
+    let dir = folder(12);
+    symlink(source, dir.path().join("000-disk.jpg")).unwrap();
+    let dataset = Arc::new(Dataset::open(dir.path()).unwrap());
+    let mut loader =
+        Loader::start(Arc::clone(&dataset), spec(2), requests(&dataset, 1, 1, 4), substitute(12)).unwrap();
+    let error = loader.next().unwrap_err();
+    assert!(matches!(error, LoaderError::Read { .. }), "{error}");
+    let said = format!("{error}");
+    assert!(said.contains("000-disk.jpg") && said.contains("tried 4 times"), "{said}");
+}
+
 #[test]
 fn panics_of_the_plan_become_errors() {
     let dir = folder(12);

@@ -24,10 +24,13 @@ const WARNINGS: [&str; 7] = [
     "Application transferred too many scanlines",
 ];
 
-/// The decompressor and the memory for four-channel pictures.
+/// The memory for four-channel pictures.
+///
+/// The decompressor itself is made anew for every picture, which takes microseconds: the library keeps
+/// tables, and after an error half-read headers, so that a file without tables of its own would decode
+/// by what happened to be decoded before it.
 #[derive(Debug, Default)]
 pub(super) struct JpegDecoder {
-    inner: Option<Decompressor>,
     cmyk: Vec<u8>,
 }
 
@@ -59,28 +62,17 @@ impl JpegDecoder {
         limits: Limits,
         picture: &mut Picture,
     ) -> Result<Soundness, DecodeError> {
-        let mut inner = match self.inner.take() {
-            Some(inner) => inner,
-            None => fresh().map_err(|e| broken(&e))?,
+        let mut inner = fresh().map_err(|e| broken(&e))?;
+        let refused = match inner.read_header(bytes) {
+            Ok(header) => return self.pixels(&mut inner, header, bytes, limits, picture),
+            Err(e) => e,
         };
-        let result = match inner.read_header(bytes) {
-            Ok(header) => self.pixels(&mut inner, header, bytes, limits, picture),
-            Err(e) => match warning(&e) {
-                Some(said) => {
-                    let clean = rebuild_header(bytes);
-                    inner.read_header(&clean).map_err(|_| broken(&e)).and_then(|header| {
-                        self.pixels(&mut inner, header, &clean, limits, picture)?;
-                        Ok(Soundness::Damaged(said.to_owned()))
-                    })
-                }
-                None => Err(broken(&e)),
-            },
-        };
-        // After an error the library keeps half-read headers, which would leak into the next picture.
-        if matches!(result, Ok(Soundness::Sound)) {
-            self.inner = Some(inner);
-        }
-        result
+        let Some(said) = warning(&refused) else { return Err(broken(&refused)) };
+        let clean = rebuild_header(bytes);
+        let mut inner = fresh().map_err(|e| broken(&e))?;
+        let header = inner.read_header(&clean).map_err(|_| broken(&refused))?;
+        self.pixels(&mut inner, header, &clean, limits, picture)?;
+        Ok(Soundness::Damaged(said.to_owned()))
     }
 
     fn pixels(
@@ -267,6 +259,35 @@ mod tests {
             assert!(decoder.decode_into(&whole[..end], &mut picture).is_err(), "cut at {end}");
         }
         assert_eq!(decoder.decode_into(&whole, &mut picture).unwrap(), Soundness::Sound);
+    }
+
+    #[test]
+    fn a_picture_does_not_depend_on_the_one_before() {
+        let whole = sample();
+        // The same file without its quantisation tables.
+        let (mut bare, mut at) = (whole[..2].to_vec(), 2);
+        while let Some(found) = segment(&whole, at) {
+            let start = found.next - found.bytes.len();
+            match found.code {
+                0xda => {
+                    bare.extend_from_slice(&whole[start..]);
+                    break;
+                }
+                0xdb => {}
+                _ => bare.extend_from_slice(found.bytes),
+            }
+            at = found.next;
+        }
+        let alone = decode(&bare, Limits::default()).unwrap_err();
+        let (mut decoder, mut picture) = (Decoder::default(), Picture::default());
+        for _ in 0..2 {
+            decoder.decode_into(&whole, &mut picture).unwrap();
+            assert_eq!(decoder.decode_into(&bare, &mut picture).unwrap_err(), alone);
+            assert_eq!(
+                decoder.decode_into(&whole[..20], &mut picture).unwrap_err(),
+                decode(&whole[..20], Limits::default()).unwrap_err()
+            );
+        }
     }
 
     #[test]

@@ -8,7 +8,10 @@ use mcl_types::SplitMix64;
 const SUBSAMPLES: u32 = 3;
 
 /// Least difference in grey between ground and object, and between an object's two colours.
-const CONTRAST: f64 = 45.0;
+const CONTRAST: f64 = 26.0;
+
+/// Range of the grain's deviation.
+const NOISE: (f64, f64) = (4.0, 16.0);
 
 /// A drawn picture and what is on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,25 +66,35 @@ fn distinct(random: &mut SplitMix64, others: &[[f64; 3]]) -> [f64; 3] {
     best.1
 }
 
-/// The ground: a slope between two near colours with a few faint blotches.
+/// The ground: a slope of light with blotches and strokes.
 struct Ground {
     colour: [f64; 3],
     slope: (f64, f64),
     tint: [f64; 3],
+    /// Centre, radius, strength.
     blotches: Vec<(f64, f64, f64, f64)>,
+    /// Sine and cosine of the direction, offset, half width, strength.
+    strokes: Vec<(f64, f64, f64, f64, f64)>,
 }
 
 impl Ground {
     fn draw(random: &mut SplitMix64, size: f64) -> Self {
         let colour = colour(random);
-        let slope = (random.range(-22.0, 22.0) / size, random.range(-22.0, 22.0) / size);
+        let slope = (random.range(-40.0, 40.0) / size, random.range(-40.0, 40.0) / size);
         let tint = [0; 3].map(|_| random.range(0.6, 1.4));
         let blotches = (0..4 + random.below(6)).map(|_| {
             let (x, y) = (random.range(0.0, size), random.range(0.0, size));
-            (x, y, random.range(0.03, 0.14) * size, random.range(-26.0, 26.0))
+            (x, y, random.range(0.03, 0.14) * size, random.range(-40.0, 40.0))
         });
         let blotches = blotches.collect();
-        Self { colour, slope, tint, blotches }
+        let strokes = (0..2 + random.below(5)).map(|_| {
+            let a = random.range(0.0, std::f64::consts::TAU);
+            let (sin, cos) = (libm::sin(a), libm::cos(a));
+            let through = sin * random.range(0.0, size) + cos * random.range(0.0, size);
+            (sin, cos, through, random.range(0.6, 2.5), random.range(-45.0, 45.0))
+        });
+        let strokes = strokes.collect();
+        Self { colour, slope, tint, blotches, strokes }
     }
 
     fn at(&self, x: f64, y: f64, size: f64) -> [f64; 3] {
@@ -89,6 +102,11 @@ impl Ground {
         for (bx, by, radius, strength) in &self.blotches {
             let (dx, dy) = (x - bx, y - by);
             if dx * dx + dy * dy < radius * radius {
+                light += strength;
+            }
+        }
+        for (sin, cos, through, half, strength) in &self.strokes {
+            if (sin * x + cos * y - through).abs() < *half {
                 light += strength;
             }
         }
@@ -102,43 +120,53 @@ pub(super) fn draw(random: &mut SplitMix64, plan: Plan) -> Drawn {
     let ground = Ground::draw(random, size);
     let wanted = plan.objects.0 + below(random, plan.objects.1 - plan.objects.0 + 1);
     let objects = place(random, plan, wanted, ground.colour);
-    let noise = random.range(2.0, 9.0);
+    let noise = random.range(NOISE.0, NOISE.1);
     let mut picture = Picture::black(plan.size, plan.size);
     let mut boxes: Vec<Option<[u32; 4]>> = vec![None; objects.len()];
+    let mut near: Vec<usize> = Vec::new();
     for y in 0..plan.size {
         for x in 0..plan.size {
             let base = ground.at(f64::from(x) + 0.5, f64::from(y) + 0.5, size);
-            let mut sum = [0.0; 3];
-            let mut covered = vec![0_u32; objects.len()];
-            for i in 0..SUBSAMPLES * SUBSAMPLES {
-                let step = |k: u32| (f64::from(k) + 0.5) / f64::from(SUBSAMPLES);
-                let (px, py) = (f64::from(x) + step(i % SUBSAMPLES), f64::from(y) + step(i / SUBSAMPLES));
-                // Later objects lie on top.
-                let top =
-                    objects.iter().enumerate().rev().find_map(|(o, object)| Some((o, object.at(px, py)?)));
-                if let Some((o, _)) = top {
-                    covered[o] += 1;
-                }
-                let c = top.map_or(base, |(_, c)| c);
-                (0..3).for_each(|k| sum[k] += c[k]);
+            near.clear();
+            near.extend((0..objects.len()).filter(|o| objects[*o].is_near(x, y)));
+            let (colour, most) = pixel(&objects, &near, x, y, base);
+            if let Some(o) = most {
+                let [x0, y0, x1, y1] = boxes[o].unwrap_or([x, y, x, y]);
+                boxes[o] = Some([x0.min(x), y0.min(y), x1.max(x), y1.max(y)]);
             }
-            for (b, n) in boxes.iter_mut().zip(&covered) {
-                if *n * 2 > SUBSAMPLES * SUBSAMPLES {
-                    let [x0, y0, x1, y1] = b.unwrap_or([x, y, x, y]);
-                    *b = Some([x0.min(x), y0.min(y), x1.max(x), y1.max(y)]);
-                }
-            }
-            let area = f64::from(SUBSAMPLES * SUBSAMPLES);
             let grain = bell(random) * noise;
-            picture.set_pixel(x, y, sum.map(|s| to_byte(s / area + grain + bell(random) * noise * 0.4)));
+            picture.set_pixel(x, y, colour.map(|c| to_byte(c + grain + bell(random) * noise * 0.4)));
         }
     }
-    let objects = objects
-        .iter()
-        .zip(boxes)
-        .filter_map(|(o, b)| Some(DrawnObject { class: o.class, bbox: corners(b?) }))
-        .collect();
+    let found = objects.iter().zip(boxes);
+    let objects =
+        found.filter_map(|(o, b)| Some(DrawnObject { class: o.class, bbox: corners(b?) })).collect();
     Drawn { picture, objects }
+}
+
+/// A pixel's colour, and the object that covers more than half of it.
+fn pixel(objects: &[Object], near: &[usize], x: u32, y: u32, base: [f64; 3]) -> ([f64; 3], Option<usize>) {
+    if near.is_empty() {
+        return (base, None);
+    }
+    let step = |k: u32| (f64::from(k) + 0.5) / f64::from(SUBSAMPLES);
+    let mut sum = [0.0; 3];
+    let mut half = None;
+    let mut covered = vec![0_u32; near.len()];
+    for i in 0..SUBSAMPLES * SUBSAMPLES {
+        let (px, py) = (f64::from(x) + step(i % SUBSAMPLES), f64::from(y) + step(i / SUBSAMPLES));
+        // Later objects lie on top.
+        let top = near.iter().enumerate().rev().find_map(|(n, o)| Some((n, objects[*o].at(px, py)?)));
+        if let Some((n, _)) = top {
+            covered[n] += 1;
+            if covered[n] * 2 > SUBSAMPLES * SUBSAMPLES {
+                half = Some(near[n]);
+            }
+        }
+        let c = top.map_or(base, |(_, c)| c);
+        (0..3).for_each(|k| sum[k] += c[k]);
+    }
+    (sum.map(|s| s / f64::from(SUBSAMPLES * SUBSAMPLES)), half)
 }
 
 /// Objects whose circles do not overlap much, each inside the picture.

@@ -65,6 +65,8 @@ pub(super) struct Object {
     colours: [[f64; 3]; 2],
     /// Width over height of the drawn shape, as a mild change of view.
     stretch: f64,
+    /// Change of light over the unit length, across and down.
+    shade: (f64, f64),
 }
 
 /// Half a turn, and more, of anything that turns.
@@ -85,8 +87,8 @@ impl Object {
         let (shape, _) = SHAPES[class / TEXTURES.len() % SHAPES.len()];
         let (texture, _) = TEXTURES[class % TEXTURES.len()];
         let pitch = match texture {
-            Texture::Checked => random.range(1.5, 2.0),
-            _ => random.range(2.2, 3.0),
+            Texture::Checked => random.range(1.4, 2.2),
+            _ => random.range(1.8, 3.2),
         };
         Self {
             class,
@@ -99,19 +101,29 @@ impl Object {
             phase: (random.uniform(), random.uniform()),
             pitch,
             colours,
-            stretch: random.range(0.85, 1.18),
+            stretch: random.range(0.8, 1.25),
+            shade: (random.range(-60.0, 60.0), random.range(-60.0, 60.0)),
         }
+    }
+
+    /// Whether the object may touch the pixel at column `x`, row `y`.
+    pub(super) fn is_near(&self, x: u32, y: u32) -> bool {
+        let reach = self.radius + 1.0;
+        (f64::from(x) + 0.5 - self.centre.0).abs() < reach
+            && (f64::from(y) + 0.5 - self.centre.1).abs() < reach
     }
 
     /// The colour at a point of the picture, if the object is there.
     pub(super) fn at(&self, x: f64, y: f64) -> Option<[f64; 3]> {
         let (dx, dy) = ((x - self.centre.0) / self.radius, (y - self.centre.1) / self.radius);
-        if dx * dx + dy * dy > 2.0 {
+        if dx * dx + dy * dy > 1.0 {
             return None;
         }
         let (sin, cos) = self.turn;
-        let u = (cos * dx + sin * dy) * self.stretch;
-        let v = (cos * dy - sin * dx) / self.stretch;
+        // No corner may leave the circle, however the shape is stretched.
+        let fit = 1.05 * self.stretch.max(1.0 / self.stretch);
+        let u = (cos * dx + sin * dy) * fit * self.stretch;
+        let v = (cos * dy - sin * dx) * fit / self.stretch;
         if !self.shape.holds(u, v) {
             return None;
         }
@@ -123,6 +135,7 @@ impl Object {
             Texture::Striped => s.rem_euclid(2.0) >= 1.0,
             Texture::Checked => (s + t).rem_euclid(2.0) >= 1.0,
         };
-        Some(self.colours[usize::from(second)])
+        let light = dx * self.shade.0 + dy * self.shade.1;
+        Some(self.colours[usize::from(second)].map(|c| c + light))
     }
 }
