@@ -121,7 +121,7 @@ impl State {
 
     /// Workers that are known and silent: longer than a heartbeat could take, or without a stream.
     pub(crate) fn silent(&self, now: Duration) -> Vec<(WorkerName, Duration)> {
-        let worth_saying = self.settings.lost_after / 3;
+        let worth_saying = self.lost_after() / 3;
         self.workers
             .iter()
             .map(|(name, w)| (name.clone(), now.saturating_sub(w.last_heard), w.session.is_none()))

@@ -3,6 +3,7 @@
 use mcl_plan::{Position, Schedule, ScheduleError};
 use mcl_types::{Digest, RunId, Step};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// A job, as far as decisions depend on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub struct JobSpec {
     pub min_workers: u32,
     /// Most lanes that one rank may carry; none: as many as it takes.
     pub max_lanes_per_rank: Option<u32>,
+    /// Silence after which a worker is lost, where the job says so.
+    pub lost_after: Option<Duration>,
 }
 
 /// A job that could never run.

@@ -30,7 +30,8 @@ impl Turn<'_> {
             self.out.push(Effect::Close { session: old });
         }
         self.out.push(Effect::Send { session, message: ToWorker::Welcome });
-        if let Some(outcome) = self.state.outcome() {
+        let dormant = self.state.job.as_ref().is_some_and(|j| j.dormant);
+        if let Some(outcome) = self.state.outcome().filter(|_| !dormant) {
             let (reason, leave) = (outcome.to_string(), self.state.settings.leave_when_done);
             self.out.push(Effect::Send { session, message: ToWorker::Dismiss { reason, leave } });
         }
@@ -52,7 +53,7 @@ impl Turn<'_> {
         if let Some(known) = self.state.workers.get(&hello.worker)
             && known.session.is_some()
             && known.advertise != hello.advertise
-            && self.now.saturating_sub(known.last_heard) < self.state.settings.lost_after
+            && self.now.saturating_sub(known.last_heard) < self.state.lost_after()
         {
             return Some(format!(
                 "the name {} is taken by the worker at {}: give this one another name",
@@ -173,7 +174,7 @@ impl Turn<'_> {
 
     /// Time passed: who is silent for too long is lost, who does not become ready in time is given up.
     pub(crate) fn tick(&mut self) {
-        let patience = self.state.settings.lost_after;
+        let patience = self.state.lost_after();
         let lost: Vec<(WorkerName, std::time::Duration)> = self
             .state
             .workers

@@ -57,6 +57,8 @@ pub(crate) struct Job {
     pub(crate) ended: Option<Ended>,
     /// The job is to stop.
     pub(crate) drain: bool,
+    /// It ended under an earlier coordinator and may be submitted again: workers wait for that.
+    pub(crate) dormant: bool,
     pub(crate) last_step: Option<StepMetrics>,
     /// Exponential mean over about 20 steps of the share of a step that waited for pictures.
     pub(crate) data_wait_share: f64,
@@ -167,6 +169,7 @@ impl State {
         job.last_checkpoint = found.last_checkpoint.filter(|s| *s <= found.committed);
         if let Some(outcome) = found.outcome {
             job.stage = Stage::Over(outcome);
+            job.dormant = true;
         } else if let Some(Started { record, store_address }) = found.live {
             let world = u32::try_from(record.places.len()).unwrap_or(u32::MAX);
             let layout = LaneLayout::new(job.spec.lanes, world)?;
@@ -191,6 +194,11 @@ impl State {
     /// The live generation's number, or the last one's.
     pub const fn generation(&self) -> Generation {
         self.last_generation
+    }
+
+    /// Silence after which a worker is lost.
+    pub fn lost_after(&self) -> Duration {
+        self.job.as_ref().and_then(|j| j.spec.lost_after).unwrap_or(self.settings.lost_after)
     }
 
     /// Steps that stand.
@@ -250,6 +258,7 @@ impl Job {
             causes: Vec::new(),
             ended: None,
             drain: false,
+            dormant: false,
             last_step: None,
             data_wait_share: 0.0,
             stage: Stage::Gathering(Gathering::new(now, now, true)),

@@ -522,6 +522,25 @@ fn a_late_comer_to_a_finished_job_is_dismissed() {
 }
 
 #[test]
+fn workers_wait_for_a_drained_job_to_be_submitted_to_the_next_coordinator() {
+    let mut cluster = two_workers(4, 20);
+    cluster.run_to(7);
+    cluster.apply(Event::Drain);
+    cluster.run(100);
+    for name in ["w1", "w2"] {
+        cluster.add(name, 1);
+    }
+    cluster.restart_coordinator(true);
+    cluster.round();
+    cluster.round();
+    assert_eq!(phase(&cluster), Phase::Interrupted);
+    assert!(cluster.machines.values().all(|m| !m.dismissed && m.session.is_some()));
+    cluster.submit();
+    assert_eq!(cluster.run(100), Some(Outcome::Done { steps: 20 }));
+    assert_eq!(cluster.rolled_back, 0);
+}
+
+#[test]
 fn a_job_that_could_never_run_is_refused() {
     assert!(spec(4, 10, 8).check().is_ok());
     let too_many = JobSpec { min_workers: 5, ..spec(4, 10, 8) };

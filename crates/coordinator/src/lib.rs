@@ -1,2 +1,31 @@
-//! The coordinator's rim.
+//! The coordinator's rim: gRPC, time, journal and run directory around `mcl-coordinator-core`.
+//!
+//! Role: one loop takes what comes (streams, submissions, answers of the checkpoint service, time), turns it
+//! into an event, lets the core decide and performs the effects in order. Invariants: what the core wants
+//! durable is durable before the next effect is begun; a step is acknowledged to ranks only once metrics and
+//! ledger are on the disk; nobody else writes to the run directory. Left out: every decision (the core),
+//! reading jobs and datasets (the caller's [`Interpret`]), encryption and authentication (see
+//! [`check_bind`]).
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod border;
+mod checkpoints;
+mod config;
+mod coordinator;
+mod error;
+mod journal;
+mod performing;
+mod progress;
+mod rim;
+mod run_dir;
+mod service;
+mod verify;
+mod wire;
+
+pub use config::{CoordinatorConfig, ExposedError, Interpret, JobFacts, check_bind};
+pub use coordinator::{Coordinator, CoordinatorHandle, HandleError};
+pub use error::{CoordinatorError, JobOutcome};
+pub use mcl_coordinator_core::{Phase, Status};
+pub use progress::Progress;
+pub use verify::{LedgerError, verify_ledger};

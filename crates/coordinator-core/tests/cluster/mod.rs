@@ -86,6 +86,7 @@ pub fn spec(lanes: u32, total_steps: u64, steps_per_epoch: u64) -> JobSpec {
         schedule: Schedule::new(steps_per_epoch, total_steps).unwrap(),
         min_workers: 1,
         max_lanes_per_rank: None,
+        lost_after: None,
     }
 }
 

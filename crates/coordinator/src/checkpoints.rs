@@ -1,0 +1,200 @@
+//! The checkpoint service, as the coordinator uses it: one task that asks, retries and brings answers.
+//!
+//! Invariants: before anything else the term is announced, so that an older coordinator can no longer make
+//! anything visible. A service that is away is asked again for ever, with a warning; only a refusal comes
+//! back as one.
+
+use crate::error::CoordinatorError;
+use crate::service::Input;
+use mcl_coordinator_core::Event;
+use mcl_proto::v1::checkpoint_service_client::CheckpointServiceClient;
+use mcl_proto::{MAX_MESSAGE_BYTES, v1};
+use mcl_types::{FencingToken, RunId, Term};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// For a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// For a call: a commit and a listing read every byte of a state.
+const CALL: Duration = Duration::from_secs(600);
+/// Pauses between tries double from the first to the second of these.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+
+/// What the loop asks for.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    Find,
+    Commit { step: u64, token: FencingToken, slices: u32, meta_json: String, keep: u32 },
+}
+
+/// Where to ask. Dropping it ends the task.
+#[derive(Debug)]
+pub(crate) struct Checkpoints {
+    asks: mpsc::UnboundedSender<Ask>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Checkpoints {
+    /// Announces the term, then does what is asked, one by one.
+    pub(crate) fn start(url: &str, run_id: RunId, term: Term, inbox: mpsc::Sender<Input>) -> Self {
+        let (asks, asked) = mpsc::unbounded_channel();
+        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let caller = Caller { url, run_id, term, channel: None };
+        Self { asks, task: tokio::spawn(caller.work(asked, inbox)) }
+    }
+
+    pub(crate) fn ask(&self, ask: Ask) {
+        // The task ends only with this handle or with the coordinator, which is then on its way out.
+        let _ = self.asks.send(ask);
+    }
+}
+
+struct Caller {
+    url: String,
+    run_id: RunId,
+    term: Term,
+    channel: Option<Channel>,
+}
+
+impl Caller {
+    async fn work(mut self, mut asked: mpsc::UnboundedReceiver<Ask>, inbox: mpsc::Sender<Input>) {
+        if let Err(refused) = self.announce().await {
+            let run_id = self.run_id.to_string();
+            let reason = refused.message().to_owned();
+            let broken = Input::Broken(CoordinatorError::Superseded { run_id, reason });
+            let _ = inbox.send(broken).await;
+            return;
+        }
+        while let Some(ask) = asked.recv().await {
+            let event = match ask {
+                Ask::Find => self.find().await,
+                Ask::Commit { step, token, slices, meta_json, keep } => {
+                    let request = v1::CommitCheckpointRequest {
+                        token: Some(token.into()),
+                        run_id: self.run_id.to_string(),
+                        step,
+                        slices,
+                        meta_json,
+                        keep,
+                    };
+                    let result = self.commit(request).await.map_err(|s| s.message().to_owned());
+                    Event::CheckpointResult { step, result }
+                }
+            };
+            if inbox.send(Input::Event(event)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn announce(&mut self) -> Result<(), Status> {
+        let request = v1::AnnounceTermRequest { term: self.term.get(), run_id: self.run_id.to_string() };
+        self.persist("announce the term", |mut client| {
+            let request = request.clone();
+            async move { client.announce_term(request).await.map(drop) }
+        })
+        .await
+    }
+
+    async fn commit(&mut self, request: v1::CommitCheckpointRequest) -> Result<String, Status> {
+        self.persist("commit a checkpoint", |mut client| {
+            let request = request.clone();
+            async move { client.commit_checkpoint(request).await.map(|r| r.into_inner().digest) }
+        })
+        .await
+    }
+
+    /// A listing is never refused for good: without it nobody knows where to go on.
+    async fn find(&mut self) -> Event {
+        let request = v1::ListCheckpointsRequest { run_id: self.run_id.to_string() };
+        loop {
+            let found = self
+                .persist("list the checkpoints", |mut client| {
+                    let request = request.clone();
+                    async move { client.list_checkpoints(request).await.map(tonic::Response::into_inner) }
+                })
+                .await;
+            match found {
+                Ok(list) => {
+                    for damaged in &list.damaged {
+                        tracing::error!(
+                            step = damaged.step,
+                            reason = damaged.reason,
+                            "damaged checkpoint skipped"
+                        );
+                    }
+                    return Event::CheckpointsFound {
+                        steps: list.checkpoints.iter().map(|c| c.step).collect(),
+                    };
+                }
+                Err(status) => tracing::error!(%status, "the checkpoint service refuses to list checkpoints"),
+            }
+            tokio::time::sleep(PAUSES.1).await;
+        }
+    }
+
+    /// Calls until the service answers, well or with a refusal.
+    async fn persist<T, F>(
+        &mut self,
+        what: &'static str,
+        call: impl Fn(CheckpointServiceClient<Channel>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut pause = PAUSES.0;
+        loop {
+            let answer = match self.client() {
+                Ok(client) => match tokio::time::timeout(CALL, call(client)).await {
+                    Ok(answer) => answer,
+                    Err(_) => Err(Status::deadline_exceeded(format!("no answer in {} s", CALL.as_secs()))),
+                },
+                Err(refused) => Err(refused),
+            };
+            match answer {
+                Err(status) if may_pass(status.code()) => {
+                    tracing::warn!(url = self.url, what, %status, ?pause, "checkpoint service away, trying again");
+                    self.channel = None;
+                }
+                other => return other,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    fn client(&mut self) -> Result<CheckpointServiceClient<Channel>, Status> {
+        let channel = match &self.channel {
+            Some(channel) => channel.clone(),
+            None => {
+                let endpoint = Endpoint::from_shared(self.url.clone()).map_err(|e| {
+                    Status::unavailable(format!("`{}` is not the URL of a service: {e}", self.url))
+                })?;
+                endpoint.connect_timeout(CONNECT).tcp_nodelay(true).connect_lazy()
+            }
+        };
+        self.channel = Some(channel.clone());
+        Ok(CheckpointServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+}
+
+/// Whether the same call may go well later: the service is away, its disk is full or ails.
+const fn may_pass(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Internal
+            | Code::Unknown
+            | Code::Cancelled
+    )
+}

@@ -1,0 +1,131 @@
+//! What a coordinator is told, and what its caller tells it of a job.
+
+use mcl_coordinator_core::{JobSpec, Settings};
+use mcl_plan::{PlanSpec, Schedule};
+use mcl_types::{Digest, RunId};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a coordinator needs to know.
+#[derive(Debug)]
+pub struct CoordinatorConfig {
+    /// The directory that it alone owns.
+    pub run_dir: PathBuf,
+    /// Where ranks and coordinator reach the checkpoint service, such as `http://10.0.0.1:7071`.
+    pub checkpoint_url: String,
+    /// Already bound: check the address with [`check_bind`] before.
+    pub listener: tokio::net::TcpListener,
+    /// How often workers speak.
+    pub heartbeat_interval: Duration,
+    /// How long it waits for what.
+    pub settings: Settings,
+}
+
+impl CoordinatorConfig {
+    /// With the usual patience.
+    pub fn new(
+        run_dir: impl Into<PathBuf>,
+        checkpoint_url: impl Into<String>,
+        listener: tokio::net::TcpListener,
+    ) -> Self {
+        Self {
+            run_dir: run_dir.into(),
+            checkpoint_url: checkpoint_url.into(),
+            listener,
+            heartbeat_interval: Duration::from_secs(1),
+            settings: Settings::default(),
+        }
+    }
+}
+
+/// Reads a job file: what it says, and what its dataset is; or what is wrong with it, for a person.
+pub type Interpret = Arc<dyn Fn(&str) -> Result<JobFacts, String> + Send + Sync>;
+
+/// A job, as its file and its dataset define it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFacts {
+    /// The resolved job file: what ranks read, and `job.toml` in the run directory.
+    pub job_toml: String,
+    /// What the epoch plan is a function of.
+    pub plan: PlanSpec,
+    /// Steps of an epoch and of the run.
+    pub schedule: Schedule,
+    /// Names of the plan's shards, in the same order.
+    pub shard_names: Vec<String>,
+    /// How many visible checkpoints to keep; 0 keeps all.
+    pub keep: u32,
+    /// Workers without which nothing starts.
+    pub min_workers: u32,
+    /// Most lanes that one rank may carry; none: as many as it takes.
+    pub max_lanes_per_rank: Option<u32>,
+    /// Silence after which a worker is lost; none: the coordinator's own.
+    pub lost_after: Option<Duration>,
+}
+
+impl JobFacts {
+    /// What decisions depend on; or why the job could never run.
+    pub(crate) fn spec(&self, run_id: RunId) -> Result<JobSpec, String> {
+        let steps_per_epoch = self.plan.steps_per_epoch().map_err(|e| e.to_string())?;
+        if self.schedule.steps_per_epoch() != steps_per_epoch {
+            return Err(format!(
+                "the schedule has {} steps an epoch, the plan has {steps_per_epoch}: they were made of different jobs",
+                self.schedule.steps_per_epoch()
+            ));
+        }
+        if self.shard_names.len() != self.plan.shards.len() {
+            let (names, shards) = (self.shard_names.len(), self.plan.shards.len());
+            return Err(format!("{names} shard names for {shards} shards: index the dataset again"));
+        }
+        let plan = serde_json::to_vec(&self.plan).map_err(|e| e.to_string())?;
+        let spec = JobSpec {
+            run_id,
+            job_digest: Digest::of(self.job_toml.as_bytes()),
+            plan_digest: Digest::of(&plan),
+            lanes: self.plan.lanes,
+            images_per_lane: self.plan.images_per_lane,
+            schedule: self.schedule,
+            min_workers: self.min_workers,
+            max_lanes_per_rank: self.max_lanes_per_rank,
+            lost_after: self.lost_after,
+        };
+        spec.check().map_err(|e| e.to_string())?;
+        Ok(spec)
+    }
+}
+
+/// An address beyond this machine, without leave.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "refusing to listen on {address}: other machines could reach it, and the coordinator neither encrypts nor \
+     authenticates; listen on 127.0.0.1, or on a trusted network give --insecure (`mcl coordinator --insecure`)"
+)]
+pub struct ExposedError {
+    address: SocketAddr,
+}
+
+/// Whether a coordinator may listen there.
+///
+/// # Errors
+/// When the address is not the loopback interface's and `insecure` was not given.
+pub fn check_bind(address: SocketAddr, insecure: bool) -> Result<(), ExposedError> {
+    if insecure || address.ip().to_canonical().is_loopback() { Ok(()) } else { Err(ExposedError { address }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_without_leave() {
+        for inside in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(check_bind(inside.parse().unwrap(), false).is_ok(), "{inside}");
+        }
+        for outside in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1"] {
+            let error = check_bind(outside.parse().unwrap(), false).unwrap_err().to_string();
+            assert!(error.contains("--insecure") && error.contains(outside), "{error}");
+            assert!(check_bind(outside.parse().unwrap(), true).is_ok());
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! What must outlive the coordinator, in one redb file that is also the lock of the run directory.
+//!
+//! Each write is one durable transaction. Invariant: a coordinator that opens the journal reigns in a term
+//! of its own, higher than all before.
+
+use crate::CoordinatorError;
+use mcl_coordinator_core::{DrainFor, GenerationRecord, JobSpec, Outcome, Persisted, Started};
+use mcl_types::{Generation, Term};
+use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+
+/// Current values by name, as JSON.
+const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
+/// Every generation there ever was, as JSON: for whoever wants to know what happened.
+const GENERATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("generations");
+
+const TERM: &str = "term";
+const JOB: &str = "job";
+/// The last generation, live or not.
+const GENERATION: &str = "generation";
+/// Present while the last generation trains: where its ranks meet.
+const STORE: &str = "store_address";
+const DRAIN: &str = "drain";
+const CHECKPOINT: &str = "checkpoint";
+const OUTCOME: &str = "outcome";
+
+/// The open journal.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    database: Database,
+}
+
+/// What it holds.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Found {
+    pub(crate) job: Option<JobSpec>,
+    /// The last generation.
+    pub(crate) generation: Option<GenerationRecord>,
+    pub(crate) store_address: Option<String>,
+    pub(crate) drain: Option<DrainFor>,
+    pub(crate) checkpoint: Option<u64>,
+    pub(crate) outcome: Option<Outcome>,
+}
+
+impl Found {
+    /// The generation that was training, if one was.
+    pub(crate) fn live(&self) -> Option<Started> {
+        let (record, store_address) = (self.generation.clone()?, self.store_address.clone()?);
+        Some(Started { record, store_address })
+    }
+
+    /// The highest generation ever formed.
+    pub(crate) fn last_generation(&self) -> Generation {
+        self.generation.as_ref().map_or(Generation::new(0), |g| g.generation)
+    }
+}
+
+impl Journal {
+    /// Opens or makes the journal of a run directory and begins the next term.
+    pub(crate) fn open(dir: &Path) -> Result<(Self, Term, Found), CoordinatorError> {
+        let path = dir.join("coordinator.redb");
+        let database = Database::create(&path).map_err(|e| match e {
+            DatabaseError::DatabaseAlreadyOpen => CoordinatorError::InUse { dir: dir.to_owned() },
+            other => journal_error(&path, other),
+        })?;
+        let journal = Self { path, database };
+        journal.write(|_, _| Ok(()))?;
+        let term = Term::new(journal.read::<u64>(TERM)?.unwrap_or(0)).next();
+        journal.put(TERM, &term.get())?;
+        let found = Found {
+            job: journal.read(JOB)?,
+            generation: journal.read(GENERATION)?,
+            store_address: journal.read(STORE)?,
+            drain: journal.read(DRAIN)?,
+            checkpoint: journal.read(CHECKPOINT)?,
+            outcome: journal.read(OUTCOME)?,
+        };
+        Ok((journal, term, found))
+    }
+
+    /// Makes one record durable.
+    pub(crate) fn persist(&self, persisted: &Persisted) -> Result<(), CoordinatorError> {
+        self.write(|values, generations| match persisted {
+            Persisted::Job(spec) => {
+                values.remove(OUTCOME)?;
+                values.remove(DRAIN)?;
+                insert(values, JOB, spec)
+            }
+            Persisted::Formed(record) => {
+                let json = json(record)?;
+                generations.insert(record.generation.get(), json.as_slice())?;
+                values.remove(STORE)?;
+                values.insert(GENERATION, json.as_slice())?;
+                Ok(())
+            }
+            Persisted::Started { store_address, .. } => insert(values, STORE, store_address),
+            Persisted::Ended(_) => {
+                values.remove(STORE)?;
+                // A drain for growth ends with its generation, a drain of the job does not.
+                let growth = json(&DrainFor::Growth)?;
+                if values.get(DRAIN)?.is_some_and(|d| d.value() == growth) {
+                    values.remove(DRAIN)?;
+                }
+                Ok(())
+            }
+            Persisted::Drain(why) => insert(values, DRAIN, why),
+            Persisted::Checkpoint(step) => insert(values, CHECKPOINT, step),
+            Persisted::Over(outcome) => insert(values, OUTCOME, outcome),
+        })
+    }
+
+    fn put(&self, key: &'static str, value: &impl Serialize) -> Result<(), CoordinatorError> {
+        self.write(|values, _| insert(values, key, value))
+    }
+
+    fn write(
+        &self,
+        change: impl FnOnce(&mut Values<'_>, &mut Generations<'_>) -> Result<(), redb::Error>,
+    ) -> Result<(), CoordinatorError> {
+        let attempt = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut values = transaction.open_table(VALUES)?;
+                let mut generations = transaction.open_table(GENERATIONS)?;
+                change(&mut values, &mut generations)?;
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        attempt().map_err(|e| journal_error(&self.path, e))
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, CoordinatorError> {
+        let attempt = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let values = transaction.open_table(VALUES)?;
+            let found = values.get(key)?.map(|v| v.value().to_vec());
+            Ok(found)
+        };
+        let bytes = attempt().map_err(|e| journal_error(&self.path, e))?;
+        let parse = |bytes: Vec<u8>| {
+            serde_json::from_slice(&bytes).map_err(|e| CoordinatorError::JournalRecord {
+                path: self.path.clone(),
+                key,
+                reason: e.to_string(),
+            })
+        };
+        bytes.map(parse).transpose()
+    }
+}
+
+type Values<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+type Generations<'a> = redb::Table<'a, u64, &'static [u8]>;
+
+fn insert(values: &mut Values<'_>, key: &'static str, value: &impl Serialize) -> Result<(), redb::Error> {
+    values.insert(key, json(value)?.as_slice())?;
+    Ok(())
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
+    serde_json::to_vec(value).map_err(|e| redb::Error::Io(e.into()))
+}
+
+fn journal_error(path: &Path, source: impl Into<redb::Error>) -> CoordinatorError {
+    CoordinatorError::Journal { path: path.to_owned(), source: Box::new(source.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mcl_coordinator_core::Place;
+    use mcl_types::WorkerName;
+
+    fn record(generation: u64) -> GenerationRecord {
+        GenerationRecord {
+            generation: Generation::new(generation),
+            resume: None,
+            first: 0,
+            places: vec![Place { worker: WorkerName::new("w1"), device: "cpu".to_owned() }],
+            rolled_back: None,
+        }
+    }
+
+    #[test]
+    fn every_opening_is_a_new_term_and_excludes_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, term, found) = Journal::open(dir.path()).unwrap();
+        assert_eq!((term, found), (Term::new(1), Found::default()));
+        let error = Journal::open(dir.path()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("another run is using {}", dir.path().display())), "{error}");
+        drop(journal);
+        let (_, term, _) = Journal::open(dir.path()).unwrap();
+        assert_eq!(term, Term::new(2));
+    }
+
+    #[test]
+    fn records_outlive_the_coordinator() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, _) = Journal::open(dir.path()).unwrap();
+        journal.persist(&Persisted::Formed(record(3))).unwrap();
+        let started = Persisted::Started { generation: Generation::new(3), store_address: "h:1".to_owned() };
+        journal.persist(&started).unwrap();
+        journal.persist(&Persisted::Drain(DrainFor::Growth)).unwrap();
+        journal.persist(&Persisted::Checkpoint(5)).unwrap();
+        drop(journal);
+        let (journal, _, found) = Journal::open(dir.path()).unwrap();
+        assert_eq!(found.live().unwrap().record, record(3));
+        assert_eq!((found.drain, found.checkpoint), (Some(DrainFor::Growth), Some(5)));
+        journal.persist(&Persisted::Ended(Generation::new(3))).unwrap();
+        drop(journal);
+        let (_, _, found) = Journal::open(dir.path()).unwrap();
+        assert_eq!((found.live(), found.drain), (None, None));
+        assert_eq!(found.last_generation(), Generation::new(3));
+    }
+
+    #[test]
+    fn a_file_that_is_no_journal_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("coordinator.redb"), b"something else entirely").unwrap();
+        let error = Journal::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("coordinator.redb"), "{error}");
+    }
+}

@@ -1,0 +1,166 @@
+//! Effects, performed.
+
+use crate::border::Plans;
+use crate::checkpoints::{Ask, Checkpoints};
+use crate::config::JobFacts;
+use crate::error::{CoordinatorError, JobOutcome};
+use crate::rim::{Rim, Running};
+use crate::run_dir::RunDir;
+use crate::wire::Context;
+use mcl_coordinator_core::{Effect, Persisted, SessionId, ToWorker, Warning};
+use mcl_plan::Schedule;
+use mcl_types::{Epoch, FencingToken, RunId};
+
+impl Rim {
+    /// Does one thing; says how the job ended, where this ends it.
+    pub(crate) fn perform(&mut self, effect: Effect) -> Result<Option<JobOutcome>, CoordinatorError> {
+        match effect {
+            Effect::Persist(persisted) => self.persist(&persisted)?,
+            Effect::Send { session, message } => self.send(session, message),
+            Effect::SendOnceDurable { session, message } => self.send_once_durable(session, message),
+            Effect::Close { session } => drop(self.sessions.remove(&session)),
+            Effect::Commit { record, metrics } => {
+                let schedule = self.schedule()?;
+                self.run_dir.commit(record, &metrics, schedule)?;
+                self.sync_soon();
+            }
+            Effect::AppendLedger(record) => {
+                let schedule = self.schedule()?;
+                self.run_dir.append(&record, schedule)?;
+                self.sync_soon();
+            }
+            Effect::RollBack { to, record } => {
+                let schedule = self.schedule()?;
+                self.run_dir.roll_back(to, &record, schedule)?;
+            }
+            Effect::FindCheckpoints => self.ask(Ask::Find),
+            Effect::CommitCheckpoint { step, generation, slices } => {
+                self.sync()?;
+                let token = FencingToken { term: self.state.term(), generation };
+                let (meta_json, keep) = self.meta(step, token);
+                self.ask(Ask::Commit { step, token, slices, meta_json, keep });
+            }
+            Effect::SubmitAnswered { request, result } => {
+                if let Some(offer) = self.offer.take_if(|o| o.request == request) {
+                    let _ = offer.answer.send(result);
+                }
+            }
+            Effect::Warn(warning) => warn(&warning),
+            Effect::Over(outcome) => {
+                tracing::info!(%outcome, "job over");
+                return Ok(Some(JobOutcome::from(&outcome)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn persist(&mut self, persisted: &Persisted) -> Result<(), CoordinatorError> {
+        if let Persisted::Job(spec) = persisted
+            && let Some(offer) = &self.offer
+        {
+            self.run_dir.write_job(&offer.facts.job_toml)?;
+            debug_assert_eq!(spec.run_id, offer.run_id);
+            let (run_id, facts) = (offer.run_id.clone(), offer.facts.clone());
+            self.adopt(run_id, facts);
+        }
+        if let Persisted::Over(_) = persisted {
+            self.sync()?;
+        }
+        self.journal.persist(persisted)
+    }
+
+    /// Takes a job as the one that is run.
+    pub(crate) fn adopt(&mut self, run_id: RunId, facts: JobFacts) {
+        let plans = Plans::new(facts.plan.clone(), facts.schedule);
+        let term = self.state.term();
+        let checkpoints =
+            Checkpoints::start(&self.checkpoint_url, run_id.clone(), term, self.answers.clone());
+        self.running = Some(Running { run_id, facts, plans, checkpoints });
+    }
+
+    fn schedule(&self) -> Result<Schedule, CoordinatorError> {
+        self.running.as_ref().map(|r| r.facts.schedule).ok_or_else(|| CoordinatorError::Job {
+            path: RunDir::job_path(&self.root),
+            reason: "a step was committed without a job".to_owned(),
+        })
+    }
+
+    fn ask(&self, ask: Ask) {
+        if let Some(running) = &self.running {
+            running.checkpoints.ask(ask);
+        }
+    }
+
+    /// What a checkpoint says of itself.
+    fn meta(&self, step: u64, token: FencingToken) -> (String, u32) {
+        let Some(running) = &self.running else { return ("{}".to_owned(), 0) };
+        let facts = &running.facts;
+        let position = facts.schedule.locate(mcl_types::Step::new(step));
+        let meta = serde_json::json!({
+            "run_id": running.run_id.as_str(),
+            "step": step,
+            "epoch": position.epoch,
+            "step_in_epoch": position.step_in_epoch,
+            "total_steps": facts.schedule.total_steps(),
+            "lanes": facts.plan.lanes,
+            "images_per_lane": facts.plan.images_per_lane,
+            "seed": facts.plan.seed,
+            "dataset_digest": facts.plan.dataset_digest,
+            "job_digest": mcl_types::Digest::of(facts.job_toml.as_bytes()),
+            "term": token.term,
+            "generation": token.generation,
+        });
+        (meta.to_string(), facts.keep)
+    }
+
+    /// Of several acknowledgements only the last one matters.
+    fn send_once_durable(&mut self, session: SessionId, message: ToWorker) {
+        if !self.run_dir.is_dirty() {
+            return self.send(session, message);
+        }
+        let acknowledges = |m: &ToWorker| matches!(m, ToWorker::Committed { .. });
+        if acknowledges(&message) {
+            self.once_durable.retain(|(s, m)| *s != session || !acknowledges(m));
+        }
+        self.once_durable.push((session, message));
+        self.sync_soon();
+    }
+
+    /// Sends to a stream; one that is gone or that does not read is dropped.
+    pub(crate) fn send(&mut self, session: SessionId, message: ToWorker) {
+        let Some(to) = self.sessions.get(&session) else { return };
+        let plan = match (&message, &mut self.running) {
+            (ToWorker::Grant { epoch, .. }, Some(running)) => {
+                running.plans.of(Epoch::new(*epoch)).ok().cloned()
+            }
+            _ => None,
+        };
+        let context = Context {
+            term: self.state.term(),
+            heartbeat_interval_ms: millis(self.heartbeat_interval),
+            lost_after_ms: millis(self.state.lost_after()),
+            checkpoint_url: &self.checkpoint_url,
+            run_id: self.running.as_ref().map_or("", |r| r.run_id.as_str()),
+            advertise: &to.advertise,
+            facts: self.running.as_ref().map(|r| &r.facts),
+            plan: plan.as_ref(),
+        };
+        if to.outgoing.try_send(Ok(context.response(message))).is_err() {
+            tracing::warn!(session = session.0, "a worker does not read what it is sent: stream ended");
+            self.sessions.remove(&session);
+        }
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn warn(warning: &Warning) {
+    match warning {
+        Warning::GenerationEnded { generation, cause } => {
+            tracing::warn!(generation = generation.get(), %cause, "generation ended");
+        }
+        other => tracing::warn!(reason = %other, "coordinator"),
+    }
+}

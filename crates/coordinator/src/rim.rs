@@ -1,0 +1,228 @@
+//! The one loop: something comes, the core decides, effects are performed in order.
+//!
+//! It runs on a thread of its own, so that waiting for the disk holds nobody up but itself.
+
+use crate::border::Plans;
+use crate::checkpoints::Checkpoints;
+use crate::config::JobFacts;
+use crate::error::{CoordinatorError, JobOutcome};
+use crate::journal::Journal;
+use crate::progress::Progress;
+use crate::run_dir::RunDir;
+use crate::service::{Input, Outgoing};
+use mcl_coordinator_core::{Event, Phase, Reason, SessionId, State, SubmitError, ToWorker, step};
+use mcl_types::RunId;
+use std::collections::BTreeMap;
+use std::mem::{Discriminant, discriminant};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How often the core hears of time: several times within any sensible `lost_after`.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a committed step may wait for others before all of them are made durable at once.
+const GROUP: Duration = Duration::from_millis(100);
+
+/// A stream to a worker; dropping it ends the stream.
+pub(crate) struct Session {
+    pub(crate) outgoing: Outgoing,
+    pub(crate) advertise: String,
+    pub(crate) _open: oneshot::Sender<()>,
+}
+
+/// A job on its way through the core.
+pub(crate) struct Offer {
+    pub(crate) request: u64,
+    pub(crate) run_id: RunId,
+    pub(crate) facts: JobFacts,
+    pub(crate) answer: oneshot::Sender<Result<u64, SubmitError>>,
+}
+
+/// The job that is run.
+pub(crate) struct Running {
+    pub(crate) run_id: RunId,
+    pub(crate) facts: JobFacts,
+    pub(crate) plans: Plans,
+    pub(crate) checkpoints: Checkpoints,
+}
+
+/// See the module.
+pub(crate) struct Rim {
+    pub(crate) state: State,
+    pub(crate) started: Instant,
+    pub(crate) journal: Journal,
+    pub(crate) run_dir: RunDir,
+    pub(crate) root: PathBuf,
+    pub(crate) checkpoint_url: String,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) leave_when_done: bool,
+    pub(crate) inbox: mpsc::Receiver<Input>,
+    /// For tasks that bring answers.
+    pub(crate) answers: mpsc::Sender<Input>,
+    pub(crate) sessions: BTreeMap<SessionId, Session>,
+    pub(crate) offer: Option<Offer>,
+    pub(crate) requests: u64,
+    pub(crate) running: Option<Running>,
+    /// To be sent once everything appended is durable.
+    pub(crate) once_durable: Vec<(SessionId, ToWorker)>,
+    pub(crate) sync_at: Option<Instant>,
+    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) told: Option<(Phase, Discriminant<Reason>)>,
+}
+
+impl Rim {
+    /// Runs until the job is over, something breaks, or `stop` says so (or is dropped).
+    pub(crate) async fn run(
+        mut self,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<JobOutcome, CoordinatorError> {
+        let result = self.turn(&mut stop).await;
+        // A coordinator that merely leaves says nothing: workers keep their ranks for the next one.
+        if let Err(error) = &result {
+            tracing::error!(%error, "coordinator stops");
+            let (reason, leave) = (error.to_string(), self.leave_when_done);
+            for session in self.sessions.keys().copied().collect::<Vec<_>>() {
+                self.send(session, ToWorker::Dismiss { reason: reason.clone(), leave });
+            }
+        }
+        result
+    }
+
+    async fn turn(&mut self, stop: &mut watch::Receiver<bool>) -> Result<JobOutcome, CoordinatorError> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let sync_at = self.sync_at;
+            // What came is heard before time is said to have passed: nobody is lost for our own delay.
+            let over = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => {
+                    self.sync()?;
+                    return Ok(JobOutcome::Stopped);
+                }
+                () = sleep_until(sync_at), if sync_at.is_some() => {
+                    self.sync()?;
+                    None
+                }
+                Some(input) = self.inbox.recv() => self.take(input)?,
+                _ = ticks.tick() => self.apply(Event::Tick)?,
+            };
+            self.tell();
+            if let Some(outcome) = over {
+                self.sync()?;
+                return Ok(outcome);
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) -> Result<Option<JobOutcome>, CoordinatorError> {
+        match input {
+            Input::Event(event) => {
+                let event = self.judge(event);
+                if let Event::Disconnected { session } = &event {
+                    self.sessions.remove(session);
+                }
+                self.apply(event)
+            }
+            Input::Connected { event, session, outgoing, open } => {
+                let advertise = match &event {
+                    Event::Connected { hello, .. } => hello.advertise.clone(),
+                    _ => String::new(),
+                };
+                self.sessions.insert(session, Session { outgoing, advertise, _open: open });
+                self.apply(event)
+            }
+            Input::Submit { run_id, facts, answer } => self.submit(run_id, *facts, answer),
+            Input::Drain { answer } => {
+                let over = self.apply(Event::Drain)?;
+                let _ = answer.send(());
+                Ok(over)
+            }
+            Input::GetStatus { answer } => {
+                let _ = answer.send(self.state.status(self.started.elapsed()));
+                Ok(None)
+            }
+            Input::Broken(error) => Err(error),
+        }
+    }
+
+    fn submit(
+        &mut self,
+        run_id: RunId,
+        facts: JobFacts,
+        answer: oneshot::Sender<Result<u64, SubmitError>>,
+    ) -> Result<Option<JobOutcome>, CoordinatorError> {
+        let spec = facts
+            .spec(run_id.clone())
+            .map_err(|reason| CoordinatorError::Job { path: RunDir::job_path(&self.root), reason })?;
+        self.requests += 1;
+        let request = self.requests;
+        self.offer = Some(Offer { request, run_id, facts, answer });
+        self.apply(Event::Submit { request, spec })
+    }
+
+    /// Holds reports of the live generation against the plan.
+    fn judge(&mut self, event: Event) -> Event {
+        let live = self.state.generation();
+        match (event, &mut self.running) {
+            (Event::Heartbeat { session, token, events }, Some(running)) => {
+                let judge = |e: mcl_coordinator_core::RankEvent| {
+                    if e.generation == live { running.plans.judge(e) } else { e }
+                };
+                Event::Heartbeat { session, token, events: events.into_iter().map(judge).collect() }
+            }
+            (event, _) => event,
+        }
+    }
+
+    /// One event through the core.
+    fn apply(&mut self, event: Event) -> Result<Option<JobOutcome>, CoordinatorError> {
+        let effects = step(&mut self.state, event, self.started.elapsed());
+        let mut over = None;
+        for effect in effects {
+            over = self.perform(effect)?.or(over);
+        }
+        Ok(over)
+    }
+
+    /// Makes everything durable and sends what waited for it.
+    pub(crate) fn sync(&mut self) -> Result<(), CoordinatorError> {
+        self.run_dir.sync()?;
+        self.sync_at = None;
+        for (session, message) in std::mem::take(&mut self.once_durable) {
+            self.send(session, message);
+        }
+        Ok(())
+    }
+
+    /// Sees to it that what was appended becomes durable soon.
+    pub(crate) fn sync_soon(&mut self) {
+        if self.run_dir.is_dirty() {
+            self.sync_at.get_or_insert_with(|| Instant::now() + GROUP);
+        }
+    }
+
+    /// Renews the progress, and logs the reason where it changed in kind.
+    fn tell(&mut self) {
+        let now = self.started.elapsed();
+        let (phase, reason) = self.state.phase(now);
+        let kind = (phase, discriminant(&reason));
+        if self.told != Some(kind) {
+            tracing::info!(%phase, %reason, "job");
+            self.told = Some(kind);
+        }
+        let progress = Progress::of(&self.state, now);
+        self.progress.send_if_modified(|told| {
+            let changed = *told != progress;
+            *told = progress;
+            changed
+        });
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at).await;
+    }
+}

@@ -1,0 +1,238 @@
+//! The gRPC service: everything that comes is put into the loop's inbox.
+
+use crate::config::{Interpret, JobFacts};
+use crate::error::CoordinatorError;
+use crate::wire;
+use mcl_coordinator_core::{Event, SessionId, Status as CoreStatus, SubmitError};
+use mcl_proto::v1::coordinator_service_server::CoordinatorService;
+use mcl_proto::{PROTOCOL, v1};
+use mcl_types::RunId;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Messages to one worker that may wait for the network; a worker that lets more pile up is cut off and comes
+/// back.
+const OUTGOING: usize = 1024;
+/// How long a worker may take to end a stream that the coordinator has ended: dropping its requests earlier
+/// could take the last words back.
+const PARTING: Duration = Duration::from_secs(1);
+/// How long a new stream may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// What workers read from.
+pub(crate) type Outgoing = mpsc::Sender<Result<v1::SessionResponse, Status>>;
+
+/// What comes to the loop.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// For the core as it is.
+    Event(Event),
+    /// A stream with its hello; dropping `open` ends it.
+    Connected { event: Event, session: SessionId, outgoing: Outgoing, open: oneshot::Sender<()> },
+    /// A job, read already.
+    Submit { run_id: RunId, facts: Box<JobFacts>, answer: oneshot::Sender<Result<u64, SubmitError>> },
+    /// Finish the step in flight, checkpoint, stop.
+    Drain { answer: oneshot::Sender<()> },
+    /// What is going on?
+    GetStatus { answer: oneshot::Sender<CoreStatus> },
+    /// The coordinator cannot go on.
+    Broken(CoordinatorError),
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Service {
+    inbox: mpsc::Sender<Input>,
+    interpret: Interpret,
+    sessions: Arc<AtomicU64>,
+}
+
+/// Why a job is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Rejected {
+    #[error("{0}")]
+    Job(String),
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    #[error("the coordinator is leaving: submit the job to its successor")]
+    Leaving,
+}
+
+impl Service {
+    pub(crate) fn new(inbox: mpsc::Sender<Input>, interpret: Interpret) -> Self {
+        Self { inbox, interpret, sessions: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Reads the job away from the loop: opening a dataset takes its time.
+    pub(crate) async fn submit(&self, run_id: RunId, job_toml: String) -> Result<u64, Rejected> {
+        let interpret = Arc::clone(&self.interpret);
+        let facts = tokio::task::spawn_blocking(move || interpret(&job_toml))
+            .await
+            .map_err(|e| Rejected::Job(format!("reading the job broke down: {e}")))?
+            .map_err(Rejected::Job)?;
+        facts.spec(run_id.clone()).map_err(Rejected::Job)?;
+        let answered = self.ask(|answer| Input::Submit { run_id, facts: Box::new(facts), answer }).await;
+        Ok(answered.ok_or(Rejected::Leaving)??)
+    }
+
+    pub(crate) async fn drain(&self) -> Result<(), Rejected> {
+        self.ask(|answer| Input::Drain { answer }).await.ok_or(Rejected::Leaving)
+    }
+
+    pub(crate) async fn status(&self) -> Result<CoreStatus, Rejected> {
+        self.ask(|answer| Input::GetStatus { answer }).await.ok_or(Rejected::Leaving)
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.inbox.send(question(answer)).await.ok()?;
+        answered.await.ok()
+    }
+}
+
+impl From<Rejected> for Status {
+    fn from(rejected: Rejected) -> Self {
+        match &rejected {
+            Rejected::Job(_) => Self::invalid_argument(rejected.to_string()),
+            Rejected::Submit(_) => Self::failed_precondition(rejected.to_string()),
+            Rejected::Leaving => Self::unavailable(rejected.to_string()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl CoordinatorService for Service {
+    type SessionStream = ReceiverStream<Result<v1::SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
+        let (outgoing, stream) = mpsc::channel(OUTGOING);
+        tokio::spawn(pump(session, request.into_inner(), outgoing, self.inbox.clone()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitJobRequest>,
+    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let request = request.into_inner();
+        let run_id =
+            mcl_proto::run_id(&request.run_id).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let committed_steps = self.submit(run_id, request.job_toml).await?;
+        Ok(Response::new(v1::SubmitJobResponse { committed_steps }))
+    }
+
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Ok(Response::new(wire::status(self.status().await?)))
+    }
+
+    async fn drain_job(
+        &self,
+        _: Request<v1::DrainJobRequest>,
+    ) -> Result<Response<v1::DrainJobResponse>, Status> {
+        self.drain().await?;
+        Ok(Response::new(v1::DrainJobResponse {}))
+    }
+}
+
+/// One stream, from its hello to its end.
+async fn pump(
+    session: SessionId,
+    mut requests: Streaming<v1::SessionRequest>,
+    outgoing: Outgoing,
+    inbox: mpsc::Sender<Input>,
+) {
+    let hello = match tokio::time::timeout(HELLO, first_message(&mut requests)).await {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(reason)) => return refuse(requests, outgoing, reason).await,
+        Err(_) => {
+            return refuse(requests, outgoing, format!("no hello within {} s", HELLO.as_secs())).await;
+        }
+    };
+    let worker = hello.worker.clone();
+    tracing::info!(%worker, session = session.0, build = hello.build, "worker connected");
+    let (open, mut closed) = oneshot::channel();
+    let event = Event::Connected { session, hello };
+    if inbox.send(Input::Connected { event, session, outgoing: outgoing.clone(), open }).await.is_err() {
+        return;
+    }
+    let reason = tokio::select! {
+        reason = forward(session, &mut requests, &inbox) => Some(reason),
+        () = outgoing.closed() => Some("the worker hung up".to_owned()),
+        _ = &mut closed => None,
+    };
+    drop(outgoing);
+    let Some(reason) = reason else { return part(requests).await };
+    tracing::info!(%worker, session = session.0, reason, "stream ended");
+    let _ = inbox.send(Input::Event(Event::Disconnected { session })).await;
+}
+
+async fn first_message(
+    requests: &mut Streaming<v1::SessionRequest>,
+) -> Result<mcl_coordinator_core::Hello, String> {
+    let message = requests.message().await.map_err(|e| e.to_string())?.and_then(|r| r.message);
+    let Some(v1::session_request::Message::Hello(hello)) = message else {
+        return Err("the first message is no hello: the worker speaks another protocol".to_owned());
+    };
+    if hello.protocol != PROTOCOL {
+        return Err(format!(
+            "worker {} speaks protocol {}, this coordinator speaks {PROTOCOL}: install the same version on both",
+            hello.worker, hello.protocol
+        ));
+    }
+    wire::hello(hello).map_err(|e| e.to_string())
+}
+
+async fn refuse(requests: Streaming<v1::SessionRequest>, outgoing: Outgoing, reason: String) {
+    tracing::warn!(reason, "stream refused");
+    let message = Some(v1::session_response::Message::Refused(v1::Refused { reason }));
+    let _ = outgoing.send(Ok(v1::SessionResponse { message })).await;
+    drop(outgoing);
+    part(requests).await;
+}
+
+/// Lets the worker end a stream that the coordinator has ended.
+async fn part(mut requests: Streaming<v1::SessionRequest>) {
+    let rest = async { while let Ok(Some(_)) = requests.message().await {} };
+    let _ = tokio::time::timeout(PARTING, rest).await;
+}
+
+/// Passes heartbeats on until the stream ends; says why it did.
+async fn forward(
+    session: SessionId,
+    requests: &mut Streaming<v1::SessionRequest>,
+    inbox: &mpsc::Sender<Input>,
+) -> String {
+    loop {
+        let heartbeat = match requests.message().await {
+            Ok(Some(request)) => match request.message {
+                Some(v1::session_request::Message::Heartbeat(heartbeat)) => heartbeat,
+                Some(v1::session_request::Message::Hello(_)) => return "a second hello".to_owned(),
+                // From a newer worker perhaps; it is alive.
+                None => v1::Heartbeat::default(),
+            },
+            Ok(None) => return "the worker ended it".to_owned(),
+            Err(status) => return status.to_string(),
+        };
+        let token = heartbeat.token.map(Into::into);
+        let events: Result<Vec<_>, _> = heartbeat.events.into_iter().map(wire::rank_event).collect();
+        let events = match events {
+            Ok(events) => events,
+            Err(error) => return error.to_string(),
+        };
+        let event = Event::Heartbeat { session, token, events };
+        if inbox.send(Input::Event(event)).await.is_err() {
+            return "the coordinator is leaving".to_owned();
+        }
+    }
+}
