@@ -1,7 +1,7 @@
 //! Pictures into tensors.
 //!
 //! Role: list the pictures of a folder or of tar shards ([`Dataset`]), decode them as Pillow does
-//! ([`decode`]), make the 2L augmented views of each ([`Augmenter`]), do all of that ahead of time on
+//! ([`mod@decode`]), make the 2L augmented views of each ([`Augmenter`]), do all of that ahead of time on
 //! background threads ([`Loader`]), and say where each view goes in a montage ([`montage`]). Besides:
 //! the tools that pack, inspect, generate and preview data.
 //!

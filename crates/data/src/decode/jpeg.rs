@@ -5,6 +5,9 @@
 //! warnings, but refuses a file whose data runs out. So a warning is an error exactly when no end
 //! marker is there; else the picture is kept and called damaged. A warning in the header keeps the
 //! interface from decoding at all: then the header is rebuilt from the segments that matter.
+//!
+//! The library's vector code (built where nasm is found) gives the bits of its plain code for every
+//! sound picture; damaged ones, with coefficients out of range, may differ between the two.
 
 use super::{DecodeError, Format, Limits, Soundness};
 use crate::picture::Picture;
