@@ -22,7 +22,7 @@ build: setup ## build mcl and mcl-rank
 demo: build ## pre-train on generated pictures with two workers and show that it learned [DATA=folder] [SEED=n]
 	@bash scripts/demo.sh
 
-test: tools ## all tests
+test: tools build ## all tests
 	cargo nextest run --workspace
 
 check: tools ## what CI runs: format, clippy, licences, docs, tests

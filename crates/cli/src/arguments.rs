@@ -354,6 +354,12 @@ pub(crate) struct KnnArguments {
     /// Neighbours.
     #[arg(long, default_value_t = 20)]
     pub(crate) k: u32,
+    /// Which encoder.
+    #[arg(long, value_enum, default_value_t = Encoder::Momentum)]
+    pub(crate) encoder: Encoder,
+    /// The job file, where none lies in or above the checkpoint.
+    #[arg(long)]
+    pub(crate) job: Option<PathBuf>,
     /// Answer as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

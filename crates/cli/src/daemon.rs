@@ -4,7 +4,7 @@ use crate::arguments::{CheckpointServerArguments, CoordinatorArguments, Listen, 
 use crate::client::{Coordinator as Client, load_job, runtime};
 use crate::exit::{INTERRUPTED, Usage};
 use crate::rank_program::{RankProgram, parse_devices};
-use crate::spawn::LISTENING;
+use crate::spawn::{DONE, LISTENING};
 use crate::{ledger, run_dir};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint::{Layout, ServeConfig};
@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,19 +30,21 @@ async fn asked_to_stop(stop_with_stdin: bool) {
     else {
         return std::future::pending().await;
     };
-    let input = async {
-        if stop_with_stdin {
-            let mut sink = [0; 64];
-            let mut stdin = tokio::io::stdin();
-            while matches!(stdin.read(&mut sink).await, Ok(n) if n > 0) {}
-        } else {
-            std::future::pending::<()>().await;
-        }
-    };
+    let (closed, input_closed) = tokio::sync::oneshot::channel();
+    if stop_with_stdin {
+        // A plain thread: the runtime would wait for a blocking read when the process wants to end.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            let _ = closed.send(());
+        });
+    } else {
+        // Kept for ever: nothing is to be told.
+        std::mem::forget(closed);
+    }
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
-        () = input => {}
+        _ = input_closed => {}
     }
 }
 
@@ -139,7 +140,7 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
             Coordinator::open(config, Arc::new(move |toml: &str| interpret(&folder, toml).map_err(|e| format!("{e:#}"))))
                 .await?;
         announce(address)?;
-        let run_id = run_dir::run_id(&std::path::absolute(&a.run_dir)?)?;
+        let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(&a.run_dir)))?;
         let submit = async {
             if let Some(job) = &job {
                 Client::connect(&format!("http://{address}")).await?.submit(run_id.as_str(), job).await?;
@@ -158,6 +159,10 @@ fn finish(outcome: JobOutcome) -> Result<ExitCode> {
     match outcome {
         JobOutcome::Failed { reason } => bail!("the run failed: {reason}"),
         JobOutcome::Interrupted { .. } => Ok(ExitCode::from(INTERRUPTED)),
-        JobOutcome::Done { .. } | JobOutcome::Stopped => Ok(ExitCode::SUCCESS),
+        JobOutcome::Done { .. } => {
+            println!("{DONE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        JobOutcome::Stopped => Ok(ExitCode::SUCCESS),
     }
 }

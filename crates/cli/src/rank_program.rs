@@ -1,6 +1,6 @@
 //! `mcl-rank`, beside this executable, with libtorch in its library path.
 
-use crate::arguments::{EvalCommand, KnnArguments};
+use crate::arguments::{Encoder, EvalCommand, KnnArguments};
 use crate::exit::Usage;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -118,6 +118,11 @@ fn knn_arguments(a: &KnnArguments) -> Vec<std::ffi::OsString> {
         pair("--scenes", scenes.clone().into());
     }
     pair("--k", a.k.to_string().into());
+    let encoder = if a.encoder == Encoder::Online { "online" } else { "momentum" };
+    pair("--encoder", encoder.into());
+    if let Some(job) = &a.job {
+        pair("--job", job.clone().into());
+    }
     if a.json {
         arguments.push("--json".into());
     }

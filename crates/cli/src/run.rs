@@ -6,7 +6,7 @@ use crate::exit::{INTERRUPTED, Usage};
 use crate::progress::Progress;
 use crate::rank_program::{RankProgram, parse_devices};
 use crate::run_dir;
-use crate::spawn::{Daemon, Show};
+use crate::spawn::{DONE, Daemon, Show};
 use anyhow::{Context, Result, bail};
 use mcl_config::Job;
 use std::ffi::OsString;
@@ -47,6 +47,8 @@ pub(crate) fn run(a: &RunArguments) -> Result<ExitCode> {
     })
 }
 
+/// Folder of checkpoints in a run directory.
+const CHECKPOINTS: &str = "checkpoints";
 /// Name of the coordinator's process and log.
 const COORDINATOR: &str = "coordinator";
 
@@ -91,7 +93,7 @@ impl Fleet {
 
     async fn start_services(&mut self, a: &RunArguments, job: &Job, folder: &Path, show: &Show) -> Result<String> {
         let logs = folder.join("logs");
-        let store = job.checkpoint().store.clone().unwrap_or_else(|| folder.join("checkpoints"));
+        let store = job.checkpoint().store.clone().unwrap_or_else(|| folder.join(CHECKPOINTS));
         let mut arguments: Vec<OsString> =
             ["checkpoint-server", "--stop-with-stdin", "--root"].map(OsString::from).to_vec();
         arguments.push(store.into());
@@ -134,7 +136,7 @@ impl Fleet {
                 }
                 () = tokio::time::sleep(LOOK) => {}
             }
-            if let Some(outcome) = self.outcome()? {
+            if let Some(outcome) = self.outcome().await? {
                 return Ok(outcome);
             }
             self.look_after(folder, show)?;
@@ -147,13 +149,14 @@ impl Fleet {
     }
 
     /// How the run ended: the coordinator leaves when its job is over, and its exit code says how.
-    fn outcome(&mut self) -> Result<Option<Outcome>> {
+    async fn outcome(&mut self) -> Result<Option<Outcome>> {
         let Some(coordinator) = self.services.iter_mut().find(|d| d.name() == COORDINATOR) else {
             bail!("no coordinator was started");
         };
         let Some(status) = coordinator.ended()? else { return Ok(None) };
         match status.code() {
-            Some(0) => Ok(Some(Outcome::Done)),
+            Some(0) if coordinator.said(DONE).await => Ok(Some(Outcome::Done)),
+            Some(0) => bail!("the coordinator was stopped before the job was done: run again to resume"),
             Some(code) if code == i32::from(INTERRUPTED) => Ok(Some(Outcome::Interrupted)),
             _ => bail!("{}", coordinator.last_error()),
         }
@@ -236,6 +239,14 @@ fn worker_arguments(index: usize, url: &str, devices: &[String], folder: &Path, 
     arguments
 }
 
+/// Where the run's checkpoints lie: in a store of several runs under the run's name.
+fn checkpoints(job: &Job, folder: &Path) -> PathBuf {
+    match (&job.checkpoint().store, run_dir::run_id(folder)) {
+        (Some(store), Ok(run)) => store.join(run.as_str()),
+        _ => folder.join(CHECKPOINTS),
+    }
+}
+
 async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome) -> Result<ExitCode> {
     let (phase, code) = match outcome {
         Outcome::Done => ("done", ExitCode::SUCCESS),
@@ -248,7 +259,7 @@ async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome)
     let (chance, floor) = run_dir::loss_bounds(job);
     let closed = (chance - loss) / (chance - floor);
     let steps = metrics.last().map_or(0, |m| m.step + 1);
-    let store = mcl_checkpoint_core::CheckpointDir::open(folder)?;
+    let store = mcl_checkpoint_core::CheckpointDir::open(checkpoints(job, folder))?;
     let newest = store.newest().await?;
     let digest = match newest {
         Some(step) => Some(store.verify(step).await?.0.state_digest.to_string()),

@@ -12,6 +12,8 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 /// What a daemon prints before its URL once it serves.
 pub(crate) const LISTENING: &str = "listening ";
+/// What a coordinator prints when its job's last step is committed: one that was merely told to leave does not.
+pub(crate) const DONE: &str = "job done";
 /// How long a daemon may take to come up.
 const START: Duration = Duration::from_secs(60);
 /// How long it may take to go after its input closed.
@@ -71,6 +73,17 @@ impl Daemon {
         }
         let _ = tokio::time::timeout(LEAVE, self.child.wait()).await;
         bail!("{}", self.last_error());
+    }
+
+    /// Whether it said so before it ended.
+    pub(crate) async fn said(&mut self, line: &str) -> bool {
+        let Some(lines) = self.output.as_mut() else { return false };
+        while let Ok(Some(found)) = lines.next_line().await {
+            if found == line {
+                return true;
+            }
+        }
+        false
     }
 
     /// Why it ended, in its own words.

@@ -56,7 +56,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
     auto [var, mean] = at::var_mean(x.to(stat_type), dims, /*correction=*/0);
     auto mine = at::cat({mean, var * rows, at::full({1}, rows, mean.options())});
     auto all = at::empty({world * mine.numel()}, mine.options());
-    group->_allgather_base(all, mine)->wait();
+    mcl_wait(group->_allgather_base(all, mine), mine.is_cpu());
     all = all.view({world, 2 * channels + 1});
 
     auto counts = all.select(1, 2 * channels).unsqueeze(1);
@@ -96,7 +96,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
     auto d_bias = std::get<2>(sums);
     auto total = at::cat({d_weight, d_bias}).to(mean.scalar_type());
     std::vector<at::Tensor> tensors{total};
-    group->allreduce(tensors)->wait();
+    mcl_wait(group->allreduce(tensors), total.is_cpu());
     total = total / saved[4];
     auto mean_dy_xhat = total.narrow(0, 0, mean.numel());
     auto mean_dy = total.narrow(0, mean.numel(), mean.numel());

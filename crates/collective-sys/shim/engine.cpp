@@ -118,7 +118,7 @@ int mcl_all_reduce(const MclGroup* group, at::Tensor* tensor, int op, MclWork** 
     c10d::AllreduceOptions options;
     options.reduceOp = op == 1 ? c10d::ReduceOp::MAX : op == 2 ? c10d::ReduceOp::MIN : c10d::ReduceOp::SUM;
     std::vector<at::Tensor> tensors{*tensor};
-    *out = new MclWork{group->group->allreduce(tensors, options)};
+    *out = new MclWork{group->group->allreduce(tensors, options), tensor->is_cpu()};
   })
 }
 
@@ -127,18 +127,18 @@ int mcl_broadcast(const MclGroup* group, at::Tensor* tensor, int root, MclWork**
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<at::Tensor> tensors{*tensor};
-    *out = new MclWork{group->group->broadcast(tensors, options)};
+    *out = new MclWork{group->group->broadcast(tensors, options), tensor->is_cpu()};
   })
 }
 
 // output: contiguous [world, ...input's shape].
 int mcl_all_gather(const MclGroup* group, at::Tensor* output, at::Tensor* input, MclWork** out) {
-  MCL_GUARD(*out = new MclWork{group->group->_allgather_base(*output, *input)})
+  MCL_GUARD(*out = new MclWork{group->group->_allgather_base(*output, *input), input->is_cpu()})
 }
 
 int mcl_work_wait(const MclWork* work, int64_t timeout_ms) {
   try {
-    work->work->wait(timeout_ms < 0 ? kNoTimeout : milliseconds(timeout_ms));
+    mcl_wait(work->work, work->host, timeout_ms < 0 ? kNoTimeout : milliseconds(timeout_ms));
     return MCL_OK;
   } catch (const c10::Error& e) {
     mcl_set_error(e.what_without_backtrace());

@@ -10,7 +10,9 @@
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <torch/torch.h>
 
-#include <mutex>
+#include <sched.h>
+
+#include <chrono>
 #include <string>
 
 // 0 is success. 2 is a failure of communication (a peer, the network, a deadline); 1 is anything else.
@@ -36,6 +38,19 @@ void mcl_set_error(const std::string& text);
     return MCL_OTHER;                           \
   }
 
+// Waits for a small collective. Blocking at once costs two wake-ups of an idle core, which on virtual machines
+// is most of a collective's time; so this thread first yields to gloo's for a while. On CUDA waiting only
+// orders streams and there is nothing to poll for.
+inline void mcl_wait(const c10::intrusive_ptr<c10d::Work>& work, bool host, std::chrono::milliseconds timeout = kNoTimeout) {
+  if (host) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(5);
+    while (!work->isCompleted() && std::chrono::steady_clock::now() < until) {
+      sched_yield();
+    }
+  }
+  work->wait(timeout);
+}
+
 struct MclStore {
   c10::intrusive_ptr<c10d::Store> store;
 };
@@ -59,6 +74,8 @@ struct MclGroup {
 
 struct MclWork {
   c10::intrusive_ptr<c10d::Work> work;
+  // Whether its tensors lie in host memory.
+  bool host;
 };
 
 // The logger is declared after the reducer so that it dies first.

@@ -246,7 +246,7 @@ section!(
 section!(
     /// `[elastic]`: who must be there.
     Elastic {
-        /// Ranks without which training waits.
+        /// Worker daemons without which training waits.
         min_workers: u32 = 1,
         /// Most lanes one rank may carry; bounds its memory.
         max_lanes_per_rank: Option<u32> = None,

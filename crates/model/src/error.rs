@@ -39,9 +39,6 @@ pub enum ModelError {
         /// Every name that is missing, unexpected or of another shape.
         problems: Vec<String>,
     },
-    /// A normaliser that lives elsewhere failed: a synchronised one lost a peer, say.
-    #[error(transparent)]
-    Normalizer(Box<dyn std::error::Error + Send + Sync>),
     /// A normaliser that works over several ranks failed there; the source says how, and can be downcast.
     #[error("batch normalisation over the group: {0}")]
     Group(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -61,6 +61,9 @@ struct KnnArguments {
     /// Neighbours.
     #[arg(long, default_value_t = 20)]
     k: i64,
+    /// The job file, where none lies in or above the checkpoint.
+    #[arg(long)]
+    job: Option<PathBuf>,
     /// Which encoder's weights.
     #[arg(long, value_enum, default_value_t = Which::Momentum)]
     encoder: Which,
@@ -80,7 +83,10 @@ struct Accuracy {
 pub(crate) fn run(a: &EvalArguments) -> Result<()> {
     let EvalCommand::Knn(a) = &a.command;
     engine::set_threads(2);
-    let job = job_beside(&a.path)?;
+    let job = match &a.job {
+        Some(path) => Job::load(path, &[])?,
+        None => job_beside(&a.path)?,
+    };
     let trained = load(&a.path, &job)?;
     let mut random = Model::new(weights::model_spec(&job)?, Kind::Float, Device::Cpu)?;
     random.initialize(job.seed())?;

@@ -311,7 +311,7 @@ impl Steps {
             lanes,
             learning_rate: rates.lr,
             momentum: rates.momentum,
-            grad_norm: if grad_norm.is_finite() { grad_norm } else { 0.0 },
+            grad_norm,
             skipped,
             step_seconds: started.elapsed().as_secs_f64(),
             data_wait_seconds: fed.waited.as_secs_f64(),

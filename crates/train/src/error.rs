@@ -55,7 +55,7 @@ impl TrainError {
     pub fn is_peer_loss(&self) -> bool {
         match self {
             Self::Collective(e) => e.is_peer_loss(),
-            Self::Model(ModelError::Normalizer(e)) => {
+            Self::Model(ModelError::Group(e)) => {
                 e.downcast_ref::<CollectiveError>().is_some_and(CollectiveError::is_peer_loss)
             }
             _ => false,

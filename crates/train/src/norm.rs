@@ -24,7 +24,7 @@ impl BatchNormalizer for SyncBatchNorm<'_> {
             None => LocalBatchNorm.normalize(x, weight, bias, running_mean, running_var, momentum, eps),
             Some(group) => group
                 .sync_batch_norm(x, weight, bias, running_mean, running_var, momentum, eps)
-                .map_err(|e| ModelError::Normalizer(Box::new(e))),
+                .map_err(|e| ModelError::Group(Box::new(e))),
         }
     }
 }
