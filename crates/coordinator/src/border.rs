@@ -8,6 +8,7 @@ use mcl_plan::ledger::SampleRecord;
 use mcl_plan::{EpochPlan, PlanError, PlanSpec, Position, SUBSTITUTE_ATTEMPTS, Schedule, substitute};
 use mcl_types::{Epoch, Lane, SampleIndex, Slot, Step};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Plans kept: the epoch that ranks are in, the one before (late reports) and the one after (grants).
 const KEPT: usize = 3;
@@ -17,7 +18,7 @@ const KEPT: usize = 3;
 pub(crate) struct Plans {
     spec: PlanSpec,
     schedule: Schedule,
-    epochs: BTreeMap<Epoch, EpochPlan>,
+    epochs: BTreeMap<Epoch, Arc<EpochPlan>>,
 }
 
 impl Plans {
@@ -26,21 +27,16 @@ impl Plans {
     }
 
     /// The plan of an epoch.
-    pub(crate) fn of(&mut self, epoch: Epoch) -> Result<&EpochPlan, PlanError> {
-        if !self.epochs.contains_key(&epoch) {
-            let plan = EpochPlan::new(&self.spec, epoch)?;
-            if self.epochs.len() >= KEPT {
-                self.epochs.pop_first();
-            }
-            self.epochs.insert(epoch, plan);
+    pub(crate) fn of(&mut self, epoch: Epoch) -> Result<Arc<EpochPlan>, PlanError> {
+        if let Some(plan) = self.epochs.get(&epoch) {
+            return Ok(Arc::clone(plan));
         }
-        // Present now in any case; made again rather than assumed.
-        match self.epochs.entry(epoch) {
-            std::collections::btree_map::Entry::Occupied(plan) => Ok(plan.into_mut()),
-            std::collections::btree_map::Entry::Vacant(place) => {
-                Ok(place.insert(EpochPlan::new(&self.spec, epoch)?))
-            }
+        let plan = Arc::new(EpochPlan::new(&self.spec, epoch)?);
+        if self.epochs.len() >= KEPT {
+            self.epochs.pop_first();
         }
+        self.epochs.insert(epoch, Arc::clone(&plan));
+        Ok(plan)
     }
 
     /// The event, or what takes its place where it reports samples that the plan does not give.
@@ -57,7 +53,6 @@ impl Plans {
 
     fn foreign(&mut self, report: &StepReport) -> Option<String> {
         let place = self.schedule.locate(Step::new(report.step));
-        let spec = self.spec.clone();
         let plan = match self.of(place.epoch) {
             Ok(plan) => plan,
             Err(error) => return Some(error.to_string()),
@@ -67,7 +62,7 @@ impl Plans {
                 // Slots and lanes beyond the plan are the core's to judge.
                 let planned = plan.sample(place.step_in_epoch, fed.lane, slot);
                 if let Some(planned) = planned
-                    && !fits(&spec, place, fed.lane, slot, planned, sample)
+                    && !fits(&self.spec, place, fed.lane, slot, planned, sample)
                 {
                     return Some(format!(
                         "{}, {slot} was fed {} where the plan has {planned}: rank and coordinator read different datasets or are of different versions",

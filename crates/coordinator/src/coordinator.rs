@@ -100,6 +100,7 @@ impl Coordinator {
             sync_at: None,
             progress,
             told: None,
+            tell_at: Duration::ZERO,
         };
         if let (Some(facts), Some(spec)) = (facts, found.job) {
             rim.adopt(spec.run_id, facts);

@@ -130,9 +130,7 @@ impl Rim {
     pub(crate) fn send(&mut self, session: SessionId, message: ToWorker) {
         let Some(to) = self.sessions.get(&session) else { return };
         let plan = match (&message, &mut self.running) {
-            (ToWorker::Grant { epoch, .. }, Some(running)) => {
-                running.plans.of(Epoch::new(*epoch)).ok().cloned()
-            }
+            (ToWorker::Grant { epoch, .. }, Some(running)) => running.plans.of(Epoch::new(*epoch)).ok(),
             _ => None,
         };
         let context = Context {
@@ -143,7 +141,7 @@ impl Rim {
             run_id: self.running.as_ref().map_or("", |r| r.run_id.as_str()),
             advertise: &to.advertise,
             facts: self.running.as_ref().map(|r| &r.facts),
-            plan: plan.as_ref(),
+            plan: plan.as_deref(),
         };
         if to.outgoing.try_send(Ok(context.response(message))).is_err() {
             tracing::warn!(session = session.0, "a worker does not read what it is sent: stream ended");

@@ -17,10 +17,14 @@ use std::mem::{Discriminant, discriminant};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 /// How often the core hears of time: several times within any sensible `lost_after`.
 const TICK: Duration = Duration::from_millis(100);
+/// How often progress is renewed between steps.
+const TELL: Duration = Duration::from_millis(20);
+/// How long inputs alone may be heard.
+const FLOOD: Duration = Duration::from_secs(1);
 /// How long a committed step may wait for others before all of them are made durable at once.
 const GROUP: Duration = Duration::from_millis(100);
 
@@ -69,6 +73,7 @@ pub(crate) struct Rim {
     pub(crate) sync_at: Option<Instant>,
     pub(crate) progress: watch::Sender<Progress>,
     pub(crate) told: Option<(Phase, Discriminant<Reason>)>,
+    pub(crate) tell_at: Duration,
 }
 
 impl Rim {
@@ -90,11 +95,12 @@ impl Rim {
     }
 
     async fn turn(&mut self, stop: &mut watch::Receiver<bool>) -> Result<JobOutcome, CoordinatorError> {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_tick = Instant::now();
         loop {
             let sync_at = self.sync_at;
-            // What came is heard before time is said to have passed: nobody is lost for our own delay.
+            // What came is heard before time is said to have passed, so that nobody is lost for our own delay;
+            // but a flood must not stop the clock.
+            let flooded = next_tick.elapsed() > FLOOD;
             let over = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => {
@@ -105,10 +111,13 @@ impl Rim {
                     self.sync()?;
                     None
                 }
-                Some(input) = self.inbox.recv() => self.take(input)?,
-                _ = ticks.tick() => self.apply(Event::Tick)?,
+                Some(input) = self.inbox.recv(), if !flooded => self.take(input)?,
+                () = tokio::time::sleep_until(next_tick) => {
+                    next_tick = Instant::now() + TICK;
+                    self.apply(Event::Tick)?
+                }
             };
-            self.tell();
+            self.tell(over.is_some());
             if let Some(outcome) = over {
                 self.sync()?;
                 return Ok(outcome);
@@ -203,9 +212,15 @@ impl Rim {
         }
     }
 
-    /// Renews the progress, and logs the reason where it changed in kind.
-    fn tell(&mut self) {
+    /// Renews the progress, and logs the reason where it changed in kind. With many workers that is work, so
+    /// it is done once a while, and when a step was committed or the job is over.
+    fn tell(&mut self, over: bool) {
         let now = self.started.elapsed();
+        let stepped = self.state.committed() != self.progress.borrow().step;
+        if !over && !stepped && now < self.tell_at {
+            return;
+        }
+        self.tell_at = now + TELL;
         let (phase, reason) = self.state.phase(now);
         let kind = (phase, discriminant(&reason));
         if self.told != Some(kind) {

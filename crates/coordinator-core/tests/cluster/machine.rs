@@ -27,6 +27,8 @@ pub struct Machine {
     /// The generation whose ranks it runs.
     pub generation: Generation,
     pub ranks: BTreeMap<u32, RankState>,
+    /// Epochs below are granted to each rank.
+    pub granted: BTreeMap<u32, u64>,
     /// Everything the current ranks said that is not known to be durable.
     pub kept: Vec<RankEvent>,
     /// Said and not sent yet.
@@ -45,6 +47,7 @@ impl Machine {
             highest: FencingToken::default(),
             generation: Generation::new(0),
             ranks: BTreeMap::new(),
+            granted: BTreeMap::new(),
             kept: Vec::new(),
             fresh: Vec::new(),
             up: VecDeque::new(),
@@ -59,6 +62,7 @@ impl Machine {
     }
 
     fn drop_ranks(&mut self) {
+        self.granted.clear();
         self.ranks.clear();
         self.kept.clear();
         self.fresh.clear();
@@ -124,6 +128,13 @@ impl Cluster {
         }
     }
 
+    /// A worker tells its news in another order.
+    pub fn reorder_up(&mut self, name: &WorkerName) {
+        if let Some(Event::Heartbeat { events, .. }) = self.machines.get_mut(name).unwrap().up.front_mut() {
+            events.reverse();
+        }
+    }
+
     pub fn deliver_down(&mut self, name: &WorkerName, most: usize) {
         for _ in 0..most {
             let Some(session) = self.machines[name].session else { return };
@@ -150,7 +161,7 @@ impl Cluster {
                 if !old.is_empty()
                     && let Some(fabric) = self.fabrics.get_mut(&was)
                 {
-                    fabric.broken = true;
+                    fabric.lose();
                 }
             }
             ToWorker::Start { generation, .. } if generation == machine.generation => {
@@ -164,6 +175,10 @@ impl Cluster {
             }
             ToWorker::Committed { generation, step } if generation == machine.generation => {
                 machine.kept.retain(|e| !matches!(&e.said, RankSaid::Step(r) if r.step <= step));
+            }
+            ToWorker::Grant { generation, rank, epoch, .. } if generation == machine.generation => {
+                let granted = machine.granted.entry(rank.get()).or_default();
+                *granted = (*granted).max(epoch + 1);
             }
             ToWorker::Drain { generation } if generation == machine.generation => {
                 let fabric = self.fabrics.get_mut(&generation).unwrap();
@@ -186,7 +201,7 @@ impl Cluster {
         if !machine.ranks.is_empty() {
             machine.drop_ranks();
             if let Some(fabric) = self.fabrics.get_mut(&generation) {
-                fabric.broken = true;
+                fabric.lose();
             }
         }
     }
@@ -209,7 +224,7 @@ impl Cluster {
         machine.ranks.remove(&rank);
         machine.say(rank, RankSaid::Exited { status: "signal 9".to_owned(), last_words: String::new() });
         if let Some(fabric) = self.fabrics.get_mut(&machine.generation) {
-            fabric.broken = true;
+            fabric.lose();
         }
     }
 
@@ -219,7 +234,7 @@ impl Cluster {
         machine.ranks.remove(&rank);
         machine.say(rank, RankSaid::Failed { kind, message: message.to_owned(), step: Some(3) });
         if let Some(fabric) = self.fabrics.get_mut(&machine.generation) {
-            fabric.broken = true;
+            fabric.lose();
         }
     }
 
@@ -260,7 +275,8 @@ impl Cluster {
                     return;
                 }
                 let slowest = fabric.applied.values().copied().min().unwrap();
-                if applied > slowest {
+                let granted = machine.granted.get(&rank).copied().unwrap_or(0);
+                if applied > slowest || self.spec.position(applied).epoch.get() >= granted {
                     return;
                 }
                 fabric.applied.insert(rank, applied + 1);

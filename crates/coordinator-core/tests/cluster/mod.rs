@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod machine;
+pub mod story;
 
 pub use machine::Machine;
 
@@ -45,6 +46,13 @@ pub struct Fabric {
     pub drain_at: Option<u64>,
 }
 
+impl Fabric {
+    /// A rank is gone. That breaks the group, where there is one already.
+    pub fn lose(&mut self) {
+        self.broken |= !self.started.is_empty();
+    }
+}
+
 #[derive(Debug)]
 pub struct Cluster {
     pub now: Duration,
@@ -56,6 +64,7 @@ pub struct Cluster {
     pub commits: usize,
     pub rolled_back: usize,
     pub visible: BTreeSet<u64>,
+    pub damaged: BTreeSet<u64>,
     /// Slices stored: (step, generation) -> ranks.
     pub stored: BTreeMap<(u64, Generation), BTreeSet<u32>>,
     /// Checkpoint work that the service has not answered.
@@ -106,6 +115,7 @@ impl Cluster {
             commits: 0,
             rolled_back: 0,
             visible: BTreeSet::new(),
+            damaged: BTreeSet::new(),
             stored: BTreeMap::new(),
             service: VecDeque::new(),
             machines: BTreeMap::new(),
@@ -179,6 +189,8 @@ impl Cluster {
                     step <= self.ledger.len() as u64,
                     "the ledger covers a checkpoint before it is visible"
                 );
+                let in_flight = self.service.iter().any(|a| matches!(a, Asked::Commit { .. }));
+                assert!(!in_flight, "one checkpoint at a time becomes visible");
                 let stored = self.stored.get(&(step, generation)).map_or(0, BTreeSet::len);
                 assert_eq!(stored, slices as usize, "all slices are durable");
                 self.service.push_back(Asked::Commit { step, generation });
@@ -255,9 +267,9 @@ impl Cluster {
         self.apply(Event::Tick);
     }
 
-    /// The service answers the oldest request. A commit that is refused stays invisible.
-    pub fn answer(&mut self, refuse: bool) {
-        match self.service.pop_front() {
+    /// The service answers its oldest request, or its newest. A commit that is refused stays invisible.
+    pub fn answer(&mut self, refuse: bool, newest: bool) {
+        match if newest { self.service.pop_back() } else { self.service.pop_front() } {
             Some(Asked::Find) => {
                 let steps = self.visible.iter().copied().collect();
                 self.apply(Event::CheckpointsFound { steps });
@@ -276,8 +288,13 @@ impl Cluster {
     /// The newest checkpoint turns out damaged; not the last one, which nobody would read again.
     pub fn damage(&mut self) {
         if !self.visible.contains(&self.spec.total_steps()) {
-            self.visible.pop_last();
+            self.damaged.extend(self.visible.pop_last());
         }
+    }
+
+    /// What could not be read can be read again: the disk was only slow, say.
+    pub fn mend(&mut self) {
+        self.visible.append(&mut self.damaged);
     }
 
     pub fn break_session(&mut self, session: SessionId) {
@@ -348,7 +365,7 @@ impl Cluster {
     pub fn round(&mut self) {
         self.advance(Duration::from_millis(100));
         while !self.service.is_empty() {
-            self.answer(false);
+            self.answer(false, false);
         }
         for name in self.machines.keys().cloned().collect::<Vec<_>>() {
             if self.machines[&name].session.is_none() {
