@@ -259,13 +259,17 @@ pub fn committed(run_dir: &Path) -> usize {
 /// Largest difference of two states, tensor by tensor, relative to the tensor's largest entry.
 pub fn largest_error(a: &BTreeMap<String, OwnedTensor>, b: &BTreeMap<String, OwnedTensor>) -> f64 {
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
-    a.iter()
-        .map(|(name, a)| {
-            let (a, b) = (values(a), values(&b[name]));
-            let scale = b.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
-            a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale
-        })
-        .fold(0.0, f64::max)
+    let errors = a.iter().map(|(name, a)| {
+        let (a, b) = (values(a), values(&b[name]));
+        let scale = b.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
+        (a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale, name)
+    });
+    let mut errors: Vec<_> = errors.collect();
+    errors.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (error, name) in errors.iter().take(3) {
+        println!("  {error:.1e} {name}");
+    }
+    errors.first().map_or(0.0, |(error, _)| *error)
 }
 
 /// 64-bit numbers of a tensor.

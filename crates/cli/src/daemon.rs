@@ -112,6 +112,7 @@ fn interpret(run_dir: &Path, job_toml: &str) -> Result<JobFacts> {
     let schedule = mcl_job::schedule(&job, &plan)?;
     ledger::record_plan(run_dir, &plan)?;
     Ok(JobFacts {
+        job_digest: job.digest()?,
         job_toml: job.to_toml()?,
         plan,
         schedule,

@@ -23,8 +23,22 @@ impl std::error::Error for Usage {}
 
 /// Prints the error once, with what caused it, and answers its exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", told(error));
     ExitCode::from(code_of(error))
+}
+
+/// The error and its causes; a cause that the text before it already quotes is not said again.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -35,4 +49,16 @@ fn code_of(error: &anyhow::Error) -> u8 {
             || cause.is::<mcl_data::DatasetError>()
     });
     if is_usage { USAGE } else { FAILED }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let inner = std::io::Error::other("disk full");
+        let error = anyhow::Error::new(inner).context("writing x: disk full").context("checkpoint");
+        assert_eq!(told(&error), "checkpoint: writing x: disk full");
+    }
 }

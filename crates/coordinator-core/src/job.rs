@@ -98,6 +98,16 @@ pub enum SubmitError {
         /// What it has.
         committed: u64,
     },
+    /// Model, method, augmentation, optimiser or numbers changed: the steps that stand are another job's.
+    #[error(
+        "run `{run_id}` has {committed} committed steps of another job: only its length, places and machines may change; restore the job file or use another run directory"
+    )]
+    OtherJob {
+        /// The run.
+        run_id: RunId,
+        /// What it has.
+        committed: u64,
+    },
     /// It would end before where it is.
     #[error(
         "run `{run_id}` has {committed} committed steps, but the job now ends after {total}: raise [train] epochs or steps"

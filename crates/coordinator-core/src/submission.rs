@@ -29,7 +29,7 @@ impl Turn<'_> {
             if found != run_id {
                 return Err(SubmitError::Busy { running: found });
             }
-            if job.spec.job_digest != spec.job_digest {
+            if job.spec.job_digest != spec.job_digest || job.spec.schedule != spec.schedule {
                 return Err(SubmitError::Changed { run_id });
             }
             return Ok(committed);
@@ -39,6 +39,9 @@ impl Turn<'_> {
         }
         if committed > 0 && job.spec.plan_digest != spec.plan_digest {
             return Err(SubmitError::OtherPlan { run_id, committed });
+        }
+        if committed > 0 && job.spec.job_digest != spec.job_digest {
+            return Err(SubmitError::OtherJob { run_id, committed });
         }
         if committed > spec.total_steps() {
             return Err(SubmitError::BeyondEnd { run_id, committed, total: spec.total_steps() });

@@ -363,10 +363,9 @@ fn one_job_at_a_time_and_one_plan_a_run_directory() {
     assert!(error.contains("another epoch plan"), "{error}");
     let error = submit(&mut cluster, |s| s.schedule = mcl_plan::Schedule::new(8, 2).unwrap()).unwrap_err();
     assert!(error.contains("now ends after 2"), "{error}");
-    let longer = submit(&mut cluster, |s| {
-        s.schedule = mcl_plan::Schedule::new(8, 30).unwrap();
-        s.job_digest = Digest::of(b"longer");
-    });
+    let error = submit(&mut cluster, |s| s.job_digest = Digest::of(b"changed")).unwrap_err();
+    assert!(error.contains("steps of another job"), "{error}");
+    let longer = submit(&mut cluster, |s| s.schedule = mcl_plan::Schedule::new(8, 30).unwrap());
     assert!(longer.is_ok(), "a run may be made longer");
 }
 

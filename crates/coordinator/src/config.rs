@@ -48,6 +48,8 @@ pub type Interpret = Arc<dyn Fn(&str) -> Result<JobFacts, String> + Send + Sync>
 pub struct JobFacts {
     /// The resolved job file: what ranks read, and `job.toml` in the run directory.
     pub job_toml: String,
+    /// Digest of all in it that decides the trajectory: not its length, places or machines.
+    pub job_digest: Digest,
     /// What the epoch plan is a function of.
     pub plan: PlanSpec,
     /// Steps of an epoch and of the run.
@@ -81,7 +83,7 @@ impl JobFacts {
         let plan = serde_json::to_vec(&self.plan).map_err(|e| e.to_string())?;
         let spec = JobSpec {
             run_id,
-            job_digest: Digest::of(self.job_toml.as_bytes()),
+            job_digest: self.job_digest,
             plan_digest: Digest::of(&plan),
             lanes: self.plan.lanes,
             images_per_lane: self.plan.images_per_lane,

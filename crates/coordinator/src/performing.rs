@@ -106,7 +106,7 @@ impl Rim {
             "images_per_lane": facts.plan.images_per_lane,
             "seed": facts.plan.seed,
             "dataset_digest": facts.plan.dataset_digest,
-            "job_digest": mcl_types::Digest::of(facts.job_toml.as_bytes()),
+            "job_digest": facts.job_digest,
             "term": token.term,
             "generation": token.generation,
         });

@@ -47,6 +47,7 @@ pub fn interpret() -> Interpret {
         let steps_per_epoch = plan.steps_per_epoch().map_err(|e| e.to_string())?;
         Ok(JobFacts {
             job_toml: text.to_owned(),
+            job_digest: Digest::of(b"job"),
             schedule: Schedule::new(steps_per_epoch, total).map_err(|e| e.to_string())?,
             plan,
             shard_names: vec!["a.tar".to_owned(), "b.tar".to_owned()],

@@ -8,10 +8,14 @@ use mcl_types::SplitMix64;
 const SUBSAMPLES: u32 = 3;
 
 /// Least difference in grey between ground and object, and between an object's two colours.
-const CONTRAST: f64 = 26.0;
+const CONTRAST: f64 = 45.0;
 
 /// Range of the grain's deviation.
-const NOISE: (f64, f64) = (4.0, 16.0);
+const NOISE: (f64, f64) = (2.0, 8.0);
+
+/// Strongest change of light by one blotch or stroke of the ground. Low on purpose: a ground that tells
+/// pictures apart by itself is a shortcut, and nothing is learned about objects.
+const BLEMISH: f64 = 14.0;
 
 /// A drawn picture and what is on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,16 +86,16 @@ impl Ground {
         let colour = colour(random);
         let slope = (random.range(-40.0, 40.0) / size, random.range(-40.0, 40.0) / size);
         let tint = [0; 3].map(|_| random.range(0.6, 1.4));
-        let blotches = (0..4 + random.below(6)).map(|_| {
+        let blotches = (0..random.below(4)).map(|_| {
             let (x, y) = (random.range(0.0, size), random.range(0.0, size));
-            (x, y, random.range(0.03, 0.14) * size, random.range(-40.0, 40.0))
+            (x, y, random.range(0.03, 0.14) * size, random.range(-BLEMISH, BLEMISH))
         });
         let blotches = blotches.collect();
-        let strokes = (0..2 + random.below(5)).map(|_| {
+        let strokes = (0..random.below(3)).map(|_| {
             let a = random.range(0.0, std::f64::consts::TAU);
             let (sin, cos) = (libm::sin(a), libm::cos(a));
             let through = sin * random.range(0.0, size) + cos * random.range(0.0, size);
-            (sin, cos, through, random.range(0.6, 2.5), random.range(-45.0, 45.0))
+            (sin, cos, through, random.range(0.6, 2.5), random.range(-BLEMISH, BLEMISH))
         });
         let strokes = strokes.collect();
         Self { colour, slope, tint, blotches, strokes }
