@@ -28,8 +28,10 @@ fn listening(sandbox: &Sandbox, arguments: &[&str]) -> (Daemon, String) {
 fn coordinator_checkpoint_service_and_workers_started_by_hand_train_a_submitted_job() {
     let sandbox = Sandbox::new();
     let (_store, checkpoint) = listening(&sandbox, &["checkpoint-server", "--root", "store"]);
-    let (_coordinator, url) =
-        listening(&sandbox, &["coordinator", "--run-dir", "cluster", "--checkpoint", &checkpoint, "--expected-workers", "2"]);
+    let (_coordinator, url) = listening(
+        &sandbox,
+        &["coordinator", "--run-dir", "cluster", "--checkpoint", &checkpoint, "--expected-workers", "2"],
+    );
     let idle = sandbox.json(&["status", "--coordinator", &url, "--json"]);
     assert_eq!(idle["phase"], "idle");
     sandbox.ok(&["submit", "job.toml", "--coordinator", &url, "--name", "mine"]);
@@ -45,7 +47,11 @@ fn coordinator_checkpoint_service_and_workers_started_by_hand_train_a_submitted_
         .collect();
     let started = Instant::now();
     while mcl_system_tests::committed(&sandbox.path("cluster")) < 20
-        || sandbox.json(&["checkpoint", "list", "store/mine", "--json"])["checkpoints"].as_array().unwrap().len() < 2
+        || sandbox.json(&["checkpoint", "list", "store/mine", "--json"])["checkpoints"]
+            .as_array()
+            .unwrap()
+            .len()
+            < 2
     {
         assert!(started.elapsed() < Duration::from_secs(100), "the job did not finish");
         std::thread::sleep(Duration::from_millis(100));

@@ -25,7 +25,8 @@ fn missing_and_too_small_folders_are_named() {
     sandbox.fails(2, &["no-such-folder"], &["run", "job.toml", "--set", "data.source=no-such-folder"]);
     std::fs::create_dir(sandbox.path("empty")).unwrap();
     sandbox.fails(2, &["empty"], &["run", "job.toml", "--set", "data.source=empty"]);
-    let error = sandbox.fails(2, &["160 pictures"], &["run", "job.toml", "--set", "batch.images_per_lane=100"]);
+    let error =
+        sandbox.fails(2, &["160 pictures"], &["run", "job.toml", "--set", "batch.images_per_lane=100"]);
     assert!(error.contains("lanes") && error.contains("images_per_lane"), "{error}");
 }
 
@@ -49,7 +50,10 @@ fn a_port_in_use_is_named() {
         &[&address],
         &["coordinator", "--run-dir", "run", "--checkpoint", "http://127.0.0.1:1", "--listen", &address],
     );
-    for daemon in [&["checkpoint-server", "--root", "s"][..], &["coordinator", "--run-dir", "r", "--checkpoint", "http://127.0.0.1:1"]] {
+    for daemon in [
+        &["checkpoint-server", "--root", "s"][..],
+        &["coordinator", "--run-dir", "r", "--checkpoint", "http://127.0.0.1:1"],
+    ] {
         let mut arguments = daemon.to_vec();
         arguments.extend(["--listen", "0.0.0.0:0"]);
         sandbox.fails(2, &["--insecure", "0.0.0.0"], &arguments);
@@ -73,18 +77,19 @@ fn another_job_in_a_run_directory_is_refused_and_the_old_one_unharmed() {
     let sandbox = Sandbox::new();
     sandbox.train("run", 1, &[]);
     let before = sandbox.digest("run");
-    let other = ["run", "job.toml", "--run-dir", "run", "--devices", "cpu", "--set", "method.temperature=0.5"];
+    let other =
+        ["run", "job.toml", "--run-dir", "run", "--devices", "cpu", "--set", "method.temperature=0.5"];
     sandbox.fails(1, &["run"], &other);
     assert_eq!(before, sandbox.digest("run"));
     sandbox.exact_ledger("run");
 }
 
-/// A folder on a file system of 3 MiB of its own; none where the right to mount is missing.
-fn tiny_disk(sandbox: &Sandbox) -> Option<std::path::PathBuf> {
+/// A folder on a small file system of its own; none where the right to mount is missing.
+fn tiny_disk(sandbox: &Sandbox, bytes: u64) -> Option<std::path::PathBuf> {
     let folder = sandbox.path("tiny");
     std::fs::create_dir(&folder).unwrap();
     let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
         .arg(&folder)
         .stderr(Stdio::null())
         .status();
@@ -94,18 +99,33 @@ fn tiny_disk(sandbox: &Sandbox) -> Option<std::path::PathBuf> {
 #[test]
 fn a_full_disk_ends_the_run_with_one_error_and_leaves_what_was_there_readable() {
     let sandbox = Sandbox::new();
-    let Some(disk) = tiny_disk(&sandbox) else {
+    sandbox.train("roomy", 1, &["train.steps=1"]);
+    let list = sandbox.json(&["checkpoint", "list", "roomy", "--json"]);
+    let one = list["checkpoints"][0]["bytes"].as_u64().unwrap();
+    let Some(disk) = tiny_disk(&sandbox, 5 * one / 2 + (1 << 20)) else {
         println!("no right to mount a small file system here: covered by the checkpoint store's own tests");
         return;
     };
-    // About 1.5 MiB a checkpoint and none pruned: the third does not fit, and training goes on until the end,
-    // where the last one may not be missed.
+    // None is pruned, so the third or fourth checkpoint does not fit; training goes on until the end, where the
+    // last one may not be missed.
     let output = sandbox
-        .command(&["run", "job.toml", "--run-dir", "tiny/run", "--devices", "cpu", "--set", "checkpoint.every_steps=2", "--set", "checkpoint.keep=0", "--set", "model.width=16"])
+        .command(&[
+            "run",
+            "job.toml",
+            "--run-dir",
+            "tiny/run",
+            "--devices",
+            "cpu",
+            "--set",
+            "checkpoint.every_steps=2",
+            "--set",
+            "checkpoint.keep=0",
+        ])
         .output()
         .unwrap();
     let error = error_of(&output);
-    let visible: Vec<u64> = (1..=10).map(|n| 2 * n).filter(|n| checkpoint_visible(&disk.join("run"), *n)).collect();
+    let visible: Vec<u64> =
+        (1..=10).map(|n| 2 * n).filter(|n| checkpoint_visible(&disk.join("run"), *n)).collect();
     let verified = sandbox.run(&["checkpoint", "verify", "tiny/run", "--json"]);
     let _ = std::process::Command::new("umount").arg("-l").arg(&disk).status();
     assert_eq!(output.status.code(), Some(1), "{error}");
@@ -122,6 +142,7 @@ fn pictures_that_are_all_bad_end_the_run_with_a_clear_error() {
     for n in 0..40 {
         std::fs::write(sandbox.path(&format!("bad/{n}.jpg")), format!("no picture, {n}")).unwrap();
     }
-    let error = sandbox.fails(1, &["decode"], &["run", "job.toml", "--devices", "cpu", "--set", "data.source=bad"]);
+    let error =
+        sandbox.fails(1, &["decode"], &["run", "job.toml", "--devices", "cpu", "--set", "data.source=bad"]);
     assert!(error.contains("rank 0") || error.contains("worker-0"), "{error}");
 }

@@ -15,7 +15,9 @@ pub(crate) fn checkpoint(command: &CheckpointCommand) -> Result<ExitCode> {
             CheckpointCommand::List { path, json } => list(path, *json, Depth::Quick).await,
             CheckpointCommand::Verify { path, json } => list(path, *json, Depth::Full).await,
             CheckpointCommand::Digest { path, tensors, json } => digest(path, *tensors, *json).await,
-            CheckpointCommand::Export { path, out, format, encoder } => export(path, out, *format, *encoder).await,
+            CheckpointCommand::Export { path, out, format, encoder } => {
+                export(path, out, *format, *encoder).await
+            }
         }
     })
 }
@@ -49,7 +51,13 @@ async fn list(path: &Path, json: bool, depth: Depth) -> Result<ExitCode> {
     } else {
         for e in &inventory.visible {
             let m = &e.manifest;
-            println!("after {:>8} steps  {}  {} slices  {} bytes", m.step.get(), m.state_digest.short(), m.slices.len(), m.file_bytes());
+            println!(
+                "after {:>8} steps  {}  {} slices  {} bytes",
+                m.step.get(),
+                m.state_digest.short(),
+                m.slices.len(),
+                m.file_bytes()
+            );
         }
         for (step, reason) in &inventory.damaged {
             println!("after {:>8} steps  DAMAGED: {reason}", step.get());
@@ -122,9 +130,15 @@ mod tests {
     fn exports_take_one_encoder_and_nothing_else() {
         let name = |n| exported_name(n, Encoder::Momentum);
         assert_eq!(name("encoder_k.0.layer1.0.bn1.weight").as_deref(), Some("backbone.layer1.0.bn1.weight"));
-        assert_eq!(name("encoder_k.1.fpn_convs.0.conv.weight").as_deref(), Some("neck.fpn_convs.0.conv.weight"));
+        assert_eq!(
+            name("encoder_k.1.fpn_convs.0.conv.weight").as_deref(),
+            Some("neck.fpn_convs.0.conv.weight")
+        );
         assert_eq!(name("encoder_q.0.conv1.weight"), None);
         assert_eq!(name("optimizer.momentum_buffer.encoder_q.0.conv1.weight"), None);
-        assert_eq!(exported_name("encoder_q.2.mlp.0.bias", Encoder::Online).as_deref(), Some("projector.mlp.0.bias"));
+        assert_eq!(
+            exported_name("encoder_q.2.mlp.0.bias", Encoder::Online).as_deref(),
+            Some("projector.mlp.0.bias")
+        );
     }
 }

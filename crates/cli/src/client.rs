@@ -24,10 +24,13 @@ impl Coordinator {
     pub(crate) async fn connect(url: &str) -> Result<Self> {
         let refused = || format!("coordinator at {url}: is it running, and is this its address?");
         let endpoint = Endpoint::from_shared(url.to_owned())
-            .map_err(|e| crate::exit::Usage(format!("coordinator URL `{url}`: {e}; expected http://host:port")))?
+            .map_err(|e| {
+                crate::exit::Usage(format!("coordinator URL `{url}`: {e}; expected http://host:port"))
+            })?
             .connect_timeout(ANSWER);
         let channel = endpoint.connect().await.with_context(refused)?;
-        let inner = CoordinatorServiceClient::new(channel).max_decoding_message_size(mcl_proto::MAX_MESSAGE_BYTES);
+        let inner =
+            CoordinatorServiceClient::new(channel).max_decoding_message_size(mcl_proto::MAX_MESSAGE_BYTES);
         Ok(Self { url: url.to_owned(), inner })
     }
 
@@ -38,7 +41,11 @@ impl Coordinator {
     /// Hands over the job; steps that the run directory already holds.
     pub(crate) async fn submit(&mut self, run_id: &str, job: &Job) -> Result<u64> {
         let request = SubmitJobRequest { run_id: run_id.to_owned(), job_toml: job.to_toml()? };
-        let answer = self.inner.submit_job(request).await.map_err(|s| self.failed("job refused by the coordinator", &s))?;
+        let answer = self
+            .inner
+            .submit_job(request)
+            .await
+            .map_err(|s| self.failed("job refused by the coordinator", &s))?;
         Ok(answer.into_inner().committed_steps)
     }
 
@@ -64,7 +71,10 @@ pub(crate) fn load_job(path: &std::path::Path, overrides: &[mcl_config::Override
     let job = Job::load(path, overrides)?;
     let absolute = std::path::absolute(&job.data().source)?;
     let mut all = overrides.to_vec();
-    all.push(mcl_config::Override { key: "data.source".to_owned(), value: format!("{:?}", absolute.display().to_string()) });
+    all.push(mcl_config::Override {
+        key: "data.source".to_owned(),
+        value: format!("{:?}", absolute.display().to_string()),
+    });
     Ok(Job::load(path, &all)?)
 }
 
@@ -89,7 +99,14 @@ pub(crate) fn submit(a: &SubmitArguments) -> Result<ExitCode> {
 pub(crate) fn drain(a: &ServerArguments) -> Result<ExitCode> {
     runtime()?.block_on(async {
         Coordinator::connect(&a.coordinator).await?.drain().await?;
-        println!("{}", if a.json { "{\"draining\":true}" } else { "draining: the run stops after the step in flight and its checkpoint" });
+        println!(
+            "{}",
+            if a.json {
+                "{\"draining\":true}"
+            } else {
+                "draining: the run stops after the step in flight and its checkpoint"
+            }
+        );
         Ok(ExitCode::SUCCESS)
     })
 }

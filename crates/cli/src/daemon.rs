@@ -26,7 +26,8 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Ends with SIGINT, SIGTERM or, where asked for, the end of standard input.
 async fn asked_to_stop(stop_with_stdin: bool) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return std::future::pending().await;
     };
@@ -68,7 +69,12 @@ pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCod
         let (listener, address) = bind(&a.listen).await?;
         announce(address)?;
         let layout = if a.flat { Layout::Flat } else { Layout::RunFolders };
-        mcl_checkpoint::serve(listener, ServeConfig::new(&a.root, layout), asked_to_stop(a.listen.stop_with_stdin)).await?;
+        mcl_checkpoint::serve(
+            listener,
+            ServeConfig::new(&a.root, layout),
+            asked_to_stop(a.listen.stop_with_stdin),
+        )
+        .await?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -99,7 +105,8 @@ pub(crate) fn worker(a: &WorkerArguments) -> Result<ExitCode> {
 }
 
 fn default_name() -> String {
-    let host = nix::unistd::gethostname().map_or_else(|_| "worker".into(), |h| h.to_string_lossy().into_owned());
+    let host =
+        nix::unistd::gethostname().map_or_else(|_| "worker".into(), |h| h.to_string_lossy().into_owned());
     format!("{host}-{}", std::process::id())
 }
 
@@ -137,9 +144,11 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         // A parent that started us for one job has workers that are to end with it.
         config.settings.leave_when_done = a.listen.stop_with_stdin;
         let folder: PathBuf = a.run_dir.clone();
-        let coordinator =
-            Coordinator::open(config, Arc::new(move |toml: &str| interpret(&folder, toml).map_err(|e| format!("{e:#}"))))
-                .await?;
+        let coordinator = Coordinator::open(
+            config,
+            Arc::new(move |toml: &str| interpret(&folder, toml).map_err(|e| format!("{e:#}"))),
+        )
+        .await?;
         announce(address)?;
         let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(&a.run_dir)))?;
         let submit = async {

@@ -18,10 +18,14 @@ use std::sync::Arc;
 
 pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
     match command {
-        DataCommand::Pack { source, out, samples_per_shard, json } => pack(source, out, *samples_per_shard, *json),
+        DataCommand::Pack { source, out, samples_per_shard, json } => {
+            pack(source, out, *samples_per_shard, *json)
+        }
         DataCommand::Index { source, json } => index(source, *json),
         DataCommand::Inspect { source, json } => inspect(source, *json),
-        DataCommand::Preview { job, out, step, lane, overrides } => preview(job, out, *step, *lane, overrides),
+        DataCommand::Preview { job, out, step, lane, overrides } => {
+            preview(job, out, *step, *lane, overrides)
+        }
         DataCommand::Generate { kind, out, count, size, seed } => generate(*kind, out, *count, *size, *seed),
     }?;
     Ok(ExitCode::SUCCESS)
@@ -45,7 +49,13 @@ fn pack(source: &Path, out: &Path, samples_per_shard: u64, json: bool) -> Result
         println!("{}", serde_json::to_string(&report)?);
         return Ok(());
     }
-    println!("{} pictures in {} shards, {} bytes: {}", report.samples, report.shards.len(), report.bytes, out.display());
+    println!(
+        "{} pictures in {} shards, {} bytes: {}",
+        report.samples,
+        report.shards.len(),
+        report.bytes,
+        out.display()
+    );
     for (id, reason) in &report.skipped {
         println!("  left out {id}: {reason}");
     }
@@ -56,7 +66,9 @@ fn index(source: &Path, json: bool) -> Result<()> {
     let mut shards = Vec::new();
     if source.is_dir() {
         let entries = std::fs::read_dir(source).with_context(|| source.display().to_string())?;
-        shards.extend(entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "tar")));
+        shards.extend(
+            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "tar")),
+        );
         shards.sort();
     } else {
         shards.push(source.to_owned());
@@ -92,7 +104,13 @@ fn inspect(source: &Path, json: bool) -> Result<()> {
         println!("{}", serde_json::to_string(&summary)?);
         return Ok(());
     }
-    println!("{} pictures, {} bytes, {} shards, digest {}", summary.count, summary.bytes, summary.shards, summary.digest.short());
+    println!(
+        "{} pictures, {} bytes, {} shards, digest {}",
+        summary.count,
+        summary.bytes,
+        summary.shards,
+        summary.digest.short()
+    );
     for (format, count) in &summary.formats {
         println!("  {format:<6} {count}");
     }
@@ -156,7 +174,8 @@ fn preview(job: &Path, out: &Path, step: u64, lane: u32, overrides: &[Override])
         }),
     )?;
     let batch = loader.next()?.context("the loader gave no batch")?;
-    let layout = MontageLayout::official(usize::try_from(job.batch().images_per_lane)?, &job.method().levels)?;
+    let layout =
+        MontageLayout::official(usize::try_from(job.batch().images_per_lane)?, &job.method().levels)?;
     let drawn = |side: Side| (0..layout.levels()).map(move |level| (level, side)).collect::<Vec<_>>();
     let permutations: Vec<Vec<usize>> = drawn(Side::Q)
         .into_iter()
@@ -172,6 +191,8 @@ fn preview(job: &Path, out: &Path, step: u64, lane: u32, overrides: &[Override])
 fn planned(plan: &PlanSpec, at: &mcl_plan::Position, lane: Lane) -> Result<Vec<mcl_types::SampleIndex>> {
     let epoch = EpochPlan::new(plan, at.epoch)?;
     (0..plan.images_per_lane)
-        .map(|slot| epoch.sample(at.step_in_epoch, lane, Slot::new(slot)).context("the plan has no such slot"))
+        .map(|slot| {
+            epoch.sample(at.step_in_epoch, lane, Slot::new(slot)).context("the plan has no such slot")
+        })
         .collect()
 }

@@ -34,8 +34,9 @@ pub(crate) fn ledger(command: &LedgerCommand) -> Result<ExitCode> {
 
 fn plan_of(run_dir: &Path) -> Result<PlanSpec> {
     let path = run_dir.join(PLAN);
-    let text = std::fs::read(&path)
-        .map_err(|e| Usage(format!("{}: {e}; expected a run directory, which holds {PLAN}", path.display())))?;
+    let text = std::fs::read(&path).map_err(|e| {
+        Usage(format!("{}: {e}; expected a run directory, which holds {PLAN}", path.display()))
+    })?;
     serde_json::from_slice(&text).with_context(|| path.display().to_string())
 }
 
@@ -62,13 +63,21 @@ pub(crate) fn record_plan(run_dir: &Path, plan: &PlanSpec) -> Result<()> {
     if begun && path.is_file() {
         return Ok(());
     }
-    std::fs::write(&path, serde_json::to_vec_pretty(plan)?).with_context(|| format!("writing {}", path.display()))
+    std::fs::write(&path, serde_json::to_vec_pretty(plan)?)
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 fn tell(report: &VerifyReport, same_ids: bool) {
     println!(
         "{} steps, {} samples: {} missing, {} twice, {} foreign, {} replaced, {} steps rolled back, {} updates skipped",
-        report.steps, report.samples, report.missing, report.twice, report.foreign, report.replaced, report.rolled_back, report.skipped
+        report.steps,
+        report.samples,
+        report.missing,
+        report.twice,
+        report.foreign,
+        report.replaced,
+        report.rolled_back,
+        report.skipped
     );
     for epoch in &report.epochs {
         println!(
@@ -79,6 +88,10 @@ fn tell(report: &VerifyReport, same_ids: bool) {
     for problem in &report.problems {
         println!("  PROBLEM: {problem}");
     }
-    let against = if same_ids { "the plan recomputed from the pictures" } else { "the recorded plan (pictures not read)" };
+    let against = if same_ids {
+        "the plan recomputed from the pictures"
+    } else {
+        "the recorded plan (pictures not read)"
+    };
     println!("{}: compared with {against}", if report.is_exact() { "exact" } else { "NOT EXACT" });
 }

@@ -15,7 +15,7 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     terminal: bool,
     last_line: Option<Instant>,
-    last_reason: String,
+    last_phase: String,
 }
 
 impl Progress {
@@ -29,7 +29,7 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        Self { bar, terminal, last_line: None, last_reason: String::new() }
+        Self { bar, terminal, last_line: None, last_phase: String::new() }
     }
 
     /// A printer of lines that does not tear the bar.
@@ -55,13 +55,13 @@ impl Progress {
         self.bar.set_position(status.committed_steps);
         let message = message(status);
         self.bar.set_message(message.clone());
-        let changed = status.reason != self.last_reason && status.phase != "training";
+        let changed = status.phase != self.last_phase && status.phase != "training";
         let due = self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY);
         if !self.terminal && (changed || due) {
             eprintln!("{}/{} steps  {message}", status.committed_steps, status.total_steps);
             self.last_line = Some(Instant::now());
         }
-        status.reason.clone_into(&mut self.last_reason);
+        status.phase.clone_into(&mut self.last_phase);
     }
 
     pub(crate) fn finish(&self) {

@@ -62,7 +62,11 @@ impl RankProgram {
         }
         let engine: serde_json::Value = serde_json::from_slice(&output.stdout).context("mcl-rank engine")?;
         let count = engine.get("cuda_devices").and_then(serde_json::Value::as_i64).unwrap_or(0);
-        if count > 0 { Ok((0..count).map(|n| format!("cuda:{n}")).collect()) } else { Ok(vec!["cpu".to_owned()]) }
+        if count > 0 {
+            Ok((0..count).map(|n| format!("cuda:{n}")).collect())
+        } else {
+            Ok(vec!["cpu".to_owned()])
+        }
     }
 }
 
@@ -92,11 +96,9 @@ fn libtorch(folder: &Path) -> Result<PathBuf> {
         });
     }
     let current = std::env::current_dir().unwrap_or_default();
-    folder
-        .ancestors()
-        .chain(current.ancestors())
-        .find_map(|up| holds(&up.join(".libtorch")))
-        .ok_or_else(|| Usage("libtorch is not found: run `make setup`, or point MCL_LIBTORCH at it".to_owned()).into())
+    folder.ancestors().chain(current.ancestors()).find_map(|up| holds(&up.join(".libtorch"))).ok_or_else(
+        || Usage("libtorch is not found: run `make setup`, or point MCL_LIBTORCH at it".to_owned()).into(),
+    )
 }
 
 /// `mcl eval` is done by `mcl-rank eval`.

@@ -36,7 +36,8 @@ pub(crate) fn run(a: &RunArguments) -> Result<ExitCode> {
     drop(dataset);
     let folder = a.run_dir.clone().unwrap_or_else(|| run_dir::default_for(&a.job));
     let folder = std::path::absolute(folder)?;
-    std::fs::create_dir_all(&folder).with_context(|| format!("creating the run directory {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("creating the run directory {}", folder.display()))?;
     runtime()?.block_on(async {
         let mut progress = Progress::new();
         let mut fleet = Fleet::default();
@@ -85,13 +86,20 @@ impl Fleet {
         }
         for (index, devices) in deal(devices, a.workers).into_iter().enumerate() {
             let arguments = worker_arguments(index, &url, &devices, folder, job);
-            let daemon = Daemon::start(&format!("worker-{index}"), &arguments, &folder.join("logs"), show.clone())?;
+            let daemon =
+                Daemon::start(&format!("worker-{index}"), &arguments, &folder.join("logs"), show.clone())?;
             self.workers.push((daemon, arguments, 0));
         }
         self.watch(&mut coordinator, folder, progress, &show).await
     }
 
-    async fn start_services(&mut self, a: &RunArguments, job: &Job, folder: &Path, show: &Show) -> Result<String> {
+    async fn start_services(
+        &mut self,
+        a: &RunArguments,
+        job: &Job,
+        folder: &Path,
+        show: &Show,
+    ) -> Result<String> {
         let logs = folder.join("logs");
         let store = job.checkpoint().store.clone().unwrap_or_else(|| folder.join(CHECKPOINTS));
         let mut arguments: Vec<OsString> =
@@ -219,7 +227,9 @@ fn deal(devices: &[String], workers: u32) -> Vec<Vec<String>> {
     let workers = usize::try_from(workers).unwrap_or(1);
     let mut dealt = vec![Vec::new(); workers];
     for index in 0..devices.len().max(workers) {
-        if let (Some(device), Some(worker)) = (devices.get(index % devices.len().max(1)), dealt.get_mut(index % workers)) {
+        if let (Some(device), Some(worker)) =
+            (devices.get(index % devices.len().max(1)), dealt.get_mut(index % workers))
+        {
             worker.push(device.clone());
         }
     }
@@ -277,7 +287,10 @@ async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome)
         return Ok(code);
     }
     println!("{phase}: {steps} steps, {images:.0} images/s");
-    println!("  loss        {loss:.4} (chance {chance:.4}, floor {floor:.4}): {:.0} % of the gap closed", 100.0 * closed);
+    println!(
+        "  loss        {loss:.4} (chance {chance:.4}, floor {floor:.4}): {:.0} % of the gap closed",
+        100.0 * closed
+    );
     if let (Some(step), Some(digest)) = (newest, digest) {
         println!("  checkpoint  after {} steps, digest {digest}", step.get());
     }
@@ -293,6 +306,9 @@ mod tests {
     fn devices_are_dealt_in_turn_and_cpu_slots_repeat() {
         let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         assert_eq!(deal(&names(&["cpu"]), 3), vec![names(&["cpu"]); 3]);
-        assert_eq!(deal(&names(&["cuda:0", "cuda:1", "cuda:2"]), 2), [names(&["cuda:0", "cuda:2"]), names(&["cuda:1"])]);
+        assert_eq!(
+            deal(&names(&["cuda:0", "cuda:1", "cuda:2"]), 2),
+            [names(&["cuda:0", "cuda:2"]), names(&["cuda:1"])]
+        );
     }
 }

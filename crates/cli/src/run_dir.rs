@@ -20,7 +20,8 @@ pub(crate) fn default_for(job: &Path) -> PathBuf {
 /// The run's name: its folder's, less what a name may not hold.
 pub(crate) fn run_id(folder: &Path) -> Result<RunId> {
     let name = folder.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned());
-    let kept: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')).collect();
+    let kept: String =
+        name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')).collect();
     let kept = kept.trim_start_matches('.');
     let kept = kept.get(..kept.len().min(64)).unwrap_or("run");
     RunId::new(if kept.is_empty() { "run" } else { kept }).map_err(|e| Usage(e.to_string()).into())

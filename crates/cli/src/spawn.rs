@@ -35,7 +35,12 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `mcl <arguments>` in a process group of its own (a Ctrl-C on the terminal reaches only us), its
     /// log in `folder/<name>.log`; warnings and errors are shown besides.
-    pub(crate) fn start(name: &str, arguments: &[std::ffi::OsString], folder: &Path, show: Show) -> Result<Self> {
+    pub(crate) fn start(
+        name: &str,
+        arguments: &[std::ffi::OsString],
+        folder: &Path,
+        show: Show,
+    ) -> Result<Self> {
         let own = std::env::current_exe().context("this executable's own path")?;
         std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         let path = folder.join(format!("{name}.log"));

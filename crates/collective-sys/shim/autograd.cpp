@@ -94,10 +94,11 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
         dy, x, weight, mean, var, std::nullopt, std::nullopt, /*train=*/false, eps, {false, true, true});
     auto d_weight = std::get<1>(sums);
     auto d_bias = std::get<2>(sums);
-    auto total = at::cat({d_weight, d_bias}).to(mean.scalar_type());
-    std::vector<at::Tensor> tensors{total};
-    mcl_wait(group->allreduce(tensors), total.is_cpu());
-    total = total / saved[4];
+    // One gather and a sum in rank order: for so few numbers half the round trips of an all-reduce.
+    auto mine = at::cat({d_weight, d_bias}).to(mean.scalar_type());
+    auto all = at::empty({group->getSize() * mine.numel()}, mine.options());
+    mcl_wait(group->_allgather_base(all, mine), mine.is_cpu());
+    auto total = all.view({group->getSize(), mine.numel()}).sum(0) / saved[4];
     auto mean_dy_xhat = total.narrow(0, 0, mean.numel());
     auto mean_dy = total.narrow(0, mean.numel(), mean.numel());
 

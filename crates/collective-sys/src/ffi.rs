@@ -17,21 +17,60 @@ unsafe extern "C" {
     pub fn mcl_sizeof_gloo_options() -> usize;
     pub fn mcl_sizeof_gloo_work() -> usize;
 
-    pub fn mcl_store_new(host: *const c_char, port: u16, server: c_int, timeout_ms: i64, out: *mut *mut MclStore) -> c_int;
+    pub fn mcl_store_new(
+        host: *const c_char,
+        port: u16,
+        server: c_int,
+        timeout_ms: i64,
+        out: *mut *mut MclStore,
+    ) -> c_int;
     pub fn mcl_store_prefix(store: *const MclStore, prefix: *const c_char, out: *mut *mut MclStore) -> c_int;
     pub fn mcl_store_port(store: *const MclStore, out: *mut u16) -> c_int;
     pub fn mcl_store_set(store: *const MclStore, key: *const c_char, value: *const u8, size: usize) -> c_int;
-    pub fn mcl_store_get(store: *const MclStore, key: *const c_char, buffer: *mut u8, capacity: usize, size: *mut usize) -> c_int;
+    pub fn mcl_store_get(
+        store: *const MclStore,
+        key: *const c_char,
+        buffer: *mut u8,
+        capacity: usize,
+        size: *mut usize,
+    ) -> c_int;
     pub fn mcl_store_free(store: *mut MclStore);
 
-    pub fn mcl_group_gloo(store: *const MclStore, rank: c_int, size: c_int, timeout_ms: i64, host: *const c_char, out: *mut *mut MclGroup) -> c_int;
-    pub fn mcl_group_add_nccl(group: *mut MclGroup, store: *const MclStore, factory: *mut c_void, timeout_ms: i64) -> c_int;
+    pub fn mcl_group_gloo(
+        store: *const MclStore,
+        rank: c_int,
+        size: c_int,
+        timeout_ms: i64,
+        host: *const c_char,
+        out: *mut *mut MclGroup,
+    ) -> c_int;
+    pub fn mcl_group_add_nccl(
+        group: *mut MclGroup,
+        store: *const MclStore,
+        factory: *mut c_void,
+        timeout_ms: i64,
+    ) -> c_int;
     pub fn mcl_group_abort(group: *const MclGroup) -> c_int;
     pub fn mcl_group_free(group: *mut MclGroup);
 
-    pub fn mcl_all_reduce(group: *const MclGroup, tensor: *mut C_tensor, op: c_int, out: *mut *mut MclWork) -> c_int;
-    pub fn mcl_broadcast(group: *const MclGroup, tensor: *mut C_tensor, root: c_int, out: *mut *mut MclWork) -> c_int;
-    pub fn mcl_all_gather(group: *const MclGroup, output: *mut C_tensor, input: *mut C_tensor, out: *mut *mut MclWork) -> c_int;
+    pub fn mcl_all_reduce(
+        group: *const MclGroup,
+        tensor: *mut C_tensor,
+        op: c_int,
+        out: *mut *mut MclWork,
+    ) -> c_int;
+    pub fn mcl_broadcast(
+        group: *const MclGroup,
+        tensor: *mut C_tensor,
+        root: c_int,
+        out: *mut *mut MclWork,
+    ) -> c_int;
+    pub fn mcl_all_gather(
+        group: *const MclGroup,
+        output: *mut C_tensor,
+        input: *mut C_tensor,
+        out: *mut *mut MclWork,
+    ) -> c_int;
     pub fn mcl_work_wait(work: *const MclWork, timeout_ms: i64) -> c_int;
     pub fn mcl_work_is_completed(work: *const MclWork) -> c_int;
     pub fn mcl_work_free(work: *mut MclWork);
@@ -47,7 +86,13 @@ unsafe extern "C" {
         eps: f64,
         out: *mut *mut C_tensor,
     ) -> c_int;
-    pub fn mcl_ready_order(loss: *mut C_tensor, params: *const *mut C_tensor, n: c_int, order: *mut i64, count: *mut c_int) -> c_int;
+    pub fn mcl_ready_order(
+        loss: *mut C_tensor,
+        params: *const *mut C_tensor,
+        n: c_int,
+        order: *mut i64,
+        count: *mut c_int,
+    ) -> c_int;
     pub fn mcl_reducer_new(
         group: *const MclGroup,
         params: *const *mut C_tensor,

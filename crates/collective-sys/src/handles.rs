@@ -122,7 +122,8 @@ impl Store {
         let host = c_string(host)?;
         let mut out = null_mut();
         // SAFETY: `host` outlives the call; `out` is written on success only.
-        let code = unsafe { ffi::mcl_store_new(host.as_ptr(), port, c_int::from(server), timeout_ms, &raw mut out) };
+        let code =
+            unsafe { ffi::mcl_store_new(host.as_ptr(), port, c_int::from(server), timeout_ms, &raw mut out) };
         Self::made(code, out)
     }
 
@@ -169,10 +170,19 @@ impl Store {
         let mut size = 0;
         // SAFETY: the shim writes at most `buffer.len()` bytes.
         check(unsafe {
-            ffi::mcl_store_get(self.0.as_ptr(), key.as_ptr(), buffer.as_mut_ptr(), buffer.len(), &raw mut size)
+            ffi::mcl_store_get(
+                self.0.as_ptr(),
+                key.as_ptr(),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+                &raw mut size,
+            )
         })?;
         if size > buffer.len() {
-            return Err(EngineError::Other(format!("store value of {size} bytes, expected at most {}", buffer.len())));
+            return Err(EngineError::Other(format!(
+                "store value of {size} bytes, expected at most {}",
+                buffer.len()
+            )));
         }
         buffer.truncate(size);
         Ok(buffer)
@@ -184,11 +194,19 @@ impl Group {
     ///
     /// # Errors
     /// When not all ranks arrive within the timeout.
-    pub fn gloo(store: &Store, rank: c_int, size: c_int, timeout_ms: i64, host: &str) -> Result<Self, EngineError> {
+    pub fn gloo(
+        store: &Store,
+        rank: c_int,
+        size: c_int,
+        timeout_ms: i64,
+        host: &str,
+    ) -> Result<Self, EngineError> {
         let host = c_string(host)?;
         let mut out = null_mut();
         // SAFETY: the store's pointer is live; the group keeps its own reference.
-        let code = unsafe { ffi::mcl_group_gloo(store.0.as_ptr(), rank, size, timeout_ms, host.as_ptr(), &raw mut out) };
+        let code = unsafe {
+            ffi::mcl_group_gloo(store.0.as_ptr(), rank, size, timeout_ms, host.as_ptr(), &raw mut out)
+        };
         Self::made(code, out)
     }
 
@@ -196,7 +214,12 @@ impl Group {
     ///
     /// # Errors
     /// When there is no GPU, or the ranks do not meet.
-    pub fn add_nccl(&mut self, store: &Store, factory: NcclFactory, timeout_ms: i64) -> Result<(), EngineError> {
+    pub fn add_nccl(
+        &mut self,
+        store: &Store,
+        factory: NcclFactory,
+        timeout_ms: i64,
+    ) -> Result<(), EngineError> {
         // SAFETY: the factory is the symbol that `load_nccl` found in the shim built with these headers.
         check(unsafe { ffi::mcl_group_add_nccl(self.0.as_ptr(), store.0.as_ptr(), factory.0, timeout_ms) })
     }
@@ -271,13 +294,25 @@ impl Reducer {
     ///
     /// # Errors
     /// When a rank's parameters have other shapes, or a peer is gone.
-    pub fn new(group: &Group, params: &[Tensor], bucket_bytes: i64, first_bucket_bytes: i64) -> Result<Self, EngineError> {
+    pub fn new(
+        group: &Group,
+        params: &[Tensor],
+        bucket_bytes: i64,
+        first_bucket_bytes: i64,
+    ) -> Result<Self, EngineError> {
         let pointers = raws(params);
         let n = count(params.len())?;
         let mut out = null_mut();
         // SAFETY: `pointers` holds n live tensors; the reducer keeps its own references.
         let code = unsafe {
-            ffi::mcl_reducer_new(group.0.as_ptr(), pointers.as_ptr(), n, bucket_bytes, first_bucket_bytes, &raw mut out)
+            ffi::mcl_reducer_new(
+                group.0.as_ptr(),
+                pointers.as_ptr(),
+                n,
+                bucket_bytes,
+                first_bucket_bytes,
+                &raw mut out,
+            )
         };
         Self::made(code, out)
     }
@@ -326,7 +361,9 @@ pub fn ready_order(loss: &Tensor, params: &[Tensor]) -> Result<Vec<usize>, Engin
     let mut order = vec![0_i64; params.len()];
     let mut found = 0;
     // SAFETY: `pointers` holds n live tensors; `order` has room for n indices, and the shim writes no more.
-    check(unsafe { ffi::mcl_ready_order(raw(loss), pointers.as_ptr(), n, order.as_mut_ptr(), &raw mut found) })?;
+    check(unsafe {
+        ffi::mcl_ready_order(raw(loss), pointers.as_ptr(), n, order.as_mut_ptr(), &raw mut found)
+    })?;
     order.truncate(usize::try_from(found).unwrap_or(0));
     Ok(order.into_iter().filter_map(|i| usize::try_from(i).ok()).collect())
 }

@@ -12,5 +12,6 @@ mod handles;
 
 pub use cuda::{CudaError, load_cuda, load_nccl};
 pub use handles::{
-    EngineError, Group, NcclFactory, ReduceOp, Reducer, Store, Work, backward, gloo_sizes, ready_order, sync_batch_norm,
+    EngineError, Group, NcclFactory, ReduceOp, Reducer, Store, Work, backward, gloo_sizes, ready_order,
+    sync_batch_norm,
 };

@@ -10,12 +10,21 @@ fn main() {
     let limit = Duration::from_secs(30);
     let world: u32 = std::env::args().nth(1).map_or(2, |a| a.parse().unwrap());
     let (rank, store, children) = match std::env::args().nth(2) {
-        Some(address) => (std::env::args().nth(3).unwrap().parse().unwrap(), Store::connect(&address, limit).unwrap(), Vec::new()),
+        Some(address) => (
+            std::env::args().nth(3).unwrap().parse().unwrap(),
+            Store::connect(&address, limit).unwrap(),
+            Vec::new(),
+        ),
         None => {
             let store = Store::host(0, limit).unwrap();
             let address = format!("127.0.0.1:{}", store.port().unwrap());
             let own = std::env::current_exe().unwrap();
-            let start = |r: u32| std::process::Command::new(&own).args([&world.to_string(), &address, &r.to_string()]).spawn().unwrap();
+            let start = |r: u32| {
+                std::process::Command::new(&own)
+                    .args([&world.to_string(), &address, &r.to_string()])
+                    .spawn()
+                    .unwrap()
+            };
             (0, store, (1..world).map(start).collect())
         }
     };
@@ -24,17 +33,30 @@ fn main() {
     for size in [16, 256, 4096] {
         let t = Tensor::ones([size], (Kind::Float, Device::Cpu));
         let time = |what: &str, work: &dyn Fn()| {
-            for _ in 0..20 { work(); }
+            for _ in 0..20 {
+                work();
+            }
             let started = Instant::now();
-            for _ in 0..300 { work(); }
-            if rank == 0 { println!("{what} of {size}: {:.0} us", started.elapsed().as_secs_f64() / 300.0 * 1e6); }
+            for _ in 0..300 {
+                work();
+            }
+            if rank == 0 {
+                println!("{what} of {size}: {:.0} us", started.elapsed().as_secs_f64() / 300.0 * 1e6);
+            }
         };
         time("all-reduce", &|| group.all_reduce(&t, ReduceOp::Sum).unwrap());
-        time("all-gather", &|| { group.all_gather(&t).unwrap(); });
+        time("all-gather", &|| {
+            group.all_gather(&t).unwrap();
+        });
         let x = Tensor::randn([16, size.min(64), 8, 8], (Kind::Float, Device::Cpu));
         let c = size.min(64);
-        let (m, v) = (Tensor::zeros([c], (Kind::Float, Device::Cpu)), Tensor::ones([c], (Kind::Float, Device::Cpu)));
-        time("sync norm", &|| { group.sync_batch_norm(&x, None, None, &m, &v, 0.1, 1e-5).unwrap(); });
+        let (m, v) =
+            (Tensor::zeros([c], (Kind::Float, Device::Cpu)), Tensor::ones([c], (Kind::Float, Device::Cpu)));
+        time("sync norm", &|| {
+            group.sync_batch_norm(&x, None, None, &m, &v, 0.1, 1e-5).unwrap();
+        });
     }
-    for mut child in children { child.wait().unwrap(); }
+    for mut child in children {
+        child.wait().unwrap();
+    }
 }

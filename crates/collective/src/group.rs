@@ -119,11 +119,13 @@ impl Group {
     ) -> Result<Self, CollectiveError> {
         let failed = |source| told("rendezvous", membership, source);
         // The key prefix is the fence: ranks of another generation never see these keys.
-        let prefix = format!("generation/{}/{}", membership.token.term.get(), membership.token.generation.get());
+        let prefix =
+            format!("generation/{}/{}", membership.token.term.get(), membership.token.generation.get());
         let store = store.inner.prefixed(&prefix).map_err(failed)?;
         let rank = c_number(membership.rank.get());
         let world = c_number(membership.world);
-        let mut inner = sys::Group::gloo(&store, rank, world, milliseconds(timeout), address).map_err(failed)?;
+        let mut inner =
+            sys::Group::gloo(&store, rank, world, milliseconds(timeout), address).map_err(failed)?;
         if let Some(factory) = nccl {
             inner.add_nccl(&store, factory, milliseconds(timeout)).map_err(failed)?;
         }
@@ -145,8 +147,13 @@ impl Group {
         AbortHandle(Arc::clone(&self.inner))
     }
 
-    fn wait(&self, collective: &'static str, work: Result<sys::Work, EngineError>) -> Result<(), CollectiveError> {
-        work.and_then(|w| w.wait(milliseconds(self.timeout))).map_err(|e| told(collective, self.membership, e))
+    fn wait(
+        &self,
+        collective: &'static str,
+        work: Result<sys::Work, EngineError>,
+    ) -> Result<(), CollectiveError> {
+        work.and_then(|w| w.wait(milliseconds(self.timeout)))
+            .map_err(|e| told(collective, self.membership, e))
     }
 
     /// Combines `tensor` over all ranks, in place.
@@ -176,8 +183,8 @@ impl Group {
         shape.extend(input.size());
         // Gloo wants both sides flat.
         let input = input.f_reshape([-1]).map_err(tensor)?;
-        let output =
-            Tensor::f_empty([shape.iter().product::<i64>()], (input.kind(), input.device())).map_err(tensor)?;
+        let output = Tensor::f_empty([shape.iter().product::<i64>()], (input.kind(), input.device()))
+            .map_err(tensor)?;
         self.wait(collective, self.inner.all_gather(&output, &input))?;
         output.f_view(shape.as_slice()).map_err(tensor)
     }

@@ -68,6 +68,10 @@ pub fn backward(loss: &Tensor, membership: Membership) -> Result<(), CollectiveE
 ///
 /// # Errors
 /// Whatever autograd says.
-pub fn ready_order(loss: &Tensor, params: &[Tensor], membership: Membership) -> Result<Vec<usize>, CollectiveError> {
+pub fn ready_order(
+    loss: &Tensor,
+    params: &[Tensor],
+    membership: Membership,
+) -> Result<Vec<usize>, CollectiveError> {
     sys::ready_order(loss, params).map_err(|e| told("gradient order", membership, e))
 }

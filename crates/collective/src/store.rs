@@ -20,9 +20,9 @@ impl Store {
     /// # Errors
     /// When the port is taken.
     pub fn host(port: u16, timeout: Duration) -> Result<Self, CollectiveError> {
-        sys::Store::tcp("127.0.0.1", port, true, milliseconds(timeout))
-            .map(|inner| Self { inner })
-            .map_err(|source| CollectiveError::Store { address: format!("port {port} of this machine"), source })
+        sys::Store::tcp("127.0.0.1", port, true, milliseconds(timeout)).map(|inner| Self { inner }).map_err(
+            |source| CollectiveError::Store { address: format!("port {port} of this machine"), source },
+        )
     }
 
     /// The port it listens at.
@@ -30,7 +30,9 @@ impl Store {
     /// # Errors
     /// For a store this process does not host.
     pub fn port(&self) -> Result<u16, CollectiveError> {
-        self.inner.port().map_err(|source| CollectiveError::Store { address: "this process".to_owned(), source })
+        self.inner
+            .port()
+            .map_err(|source| CollectiveError::Store { address: "this process".to_owned(), source })
     }
 
     /// Connects to `host:port`.
@@ -38,7 +40,10 @@ impl Store {
     /// # Errors
     /// When the address does not parse or nothing answers there in time.
     pub fn connect(address: &str, timeout: Duration) -> Result<Self, CollectiveError> {
-        let bad = |reason: &str| CollectiveError::Address { address: address.to_owned(), reason: reason.to_owned() };
+        let bad = |reason: &str| CollectiveError::Address {
+            address: address.to_owned(),
+            reason: reason.to_owned(),
+        };
         let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("no port"))?;
         let port: u16 = port.parse().map_err(|_| bad("the port is no number up to 65535"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']');

@@ -23,9 +23,9 @@ pub struct Override {
 impl std::str::FromStr for Override {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let (key, value) = text
-            .split_once('=')
-            .ok_or_else(|| format!("`{text}` is no override: expected section.key=value, as in train.steps=20"))?;
+        let (key, value) = text.split_once('=').ok_or_else(|| {
+            format!("`{text}` is no override: expected section.key=value, as in train.steps=20")
+        })?;
         Ok(Self { key: key.trim().to_owned(), value: value.trim().to_owned() })
     }
 }
@@ -61,8 +61,12 @@ impl Job {
     }
 
     fn checked(mut file: JobFile, text: &str, origin: &str) -> Result<Self, ConfigError> {
-        validate::check(&file)
-            .map_err(|(key, message)| ConfigError::Invalid { origin: origin.to_owned(), line: line_of(text, key), key, message })?;
+        validate::check(&file).map_err(|(key, message)| ConfigError::Invalid {
+            origin: origin.to_owned(),
+            line: line_of(text, key),
+            key,
+            message,
+        })?;
         if file.data.shuffle.is_none() {
             file.data.shuffle = Some(default_shuffle(&file.data.source));
         }
@@ -160,9 +164,8 @@ impl Job {
 
 fn default_shuffle(source: &Path) -> Shuffle {
     let is_tar = |p: &Path| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"));
-    let holds_tars = || {
-        std::fs::read_dir(source).is_ok_and(|dir| dir.flatten().any(|entry| is_tar(&entry.path())))
-    };
+    let holds_tars =
+        || std::fs::read_dir(source).is_ok_and(|dir| dir.flatten().any(|entry| is_tar(&entry.path())));
     if is_tar(source) || holds_tars() { Shuffle::Windowed } else { Shuffle::Global }
 }
 
@@ -202,7 +205,9 @@ fn nearest(found: &str) -> Option<String> {
     let sections = known.iter().filter_map(|k| k.split('.').next().map(str::to_owned));
     let candidates = known.iter().cloned().chain(sections);
     candidates
-        .map(|k| (strsim::damerau_levenshtein(found, &last(&k)).min(strsim::damerau_levenshtein(found, &k)), k))
+        .map(|k| {
+            (strsim::damerau_levenshtein(found, &last(&k)).min(strsim::damerau_levenshtein(found, &k)), k)
+        })
         .filter(|(distance, _)| *distance <= found.len().div_ceil(2))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, k)| k)
@@ -223,7 +228,10 @@ fn layered(file: JobFile, overrides: &[Override], environment: bool) -> Result<J
         config::Config::builder().add_source(config::File::from_str(&base, config::FileFormat::Toml));
     if environment {
         builder = builder.add_source(
-            config::Environment::with_prefix(ENVIRONMENT_PREFIX).prefix_separator("__").separator("__").try_parsing(true),
+            config::Environment::with_prefix(ENVIRONMENT_PREFIX)
+                .prefix_separator("__")
+                .separator("__")
+                .try_parsing(true),
         );
     }
     let mut layers = toml::Table::new();

@@ -14,6 +14,6 @@ mod validate;
 pub use error::ConfigError;
 pub use job::{ENVIRONMENT_PREFIX, Job, Override};
 pub use sections::{
-    Augment, Batch, Checkpoint, Compute, Data, Elastic, JobFile, Jitter, Method, Model, Network, Norm, Objective,
-    Optimizer, OptimizerKind, Precision, Shuffle, Train, Views,
+    Augment, Batch, Checkpoint, Compute, Data, Elastic, Jitter, JobFile, Method, Model, Network, Norm,
+    Objective, Optimizer, OptimizerKind, Precision, Shuffle, Train, Views,
 };

@@ -73,9 +73,14 @@ fn model(m: &Model) -> Result<(), Complaint> {
         format!("found {}, expected 18, 34, 50 or 101", m.depth)
     })?;
     require(m.image_size >= 32 && m.image_size.is_multiple_of(32), "model.image_size", || {
-        format!("found {}, expected a multiple of 32: the projector cuts P5 into patches of size/32", m.image_size)
+        format!(
+            "found {}, expected a multiple of 32: the projector cuts P5 into patches of size/32",
+            m.image_size
+        )
     })?;
-    require(m.image_size <= 4096, "model.image_size", || format!("found {}, expected at most 4096", m.image_size))?;
+    require(m.image_size <= 4096, "model.image_size", || {
+        format!("found {}, expected at most 4096", m.image_size)
+    })?;
     at_least_one("model.width", m.width)?;
     at_least_one("model.fpn_channels", m.fpn_channels)?;
     at_least_one("model.projector_convs", m.projector_convs)?;
@@ -113,8 +118,12 @@ fn batch(job: &JobFile) -> Result<(), Complaint> {
 
 fn train(t: &Train) -> Result<(), Complaint> {
     match (t.epochs, t.steps) {
-        (None, None) => Err(("train.steps", "neither steps nor epochs is set; expected one of them".to_owned())),
-        (Some(_), Some(_)) => Err(("train.steps", "both steps and epochs are set; expected one of them".to_owned())),
+        (None, None) => {
+            Err(("train.steps", "neither steps nor epochs is set; expected one of them".to_owned()))
+        }
+        (Some(_), Some(_)) => {
+            Err(("train.steps", "both steps and epochs are set; expected one of them".to_owned()))
+        }
         (Some(0), None) => Err(("train.epochs", "found 0, expected at least 1".to_owned())),
         (None, Some(0)) => Err(("train.steps", "found 0, expected at least 1".to_owned())),
         _ => Ok(()),
@@ -142,7 +151,9 @@ fn optimizer(o: &Optimizer) -> Result<(), Complaint> {
     positive("optimizer.eps", o.eps)?;
     not_negative("optimizer.clip_norm", o.clip_norm)?;
     for beta in o.betas {
-        require((0.0..1.0).contains(&beta), "optimizer.betas", || format!("found {beta}, expected 0 to below 1"))?;
+        require((0.0..1.0).contains(&beta), "optimizer.betas", || {
+            format!("found {beta}, expected 0 to below 1")
+        })?;
     }
     Ok(())
 }

@@ -27,8 +27,9 @@ fn torch_folder() -> Option<PathBuf> {
 pub(crate) fn nccl() -> Result<NcclFactory> {
     let own = std::env::current_exe().context("this executable's own path")?;
     let shim = own.parent().unwrap_or(Path::new(".")).join(NCCL_SHIM);
-    mcl_collective::load_nccl(&shim)
-        .with_context(|| format!("ranks on GPUs talk over NCCL: build {NCCL_SHIM} with `make nccl` and put it beside mcl-rank"))
+    mcl_collective::load_nccl(&shim).with_context(|| {
+        format!("ranks on GPUs talk over NCCL: build {NCCL_SHIM} with `make nccl` and put it beside mcl-rank")
+    })
 }
 
 /// `cpu` or `cuda:N` as a device that exists.

@@ -104,7 +104,10 @@ pub(crate) fn run(a: &EvalArguments) -> Result<()> {
         println!("{}", serde_json::json!({ "k": a.k, "objects": objects, "scenes": scenes }));
     } else {
         println!("kNN (k = {})            trained  random  pixels", a.k);
-        println!("  object crops, C5      {:>7.3} {:>7.3} {:>7.3}", objects.trained, objects.random, objects.pixels);
+        println!(
+            "  object crops, C5      {:>7.3} {:>7.3} {:>7.3}",
+            objects.trained, objects.random, objects.pixels
+        );
         if let Some(s) = scenes {
             println!("  scene boxes, C3-C5    {:>7.3} {:>7.3} {:>7.3}", s.trained, s.random, s.pixels);
         }
@@ -124,7 +127,8 @@ fn load(path: &Path, job: &Job) -> Result<Model> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tensors = runtime.block_on(async {
         let dir = CheckpointDir::open(path)?;
-        let step = dir.newest().await?.with_context(|| format!("{} holds no good checkpoint", path.display()))?;
+        let step =
+            dir.newest().await?.with_context(|| format!("{} holds no good checkpoint", path.display()))?;
         anyhow::Ok(dir.tensors(step).await?.1)
     })?;
     let mut state = BTreeMap::new();
@@ -223,7 +227,8 @@ impl Judge {
     }
 
     fn scenes(&self, trained: &Model, random: &Model, scenes: &Boxes) -> Result<Accuracy> {
-        let (train, test): (Vec<_>, Vec<_>) = scenes.pictures().iter().cloned().enumerate().partition(|(n, _)| n % 2 == 0);
+        let (train, test): (Vec<_>, Vec<_>) =
+            scenes.pictures().iter().cloned().enumerate().partition(|(n, _)| n % 2 == 0);
         let strip = |side: Vec<(usize, BoxedPicture)>| side.into_iter().map(|(_, p)| p).collect::<Vec<_>>();
         let (train, test) = (strip(train), strip(test));
         let row = |model: &Model| -> Result<f64> {

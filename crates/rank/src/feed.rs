@@ -66,7 +66,14 @@ impl Feed {
                 substitute(&replacements, epoch, step_in_epoch, lane, slot, attempt)
             }),
         )?;
-        Ok(Self { loader, lanes, schedule, montages, seed: job.seed(), images: i64::from(job.batch().images_per_lane) })
+        Ok(Self {
+            loader,
+            lanes,
+            schedule,
+            montages,
+            seed: job.seed(),
+            images: i64::from(job.batch().images_per_lane),
+        })
     }
 
     /// The batches of one step; waits for the loader where it is behind.

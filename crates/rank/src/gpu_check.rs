@@ -59,7 +59,8 @@ fn roots(folders: &[PathBuf]) -> Vec<PathBuf> {
     if !folders.is_empty() {
         return folders.to_vec();
     }
-    std::env::var("MCL_GOLDENS").map_or_else(|_| Vec::new(), |list| list.split(':').map(PathBuf::from).collect())
+    std::env::var("MCL_GOLDENS")
+        .map_or_else(|_| Vec::new(), |list| list.split(':').map(PathBuf::from).collect())
 }
 
 fn check(name: &str, work: impl FnOnce() -> Result<(bool, String)>) -> Check {
@@ -100,7 +101,8 @@ pub(crate) fn golden(a: &GoldenArguments) -> Result<()> {
 /// Runs every check that needs a GPU; without one says so and succeeds.
 pub(crate) fn run(a: &GpuCheckArguments, cuda: &Result<(), CudaError>) -> Result<()> {
     let devices = tch::Cuda::device_count();
-    let mut outcome = Outcome { skipped: None, devices, libtorch: engine::libtorch_version(), checks: Vec::new() };
+    let mut outcome =
+        Outcome { skipped: None, devices, libtorch: engine::libtorch_version(), checks: Vec::new() };
     if devices == 0 {
         let why = cuda.as_ref().err().map_or_else(|| "libtorch finds no GPU".to_owned(), ToString::to_string);
         println!("gpu-check skipped: {why}");
@@ -161,7 +163,8 @@ fn nccl_step(device: Device) -> Result<(bool, String)> {
     let before = trainer.digest()?;
     let lane = LaneInput { q: random_side(&trainer, 0)?, k: random_side(&trainer, 1)? };
     let rates = Rates { lr: 0.5, momentum: 0.99 };
-    let outcome = trainer.step(&StepInput { step: Step::new(0), lanes: vec![lane], rates, wants_stop: false })?;
+    let outcome =
+        trainer.step(&StepInput { step: Step::new(0), lanes: vec![lane], rates, wants_stop: false })?;
     let loss: f64 = outcome.lane_losses.iter().flatten().sum();
     let passed = loss.is_finite() && !outcome.skipped && trainer.digest()? != before;
     Ok((passed, format!("loss {loss:.4}, gradient norm {:.4}", outcome.grad_norm)))

@@ -65,7 +65,8 @@ impl Snapshots {
     pub(crate) fn stage(&mut self, step: Step, state: &BTreeMap<String, Tensor>) -> Result<()> {
         self.finish()?;
         let bytes = Bytes::from(self.slice(state)?);
-        let (client, run, token, reporter) = (self.client.clone(), self.run.clone(), self.token, self.reporter.clone());
+        let (client, run, token, reporter) =
+            (self.client.clone(), self.run.clone(), self.token, self.reporter.clone());
         let (slice, slices) = (self.rank, self.world);
         self.pending = Some(self.runtime.spawn(async move {
             client
@@ -103,7 +104,12 @@ impl Snapshots {
             .iter()
             .map(|(name, t)| {
                 let bytes = u64::try_from(t.numel() * t.kind().elt_size_in_bytes())?;
-                Ok(TensorInfo { name: name.clone(), dtype: weights::dtype(t.kind())?, shape: weights::shape(t), bytes })
+                Ok(TensorInfo {
+                    name: name.clone(),
+                    dtype: weights::dtype(t.kind())?,
+                    shape: weights::shape(t),
+                    bytes,
+                })
             })
             .collect::<Result<_>>()?;
         let deal = assign(&infos, self.world);

@@ -12,7 +12,8 @@ use mcl_model::Model;
 use mcl_plan::Schedule;
 use mcl_proto::v1::{self, rank_event::Event};
 use mcl_train::{
-    LearningRate, Momentum, OptimizerSettings, Rates, Rule, StepInput, StepOutcome, TrainError, Trainer, TrainerSettings,
+    LearningRate, Momentum, OptimizerSettings, Rates, Rule, StepInput, StepOutcome, TrainError, Trainer,
+    TrainerSettings,
 };
 use mcl_types::{FencingToken, LaneLayout, Rank, Step};
 use std::process::ExitCode;
@@ -38,13 +39,18 @@ pub(crate) fn run() -> ExitCode {
     let token: FencingToken = configure.token.unwrap_or_default().into();
     let reporter = Reporter::new(token, configure.rank, output);
     let mut at = None;
-    let outcome = Session::prepare(configure, token, reporter.clone()).and_then(|s| s.train(&commands, &mut at));
+    let outcome =
+        Session::prepare(configure, token, reporter.clone()).and_then(|s| s.train(&commands, &mut at));
     match outcome {
         Ok(()) => commands.wait_for_stop(),
         Err(error) => {
             tracing::error!("{error:#}");
             let kind = v1::FailureKind::from(kind_of(&error));
-            reporter.send(Event::Failed(v1::Failed { kind: kind.into(), message: format!("{error:#}"), step: at }));
+            reporter.send(Event::Failed(v1::Failed {
+                kind: kind.into(),
+                message: format!("{error:#}"),
+                step: at,
+            }));
             ExitCode::FAILURE
         }
     }
@@ -56,7 +62,9 @@ fn kind_of(error: &anyhow::Error) -> v1::FailureKind {
         if let Some(e) = cause.downcast_ref::<TrainError>() {
             return match e {
                 _ if e.is_peer_loss() => v1::FailureKind::Collective,
-                TrainError::NotFinite { .. } | TrainError::State(_) | TrainError::Diverged { .. } => v1::FailureKind::Fatal,
+                TrainError::NotFinite { .. } | TrainError::State(_) | TrainError::Diverged { .. } => {
+                    v1::FailureKind::Fatal
+                }
                 _ => v1::FailureKind::Other,
             };
         }
@@ -124,7 +132,19 @@ impl Session {
             None => String::new(),
         };
         reporter.send(Event::Ready(v1::Ready { store_address: address }));
-        Ok(Self { configure, token, reporter, job, dataset, schedule, plan, model, device, layout, _store: store })
+        Ok(Self {
+            configure,
+            token,
+            reporter,
+            job,
+            dataset,
+            schedule,
+            plan,
+            model,
+            device,
+            layout,
+            _store: store,
+        })
     }
 
     /// Meets the other ranks where there are any.
@@ -161,7 +181,8 @@ impl Session {
         let mut trainer = Trainer::new(self.model, settings, group)?;
         let first = Step::new(self.configure.resume_step.unwrap_or(0));
         if self.configure.resume_step.is_some() {
-            let state = snapshots.load(first).with_context(|| format!("loading the checkpoint of {first}"))?;
+            let state =
+                snapshots.load(first).with_context(|| format!("loading the checkpoint of {first}"))?;
             trainer.load(state)?;
         }
         trainer.check_agreement(first)?;
@@ -170,7 +191,15 @@ impl Session {
         self.reporter.send(Event::Training(v1::Training { next_step: first.get() }));
         let rates = Schedules::new(&self.job, self.schedule);
         let every = self.job.checkpoint().every_steps;
-        let mut steps = Steps { trainer, feed, rates, schedule: self.schedule, every, reporter: self.reporter, last_staged: self.configure.resume_step };
+        let mut steps = Steps {
+            trainer,
+            feed,
+            rates,
+            schedule: self.schedule,
+            every,
+            reporter: self.reporter,
+            last_staged: self.configure.resume_step,
+        };
         steps.run(first, commands, &mut snapshots, at)
     }
 }

@@ -30,7 +30,9 @@ pub enum TrainError {
         in_a_row: u32,
     },
     /// Ranks that must hold equal bits do not.
-    #[error("step {step}: parameters of {ranks:?} differ from rank 0's: a device or its memory is at fault; take it out and resume from the last checkpoint")]
+    #[error(
+        "step {step}: parameters of {ranks:?} differ from rank 0's: a device or its memory is at fault; take it out and resume from the last checkpoint"
+    )]
     Diverged {
         /// The step after which they were compared.
         step: u64,

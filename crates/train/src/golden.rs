@@ -5,7 +5,10 @@
 //! error of a tensor is max|a - b| / max(max|b|, 1e-6); the statistics `sum` and `dot`, which cancel, are
 //! taken relative to L2 norm x sqrt(elements).
 
-use crate::{LaneInput, LearningRate, Momentum, OptimizerSettings, Rates, Rule, StepInput, StepProbe, TrainError, Trainer, TrainerSettings};
+use crate::{
+    LaneInput, LearningRate, Momentum, OptimizerSettings, Rates, Rule, StepInput, StepProbe, TrainError,
+    Trainer, TrainerSettings,
+};
 use mcl_collective::Group;
 use mcl_model::{ComputeMode, GoldenKeyInit, LaneSide, Model, ModelConfig, ModelSpec, detrand, level_views};
 use mcl_types::{LaneLayout, Rank, Step};
@@ -150,9 +153,11 @@ impl Case {
     fn tensors(&self, lane: u32) -> Result<(BTreeMap<String, Tensor>, Meta), TrainError> {
         let suffix = if self.world_size() > 1 { format!("_rank{lane}") } else { String::new() };
         let path = self.folder.join(format!("f64/core{suffix}.safetensors"));
-        let tensors = Tensor::read_safetensors(&path).map_err(|e| self.bad(format!("{}: {e}", path.display())))?;
+        let tensors =
+            Tensor::read_safetensors(&path).map_err(|e| self.bad(format!("{}: {e}", path.display())))?;
         let path = self.folder.join(format!("f64/meta{suffix}.json"));
-        let text = std::fs::read_to_string(&path).map_err(|e| self.bad(format!("{}: {e}", path.display())))?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| self.bad(format!("{}: {e}", path.display())))?;
         let meta = serde_json::from_str(&text).map_err(|e| self.bad(e.to_string()))?;
         Ok((tensors.into_iter().collect(), meta))
     }
@@ -224,14 +229,21 @@ impl Case {
     ) -> Result<(), TrainError> {
         let c = &self.meta.config;
         let at = c.start_iter + step;
-        let lr = LearningRate { base: c.lr, min: c.min_lr, warmup_steps: c.warmup_iters, warmup_ratio: c.warmup_ratio, total: c.max_iters };
+        let lr = LearningRate {
+            base: c.lr,
+            min: c.min_lr,
+            warmup_steps: c.warmup_iters,
+            warmup_ratio: c.warmup_ratio,
+            total: c.max_iters,
+        };
         let momentum = Momentum { base: c.base_momentum, end: c.end_momentum, total: c.max_iters };
         let rates = Rates { lr: lr.at(at), momentum: momentum.at(at) };
         let device = trainer.model().device();
         let first = trainer.layout().lanes().start;
         let lanes = (first..).zip(stored);
-        let lanes: Vec<LaneInput> =
-            lanes.map(|(lane, (tensors, _))| self.lane_input(step, lane, tensors, device)).collect::<Result<_, _>>()?;
+        let lanes: Vec<LaneInput> = lanes
+            .map(|(lane, (tensors, _))| self.lane_input(step, lane, tensors, device))
+            .collect::<Result<_, _>>()?;
         let mut probe = StepProbe::default();
         let input = StepInput { step: Step::new(step), lanes, rates, wants_stop: false };
         let outcome = trainer.step_probed(&input, Some(&mut probe))?;
@@ -266,9 +278,13 @@ impl Case {
         let levels = c.downsample_ratios.len();
         let side = usize::try_from(c.image_size).unwrap_or(0);
         let images = usize::try_from(c.batch).unwrap_or(0);
-        let pictures = detrand::Pictures { seed: c.seed, step, rank: u64::from(lane), images, views: 2 * levels, side };
+        let pictures =
+            detrand::Pictures { seed: c.seed, step, rank: u64::from(lane), images, views: 2 * levels, side };
         let shape = [i64::from(c.batch), 2 * size(levels), 3, c.image_size, c.image_size];
-        let all = Tensor::f_from_slice(&pictures.values())?.f_reshape(shape)?.f_to_kind(Kind::Double)?.f_to_device(device)?;
+        let all = Tensor::f_from_slice(&pictures.values())?
+            .f_reshape(shape)?
+            .f_to_kind(Kind::Double)?
+            .f_to_device(device)?;
         let lane_side = |name: &str, first: usize| -> Result<LaneSide, TrainError> {
             let views = level_views(&all.f_narrow(1, size(first), size(levels))?)?;
             let permutations = (1..levels)
@@ -305,7 +321,13 @@ impl Compare<'_> {
     }
 
     /// One lane's losses, cosines, rows, predictions, targets and labels.
-    fn lane(mut self, probe: &StepProbe, losses: &[f64], place: usize, lanes: usize) -> Result<(), TrainError> {
+    fn lane(
+        mut self,
+        probe: &StepProbe,
+        losses: &[f64],
+        place: usize,
+        lanes: usize,
+    ) -> Result<(), TrainError> {
         let levels = losses.len() / 2;
         let lane_of = |rows: &Tensor| -> Result<Tensor, TrainError> {
             let share = rows.size()[0] / size(lanes);
@@ -325,8 +347,16 @@ impl Compare<'_> {
             self.tensor("targets", &probe.targets[side], &format!("target_all.{other}"))?;
             for level in 0..levels {
                 let key = format!("{name}{level}");
-                self.tensor("projector rows", &lane_of(&probe.online[side][level])?, &format!("online.{key}"))?;
-                self.tensor("predictions", &lane_of(&probe.predictions[side][level])?, &format!("pred.{key}"))?;
+                self.tensor(
+                    "projector rows",
+                    &lane_of(&probe.online[side][level])?,
+                    &format!("online.{key}"),
+                )?;
+                self.tensor(
+                    "predictions",
+                    &lane_of(&probe.predictions[side][level])?,
+                    &format!("pred.{key}"),
+                )?;
                 let labels = lane_of(&probe.labels[side][level])?;
                 let lane = self.stored(&format!("label.{key}"))?.f_to_device(labels.device())?;
                 // Stored before the lane's offset is added.
@@ -358,16 +388,29 @@ impl Compare<'_> {
     }
 
     /// Statistics, samples and, where stored, the full tensors of a list of names.
-    fn table(&mut self, kind: &str, prefix: &str, names: &[String], found: &BTreeMap<&str, &Tensor>) -> Result<(), TrainError> {
-        let (stats, samples) = (rows(self.stored(&format!("{prefix}.stats"))?)?, rows(self.stored(&format!("{prefix}.samples"))?)?);
+    fn table(
+        &mut self,
+        kind: &str,
+        prefix: &str,
+        names: &[String],
+        found: &BTreeMap<&str, &Tensor>,
+    ) -> Result<(), TrainError> {
+        let (stats, samples) = (
+            rows(self.stored(&format!("{prefix}.stats"))?)?,
+            rows(self.stored(&format!("{prefix}.samples"))?)?,
+        );
         let seed = self.case.meta.config.seed;
         for (row, name) in names.iter().enumerate() {
-            let tensor = found.get(name.as_str()).ok_or_else(|| self.case.bad(format!("no `{name}` in the model")))?;
+            let tensor =
+                found.get(name.as_str()).ok_or_else(|| self.case.bad(format!("no `{name}` in the model")))?;
             let values: Vec<f64> = flat(tensor)?;
             let expected = stats.get(row).ok_or_else(|| self.case.bad("fewer rows than names"))?;
             let of_gradient = matches!(prefix, "grad" | "post.momentum_buffer");
             let floor = if of_gradient && is_noise(name) { 1.0 } else { 1e-6 };
-            self.report.note(kind, statistics_error(&values, expected, &detrand::probe(seed, name, values.len()), floor));
+            self.report.note(
+                kind,
+                statistics_error(&values, expected, &detrand::probe(seed, name, values.len()), floor),
+            );
             let taken = sampled(&values);
             let expected = samples.get(row).cloned().unwrap_or_default();
             let largest = values.iter().fold(0.0_f64, |m, v| m.max(v.abs())).max(floor);
@@ -378,7 +421,8 @@ impl Compare<'_> {
                 let expected = flat(full)?;
                 let error = values.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
                 let largest = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs())).max(floor);
-                self.report.note(kind, if values.len() == expected.len() { error / largest } else { f64::INFINITY });
+                self.report
+                    .note(kind, if values.len() == expected.len() { error / largest } else { f64::INFINITY });
             }
         }
         Ok(())
@@ -453,7 +497,8 @@ fn statistics_error(values: &[f64], expected: &[f64], probe: &[f64], floor: f64)
     let sum: f64 = values.iter().sum();
     let dot: f64 = values.iter().zip(probe).map(|(v, p)| v * p).sum();
     let largest = values.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    let [e_norm, e_sum, e_dot, e_largest] = [0, 1, 2, 3].map(|i| expected.get(i).copied().unwrap_or(f64::NAN));
+    let [e_norm, e_sum, e_dot, e_largest] =
+        [0, 1, 2, 3].map(|i| expected.get(i).copied().unwrap_or(f64::NAN));
     let scale = (e_norm * (values.len() as f64).sqrt()).max(floor);
     [
         (norm - e_norm).abs() / e_norm.max(floor),

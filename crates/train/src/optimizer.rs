@@ -159,7 +159,9 @@ impl Optimizer {
                 let Some(tensor) = taken.remove(&name) else { return Ok(None) };
                 if tensor.size() != entry.param.size() {
                     let (found, expected) = (tensor.size(), entry.param.size());
-                    return Err(TrainError::State(format!("`{name}` has shape {found:?}, expected {expected:?}")));
+                    return Err(TrainError::State(format!(
+                        "`{name}` has shape {found:?}, expected {expected:?}"
+                    )));
                 }
                 let mut own = entry.param.f_empty_like()?;
                 no_grad(|| own.f_copy_(&tensor))?;
@@ -168,7 +170,9 @@ impl Optimizer {
             loaded.push((take(first)?, take(second)?));
         }
         if let Some(name) = taken.keys().next() {
-            return Err(TrainError::State(format!("`{name}` is unexpected: saved by another optimiser or model")));
+            return Err(TrainError::State(format!(
+                "`{name}` is unexpected: saved by another optimiser or model"
+            )));
         }
         for (entry, (first, second)) in self.entries.iter_mut().zip(loaded) {
             entry.first = first;
@@ -233,8 +237,17 @@ impl Entry {
         Ok(buffer)
     }
 
-    fn adamw(&mut self, betas: [f64; 2], eps: f64, lr: f64, updates: i64, grad: &Tensor) -> Result<(), TrainError> {
-        let zeros = |t: &Option<Tensor>, p: &Tensor| t.as_ref().map_or_else(|| p.f_zeros_like(), |t| Ok(t.shallow_clone()));
+    fn adamw(
+        &mut self,
+        betas: [f64; 2],
+        eps: f64,
+        lr: f64,
+        updates: i64,
+        grad: &Tensor,
+    ) -> Result<(), TrainError> {
+        let zeros = |t: &Option<Tensor>, p: &Tensor| {
+            t.as_ref().map_or_else(|| p.f_zeros_like(), |t| Ok(t.shallow_clone()))
+        };
         let mut first = zeros(&self.first, &self.param)?;
         let mut second = zeros(&self.second, &self.param)?;
         let _ = self.param.f_mul_scalar_(1.0 - lr * self.decay)?;
@@ -251,7 +264,11 @@ impl Entry {
 }
 
 /// Total L2 norm of the gradients of `params`, summed in the order given; 0 where there are none.
-pub(crate) fn grad_norm(params: &[(&str, &Tensor)], kind: Kind, device: Device) -> Result<Tensor, TrainError> {
+pub(crate) fn grad_norm(
+    params: &[(&str, &Tensor)],
+    kind: Kind,
+    device: Device,
+) -> Result<Tensor, TrainError> {
     no_grad(|| {
         let mut norms = Vec::with_capacity(params.len());
         for (_, param) in params {
@@ -295,10 +312,21 @@ mod tests {
 
     #[test]
     fn official_exclusion_misses_downsample_and_mlp_scales() {
-        for name in ["encoder_q.0.bn1.weight", "encoder_q.0.layer1.0.bn2.bias", "encoder_q.1.lateral_convs.0.bn.weight", "head.predictor.0.mlp.3.bias", "encoder_q.0.layer2.0.downsample.1.bias"] {
+        for name in [
+            "encoder_q.0.bn1.weight",
+            "encoder_q.0.layer1.0.bn2.bias",
+            "encoder_q.1.lateral_convs.0.bn.weight",
+            "head.predictor.0.mlp.3.bias",
+            "encoder_q.0.layer2.0.downsample.1.bias",
+        ] {
             assert!(lars_excluded(name).unwrap(), "{name}");
         }
-        for name in ["encoder_q.0.conv1.weight", "encoder_q.0.layer2.0.downsample.1.weight", "encoder_q.2.mlp.1.weight", "head.predictor.3.mlp.1.weight"] {
+        for name in [
+            "encoder_q.0.conv1.weight",
+            "encoder_q.0.layer2.0.downsample.1.weight",
+            "encoder_q.2.mlp.1.weight",
+            "head.predictor.3.mlp.1.weight",
+        ] {
             assert!(!lars_excluded(name).unwrap(), "{name}");
         }
     }
@@ -335,7 +363,11 @@ mod tests {
 
     #[test]
     fn saved_state_continues_exactly_and_foreign_state_is_refused() {
-        for rule in [Rule::Lars { momentum: 0.9, eta: 1e-3 }, Rule::Sgd { momentum: 0.9 }, Rule::AdamW { betas: [0.9, 0.99], eps: 1e-8 }] {
+        for rule in [
+            Rule::Lars { momentum: 0.9, eta: 1e-3 },
+            Rule::Sgd { momentum: 0.9 },
+            Rule::AdamW { betas: [0.9, 0.99], eps: 1e-8 },
+        ] {
             let settings = OptimizerSettings { rule, weight_decay: 0.01 };
             let (straight, resumed) = (param(&[1.0, 2.0]), param(&[1.0, 2.0]));
             let mut one = Optimizer::new(settings, &[("w", &straight)]).unwrap();

@@ -25,7 +25,8 @@ fn share(step: u64, total: u64) -> f64 {
 impl LearningRate {
     /// The learning rate of step t.
     pub fn at(&self, step: u64) -> f64 {
-        let regular = (0.5 * (self.base - self.min)).mul_add((PI * share(step, self.total)).cos() + 1.0, self.min);
+        let regular =
+            (0.5 * (self.base - self.min)).mul_add((PI * share(step, self.total)).cos() + 1.0, self.min);
         if step < self.warmup_steps {
             let missing = (1.0 - share(step, self.warmup_steps)) * (1.0 - self.warmup_ratio);
             regular * (1.0 - missing)
@@ -61,12 +62,22 @@ mod tests {
     #[test]
     fn schedules_give_the_official_values() {
         let lr = LearningRate { base: 2.0, min: 1e-4, warmup_steps: 2, warmup_ratio: 1e-4, total: 20 };
-        let official = [(0, 0.000_199_999_999_999_977_97), (1, 0.993_943_862_536_862_8), (2, 1.951_058_963_469_339), (5, 1.707_121_425_847_488)];
+        let official = [
+            (0, 0.000_199_999_999_999_977_97),
+            (1, 0.993_943_862_536_862_8),
+            (2, 1.951_058_963_469_339),
+            (5, 1.707_121_425_847_488),
+        ];
         for (step, value) in official {
             assert!((lr.at(step) - value).abs() < 1e-14, "lr of step {step}: {}", lr.at(step));
         }
         let m = Momentum { base: 0.99, end: 1.0, total: 20 };
-        let official = [(0, 0.99), (1, 0.990_061_558_297_024_2), (2, 0.990_244_717_418_524_3), (5, 0.991_464_466_094_067_2)];
+        let official = [
+            (0, 0.99),
+            (1, 0.990_061_558_297_024_2),
+            (2, 0.990_244_717_418_524_3),
+            (5, 0.991_464_466_094_067_2),
+        ];
         for (step, value) in official {
             assert!((m.at(step) - value).abs() < 1e-15, "momentum of step {step}: {}", m.at(step));
         }

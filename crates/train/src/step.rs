@@ -4,10 +4,10 @@ use crate::digest::{digest_of, disagreement};
 use crate::norm::SyncBatchNorm;
 use crate::optimizer::grad_norm;
 use crate::{Optimizer, OptimizerSettings, TrainError};
-use mcl_collective::{Group, Membership, ReduceOp, Reducer, backward, ready_order};
+use mcl_collective::{Group, Membership, Reducer, backward, ready_order};
 use mcl_model::{
-    BufferSet, ComputeMode, Contrast, LaneSide, LevelLosses, LocalBatchNorm, Model, Normalization, Pass, Pyramid,
-    PyramidLayout, level_losses,
+    BufferSet, ComputeMode, Contrast, LaneSide, LevelLosses, LocalBatchNorm, Model, Normalization, Pass,
+    Pyramid, PyramidLayout, level_losses,
 };
 use mcl_types::{Digest, FencingToken, LaneLayout, Rank, Step};
 use std::collections::BTreeMap;
@@ -129,11 +129,14 @@ impl Trainer {
         let lanes = settings.lanes.lanes_of(settings.rank);
         let layout = match &settings.montages {
             None => PyramidLayout::new(model.spec(), settings.images_per_lane, lanes)?,
-            Some(m) => PyramidLayout::with_montages(model.spec(), settings.images_per_lane, lanes, m.clone())?,
+            Some(m) => {
+                PyramidLayout::with_montages(model.spec(), settings.images_per_lane, lanes, m.clone())?
+            }
         };
         let optimizer = Optimizer::new(settings.optimizer, &model.trainable())?;
         let normalization = Normalization::new(model.kind(), model.device())?;
-        let mut trainer = Self { model, optimizer, settings, layout, normalization, reducer: None, group, not_finite: 0 };
+        let mut trainer =
+            Self { model, optimizer, settings, layout, normalization, reducer: None, group, not_finite: 0 };
         if let Some(group) = trainer.group.clone() {
             trainer.reducer = Some(trainer.build_reducer(&group)?);
         }
@@ -184,7 +187,8 @@ impl Trainer {
         for rows in q.iter().chain(&k) {
             total = total.f_add(&rows.f_square()?.f_mean(self.model.kind())?)?;
         }
-        let params: Vec<Tensor> = self.model.trainable().into_iter().map(|(_, p)| p.shallow_clone()).collect();
+        let params: Vec<Tensor> =
+            self.model.trainable().into_iter().map(|(_, p)| p.shallow_clone()).collect();
         let order = ready_order(&total, &params, group.membership())?;
         self.zero_grads()?;
         let ready: Vec<Tensor> =
@@ -229,7 +233,11 @@ impl Trainer {
         let finite = lane_losses.iter().flatten().all(|v| v.is_finite());
         let (any_bad, stop) = self.agree(!finite, input.wants_stop)?;
         if any_bad {
-            let named = if finite { "a loss on another rank".to_owned() } else { first_bad_loss(&lane_losses, self.layout.levels()) };
+            let named = if finite {
+                "a loss on another rank".to_owned()
+            } else {
+                first_bad_loss(&lane_losses, self.layout.levels())
+            };
             return self.skip(input, lane_losses, f64::NAN, stop, named);
         }
         self.backward(&losses)?;
@@ -254,7 +262,12 @@ impl Trainer {
         Ok(StepOutcome { lane_losses, grad_norm: norm, skipped: false, stop })
     }
 
-    fn forward(&self, input: &StepInput, staged: &BufferSet, probe: Option<&mut StepProbe>) -> Result<LevelLosses, TrainError> {
+    fn forward(
+        &self,
+        input: &StepInput,
+        staged: &BufferSet,
+        probe: Option<&mut StepProbe>,
+    ) -> Result<LevelLosses, TrainError> {
         let norm = SyncBatchNorm { group: self.group.as_ref() };
         let pass = Pass::new(&norm, staged);
         let mode = self.settings.compute;
@@ -291,7 +304,8 @@ impl Trainer {
             let mut sides = Vec::with_capacity(input.lanes.len());
             for lane in &input.lanes {
                 let side = pick(lane);
-                let views: Result<Vec<Tensor>, _> = side.views.iter().map(|v| v.f_to_device(device)).collect();
+                let views: Result<Vec<Tensor>, _> =
+                    side.views.iter().map(|v| v.f_to_device(device)).collect();
                 sides.push(LaneSide { views: views?, permutations: side.permutations.clone() });
             }
             let mut pyramid = Pyramid::assemble(&self.layout, &sides)?;
@@ -340,8 +354,8 @@ impl Trainer {
         let Some(group) = &self.group else { return Ok((bad, stop)) };
         let flags = Tensor::f_from_slice(&[f32::from(u8::from(bad)), f32::from(u8::from(stop))])?;
         let flags = flags.f_to_device(self.model.device())?;
-        group.all_reduce(&flags, ReduceOp::Max)?;
-        let flags: Vec<f32> = Vec::try_from(flags.f_to_device(tch::Device::Cpu)?)?;
+        let all = group.all_gather(&flags)?.f_amax([0_i64].as_slice(), false)?;
+        let flags: Vec<f32> = Vec::try_from(all.f_to_device(tch::Device::Cpu)?)?;
         Ok((flags.first().is_some_and(|f| *f > 0.0), flags.get(1).is_some_and(|f| *f > 0.0)))
     }
 
@@ -378,7 +392,9 @@ impl Trainer {
         no_grad(|| -> Result<(), TrainError> {
             for pair in self.model.momentum_pairs() {
                 let mut key = pair.key.shallow_clone();
-                let _ = key.f_mul_scalar_(rates.momentum)?.f_add_(&pair.query.f_mul_scalar(1.0 - rates.momentum)?)?;
+                let _ = key
+                    .f_mul_scalar_(rates.momentum)?
+                    .f_add_(&pair.query.f_mul_scalar(1.0 - rates.momentum)?)?;
             }
             Ok(())
         })?;
@@ -407,8 +423,12 @@ impl Trainer {
     /// # Errors
     /// When host memory runs out.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>, TrainError> {
-        let mut state: BTreeMap<String, Tensor> =
-            self.model.state().into_iter().map(|(n, t)| (n.to_owned(), t.f_detach().unwrap_or_else(|_| t.shallow_clone()))).collect();
+        let mut state: BTreeMap<String, Tensor> = self
+            .model
+            .state()
+            .into_iter()
+            .map(|(n, t)| (n.to_owned(), t.f_detach().unwrap_or_else(|_| t.shallow_clone())))
+            .collect();
         state.extend(self.optimizer.state()?);
         state.insert(NOT_FINITE.to_owned(), Tensor::f_from_slice(&[i64::from(self.not_finite)])?);
         Ok(state)
@@ -419,7 +439,9 @@ impl Trainer {
     /// # Errors
     /// Names what is missing, unexpected or of another shape.
     pub fn load(&mut self, mut state: BTreeMap<String, Tensor>) -> Result<(), TrainError> {
-        let count = state.remove(NOT_FINITE).ok_or_else(|| TrainError::State(format!("`{NOT_FINITE}` is missing")))?;
+        let count = state
+            .remove(NOT_FINITE)
+            .ok_or_else(|| TrainError::State(format!("`{NOT_FINITE}` is missing")))?;
         let count = count.f_int64_value(&[0])?;
         self.optimizer.load(&mut state)?;
         self.model.load(&state)?;

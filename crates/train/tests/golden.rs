@@ -31,7 +31,8 @@ fn roots() -> Vec<PathBuf> {
 
 fn cases() -> Vec<Case> {
     let mut seen = std::collections::BTreeSet::new();
-    let folders: Vec<PathBuf> = roots().iter().flat_map(|root| find_cases(std::slice::from_ref(root))).collect();
+    let folders: Vec<PathBuf> =
+        roots().iter().flat_map(|root| find_cases(std::slice::from_ref(root))).collect();
     let cases: Vec<Case> = folders
         .iter()
         .filter(|f| seen.insert(f.file_name().unwrap().to_owned()))
@@ -64,7 +65,8 @@ fn run_in_processes(folder: &Path, case: &Case) -> Report {
                 .unwrap()
         })
         .collect();
-    let mut report = case.run(ComputeMode::Official, Rank::new(0), Some(member(&store, 0, world)), Device::Cpu).unwrap();
+    let mut report =
+        case.run(ComputeMode::Official, Rank::new(0), Some(member(&store, 0, world)), Device::Cpu).unwrap();
     for (mut child, rank) in children.into_iter().zip(1..world) {
         assert!(child.wait().unwrap().success(), "rank {rank} failed");
         let text = std::fs::read_to_string(exchange.path().join(rank.to_string())).unwrap();
@@ -101,7 +103,11 @@ fn official_steps_match_every_case() {
     tch::set_num_threads(1);
     for case in cases() {
         if case.world_size() == 1 {
-            tell(&case, "official, 1 rank", &case.run(ComputeMode::Official, Rank::new(0), None, Device::Cpu).unwrap());
+            tell(
+                &case,
+                "official, 1 rank",
+                &case.run(ComputeMode::Official, Rank::new(0), None, Device::Cpu).unwrap(),
+            );
         } else {
             let how = format!("official, {} processes", case.world_size());
             tell(&case, &how, &run_in_processes(&folder_of(&case), &case));

@@ -15,7 +15,9 @@ pub struct LaneLayout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LaneLayoutError {
     /// No ranks, no lanes, or more ranks than lanes.
-    #[error("{lanes} lanes cannot be dealt to {world} ranks: expected 1 <= ranks <= lanes; use fewer workers or raise [batch] lanes")]
+    #[error(
+        "{lanes} lanes cannot be dealt to {world} ranks: expected 1 <= ranks <= lanes; use fewer workers or raise [batch] lanes"
+    )]
     Impossible {
         /// Lanes of the job.
         lanes: u32,
