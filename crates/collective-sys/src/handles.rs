@@ -373,7 +373,6 @@ pub fn ready_order(loss: &Tensor, params: &[Tensor]) -> Result<Vec<usize>, Engin
 ///
 /// # Errors
 /// When a peer is gone or shapes do not fit.
-#[expect(clippy::too_many_arguments, reason = "batch norm's own parameters")]
 pub fn sync_batch_norm(
     group: &Group,
     x: &Tensor,

@@ -193,7 +193,6 @@ impl Group {
     ///
     /// # Errors
     /// When a peer is lost or shapes do not fit.
-    #[expect(clippy::too_many_arguments, reason = "batch norm's own parameters")]
     pub fn sync_batch_norm(
         &self,
         x: &Tensor,

@@ -45,7 +45,7 @@ pub(crate) fn run() -> ExitCode {
         Ok(()) => commands.wait_for_stop(),
         Err(error) => {
             tracing::error!("{error:#}");
-            let kind = v1::FailureKind::from(kind_of(&error));
+            let kind = kind_of(&error);
             reporter.send(Event::Failed(v1::Failed {
                 kind: kind.into(),
                 message: format!("{error:#}"),
@@ -285,8 +285,8 @@ impl Steps {
             let stop = self.one(step, commands)?;
             step = step.next();
             let done = step.get();
-            let due = done % self.every == 0 || done == total || stop;
-            if due || done % DIGEST_EVERY == 0 {
+            let due = done.is_multiple_of(self.every) || done == total || stop;
+            if due || done.is_multiple_of(DIGEST_EVERY) {
                 self.trainer.check_agreement(step)?;
             }
             if due {

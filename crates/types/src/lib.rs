@@ -3,6 +3,7 @@
 //! Role: give the words of the design (worker, lane, generation, step, ...) a type each, so that a
 //! lane can never be passed where a rank is meant. Invariant: no I/O, no clock, no randomness.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod digest;
 mod ids;
