@@ -16,7 +16,7 @@ if [ -n "${DATA:-}" ]; then
   run="$work/run-own-seed$seed"
   data=$(cd "$DATA" && pwd)
   say "pictures of your own: $data"
-  $mcl data inspect "$data" | head -n 12
+  $mcl data inspect "$data" | sed -n 1,12p
   overrides+=(--set "data.source=$data")
 else
   say "generating pictures: objects to train on, objects and scenes to judge by"

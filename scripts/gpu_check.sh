@@ -5,6 +5,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 goldens=${1:-tests/goldens}
+if [ ! -e /dev/nvidiactl ] && [ -z "${CUDA_VISIBLE_DEVICES:-}" ]; then
+  echo "gpu-check skipped: no NVIDIA device on this machine"
+  echo '{"skipped": "no NVIDIA device on this machine", "checks": []}' > gpu-check.json
+  exit 0
+fi
 binary=target/release/mcl-rank
 if [ ! -x "$binary" ]; then
   if ! command -v cargo >/dev/null; then

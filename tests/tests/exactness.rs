@@ -105,3 +105,20 @@ fn a_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed_run()
     assert_eq!((&report["missing"], &report["twice"]), (&0.into(), &0.into()));
     assert_eq!(sandbox.metrics("disturbed").len(), 20);
 }
+
+#[test]
+fn tar_shards_train_in_windows_and_a_finished_run_is_done_at_once() {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&["data", "pack", "objects", "--out", "shards", "--samples-per-shard", "25"]);
+    let shards = ["data.source=shards", "train.steps=12"];
+    sandbox.train("tar", 2, &shards);
+    let job = std::fs::read_to_string(sandbox.path("tar/job.toml")).unwrap();
+    assert!(job.contains("shuffle = \"windowed\""), "{job}");
+    let report = sandbox.exact_ledger("tar");
+    // 10 steps an epoch: the second one has begun.
+    assert_eq!(report["epochs"].as_array().unwrap().len(), 2, "{report}");
+    let before = sandbox.digest("tar");
+    sandbox.train("tar", 2, &shards);
+    assert_eq!(before, sandbox.digest("tar"));
+    assert_eq!(sandbox.metrics("tar").len(), 12);
+}

@@ -134,9 +134,12 @@ pub(crate) struct WorkerArguments {
     /// What ranks run on: auto, cpu, cpu,cpu, cuda:0, ...
     #[arg(long, default_value = "auto")]
     pub(crate) devices: String,
-    /// Address that other ranks reach this machine at.
-    #[arg(long, default_value = "127.0.0.1")]
-    pub(crate) advertise: String,
+    /// Address that other ranks reach this machine at; default: loopback.
+    #[arg(long, conflicts_with = "interface")]
+    pub(crate) advertise: Option<String>,
+    /// Network interface whose address others reach this machine at.
+    #[arg(long)]
+    pub(crate) interface: Option<String>,
     /// Folder for the highest fencing token seen.
     #[arg(long)]
     pub(crate) state_dir: Option<PathBuf>,

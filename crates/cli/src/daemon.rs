@@ -89,7 +89,7 @@ pub(crate) fn worker(a: &WorkerArguments) -> Result<ExitCode> {
         devices,
         rank_program: program.path,
         rank_env: program.environment,
-        advertise: a.advertise.clone(),
+        advertise: crate::address::advertised(a.advertise.as_deref(), a.interface.as_deref())?,
         state_dir: a.state_dir.clone(),
         connect_timeout: Duration::from_secs(a.connect_timeout),
         build: env!("CARGO_PKG_VERSION").to_owned(),

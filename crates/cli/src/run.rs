@@ -79,13 +79,16 @@ impl Fleet {
         let show = progress.printer();
         let url = self.start_services(a, job, folder, &show).await?;
         let mut coordinator = Coordinator::connect(&url).await?;
+        let network = job.network();
+        let advertise =
+            crate::address::advertised(network.advertise.as_deref(), network.interface.as_deref())?;
         let run_id = run_dir::run_id(folder)?;
         let done = coordinator.submit(run_id.as_str(), job).await?;
         if done > 0 {
             show(&format!("resuming {} after {done} committed steps", folder.display()));
         }
         for (index, devices) in deal(devices, a.workers).into_iter().enumerate() {
-            let arguments = worker_arguments(index, &url, &devices, folder, job);
+            let arguments = worker_arguments(index, &url, &devices, folder, &advertise);
             let daemon =
                 Daemon::start(&format!("worker-{index}"), &arguments, &folder.join("logs"), show.clone())?;
             self.workers.push((daemon, arguments, 0));
@@ -236,8 +239,13 @@ fn deal(devices: &[String], workers: u32) -> Vec<Vec<String>> {
     dealt
 }
 
-fn worker_arguments(index: usize, url: &str, devices: &[String], folder: &Path, job: &Job) -> Vec<OsString> {
-    let advertise = job.network().advertise.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
+fn worker_arguments(
+    index: usize,
+    url: &str,
+    devices: &[String],
+    folder: &Path,
+    advertise: &str,
+) -> Vec<OsString> {
     let state: PathBuf = folder.join("workers").join(index.to_string());
     let mut arguments: Vec<OsString> = vec!["worker".into(), "--stop-with-stdin".into()];
     let mut pair = |key: &str, value: OsString| arguments.extend([key.into(), value]);

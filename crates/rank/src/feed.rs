@@ -189,3 +189,67 @@ pub(crate) fn lane_report(lane: u32, losses: Vec<f64>, samples: Vec<FedSample>) 
         .collect();
     v1::LaneReport { lane, losses, samples }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mcl_data::generate::{GenerateSpec, generate};
+    use mcl_plan::ledger::{Committed, LaneRecord, Record, SampleHash, SampleRecord, VerifyReport, verify};
+    use mcl_types::{Generation, Seed};
+
+    /// What a loader that is asked for `requests` really feeds, as the ledger would record it.
+    fn ledger_of(dataset: &Arc<Dataset>, requests: Vec<BatchRequest>) -> Vec<Record> {
+        let spec = LoaderSpec { image_size: 32, levels: vec![1], ..LoaderSpec::default() };
+        let never = Arc::new(|_, _, _, _, _| SampleIndex::new(0));
+        let mut loader = Loader::start(Arc::clone(dataset), spec, requests, never).unwrap();
+        let mut records = Vec::new();
+        while let Some(batch) = loader.next().unwrap() {
+            let sample = |s: FedSample| SampleRecord {
+                index: s.index,
+                id: s.id,
+                hash: SampleHash::from_bytes(s.hash),
+                replaces: None,
+                reason: None,
+            };
+            let lane = LaneRecord { lane: batch.lane, samples: batch.fed.into_iter().map(sample).collect() };
+            records.push(Record::Committed(Committed {
+                step: batch.step,
+                epoch: batch.epoch,
+                generation: Generation::new(1),
+                lanes: vec![lane],
+                skipped: false,
+            }));
+        }
+        records
+    }
+
+    fn counts(report: &VerifyReport) -> (u64, u64, u64) {
+        (report.missing, report.twice, report.foreign)
+    }
+
+    #[test]
+    fn a_loader_that_skips_one_sample_and_repeats_another_is_found_out() {
+        let folder = tempfile::tempdir().unwrap();
+        generate(folder.path(), &GenerateSpec::objects(24, Seed::new(1)), &mut |_, _| {}).unwrap();
+        let dataset = Arc::new(Dataset::open(folder.path()).unwrap());
+        let plan = PlanSpec {
+            seed: Seed::new(9),
+            dataset_digest: dataset.digest(),
+            dataset_len: dataset.len(),
+            shards: dataset.shards().iter().map(|s| s.len).collect(),
+            lanes: 1,
+            images_per_lane: 8,
+            shuffle: mcl_plan::Shuffle::Global,
+        };
+        let schedule = Schedule::new(plan.steps_per_epoch().unwrap(), 3).unwrap();
+        let planned: Vec<BatchRequest> = Requests::new(plan.clone(), schedule, 0..1, Step::new(0)).collect();
+        let honest = verify(&ledger_of(&dataset, planned.clone()), &plan).unwrap();
+        assert!(honest.is_exact() && honest.samples == 24, "{honest:?}");
+
+        let mut tampered = planned;
+        tampered[1].samples[3] = tampered[1].samples[2];
+        let report = verify(&ledger_of(&dataset, tampered), &plan).unwrap();
+        assert!(!report.is_exact());
+        assert_eq!(counts(&report), (1, 1, 1), "{report:?}");
+    }
+}
