@@ -8,14 +8,13 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the control thread has heard and the training loop looks at.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     drain: AtomicBool,
     granted: AtomicU64,
-    changed: (Mutex<()>, Condvar),
 }
 
 impl Heard {
@@ -92,12 +91,10 @@ impl Commands {
         }
     }
 
-    /// Waits for Stop, which ends the process.
+    /// Waits for Stop, which the control thread answers by ending the process.
     pub(crate) fn wait_for_stop(&self) -> ! {
         loop {
-            let (lock, condition) = &self.heard.changed;
-            let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
-            drop(condition.wait(guard));
+            std::thread::park();
         }
     }
 }

@@ -30,8 +30,8 @@ pub(crate) struct Boxes(Vec<BoxedPicture>);
 
 impl Boxes {
     pub(crate) fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join("annotations.json");
-        let file = Annotations::load(&path)?;
+        let annotations = folder.join("annotations.json");
+        let file = Annotations::load(&annotations)?;
         let mut boxes: BTreeMap<u64, Vec<Boxed>> = BTreeMap::new();
         for b in &file.annotations {
             let class = i64::try_from(b.category_id)?;
@@ -42,7 +42,7 @@ impl Boxes {
         let mut pictures = Vec::with_capacity(images.len());
         for image in images {
             let Some(boxes) = boxes.remove(&image.id) else { continue };
-            let path = find(folder, &image.file_name);
+            let path = Annotations::image_path(&annotations, &image);
             let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             let picture = decode(&bytes, Limits::default()).with_context(|| path.display().to_string())?;
             pictures.push(BoxedPicture { path, picture, boxes });
@@ -53,12 +53,6 @@ impl Boxes {
     pub(crate) fn pictures(&self) -> &[BoxedPicture] {
         &self.0
     }
-}
-
-/// File names are relative to the annotations or to `images/` beside them.
-fn find(folder: &Path, name: &str) -> PathBuf {
-    let direct = folder.join(name);
-    if direct.is_file() { direct } else { folder.join("images").join(name) }
 }
 
 impl BoxedPicture {

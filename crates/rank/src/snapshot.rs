@@ -118,7 +118,7 @@ impl Snapshots {
         for index in own {
             let info = infos.get(*index).context("the deal names a tensor that is not there")?;
             let tensor = state.get(&info.name).context("the state changed under the deal")?;
-            copies.push((info, weights::bytes(tensor)?));
+            copies.push((info, mcl_train::bytes_of(tensor)?));
         }
         let tensors: Vec<_> = copies
             .iter()

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use mcl_checkpoint_core::Dtype;
 use mcl_config::Job;
 use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The model that a job describes.
 pub(crate) fn model_spec(job: &Job) -> Result<ModelSpec> {
@@ -49,15 +49,6 @@ pub(crate) fn dtype(kind: Kind) -> Result<Dtype> {
 /// A tensor's shape.
 pub(crate) fn shape(tensor: &Tensor) -> Vec<usize> {
     tensor.size().iter().filter_map(|d| usize::try_from(*d).ok()).collect()
-}
-
-/// A tensor's elements as little-endian bytes, row-major.
-pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let host = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let count = host.numel();
-    let mut bytes = vec![0_u8; count * host.kind().elt_size_in_bytes()];
-    host.f_copy_data_u8(&mut bytes, count)?;
-    Ok(bytes)
 }
 
 /// A tensor from stored bytes, on the host.

@@ -23,7 +23,7 @@ pub fn digest_of<'a>(state: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> 
 ///
 /// # Errors
 /// When it cannot be copied to host memory.
-pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>, TrainError> {
+pub fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>, TrainError> {
     let host = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let count = host.numel();
     let mut bytes = vec![0_u8; count * host.kind().elt_size_in_bytes()];

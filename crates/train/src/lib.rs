@@ -16,7 +16,7 @@ mod optimizer;
 mod schedule;
 mod step;
 
-pub use digest::{digest_of, disagreement};
+pub use digest::{bytes_of, digest_of, disagreement};
 pub use error::TrainError;
 pub use optimizer::{Optimizer, OptimizerSettings, Rule, decays, lars_excluded};
 pub use schedule::{LearningRate, Momentum};
