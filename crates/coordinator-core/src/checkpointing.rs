@@ -1,9 +1,9 @@
 //! Checkpoints: made visible once all slices are staged and all steps before them are committed.
 
 use crate::effect::{Effect, Persisted, ToWorker, Warning};
-use crate::generation::{DrainFor, Live};
+use crate::generation::{DrainFor, Live, Member};
 use crate::reason::{EndCause, Outcome};
-use crate::state::{Ended, Gathering, Job, Lookup, Stage, Turn};
+use crate::state::{Job, Stage, Turn};
 use mcl_plan::ledger::{Interrupted, Record};
 use mcl_types::{Rank, Step};
 
@@ -67,7 +67,8 @@ impl Turn<'_> {
         let Some(job) = self.state.job.as_ref() else { return };
         let Stage::Live(live) = &job.stage else { return };
         let stop = job.drain || live.drain == Some(DrainFor::Stop);
-        let generation = live.generation;
+        // A pause for another membership says nothing of the job: it goes on, and stops later.
+        let stop = stop && live.drain != Some(DrainFor::Regroup);
         let total = job.spec.total_steps();
         match parked(job, live) {
             Parked::NotYet => {}
@@ -80,28 +81,18 @@ impl Turn<'_> {
                 self.end_generation(EndCause::CheckpointRefused { step, reason });
             }
             Parked::At(step) => {
-                let resume = job.last_checkpoint;
-                self.close_generation("all steps that were asked for are committed");
-                if step == total {
+                let safe = job.last_checkpoint == Some(step);
+                if step == total && safe {
+                    self.close_generation();
                     self.over(Outcome::Done { steps: total });
-                } else if stop {
+                } else if stop && safe {
+                    self.close_generation();
                     self.interrupt();
                 } else {
-                    self.regroup(generation, resume);
+                    self.regroup();
                 }
             }
         }
-    }
-
-    /// Goes on from where everybody stands.
-    fn regroup(&mut self, generation: mcl_types::Generation, resume: Option<u64>) {
-        let now = self.now;
-        let Some(job) = self.state.job.as_mut() else { return };
-        job.ended = Some(Ended { generation, cause: None });
-        job.fruitless = 0;
-        let mut gathering = Gathering::new(now, now, false);
-        gathering.lookup = Lookup::Known(resume);
-        job.stage = Stage::Gathering(gathering);
     }
 
     /// The job ends here and can be continued.
@@ -125,9 +116,9 @@ fn parked(job: &Job, live: &Live) -> Parked {
     if let Some(reason) = live.refused.get(&at) {
         return Parked::Refused(at, reason.clone());
     }
-    // Where nothing was done, the checkpoint that it began with is still the newest.
-    let nothing_new = at == live.first && job.committing.is_none();
-    if job.committed >= at && (job.last_checkpoint == Some(at) || nothing_new) {
+    let safe = job.last_checkpoint == Some(at);
+    let kept = live.members.iter().all(|m| matches!(m, Member::Paused(_)));
+    if job.committed >= at && (safe || kept) {
         return Parked::At(at);
     }
     Parked::NotYet

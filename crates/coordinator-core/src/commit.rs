@@ -3,7 +3,7 @@
 use crate::effect::{Effect, ToWorker};
 use crate::event::StepReport;
 use crate::reason::EndCause;
-use crate::state::{Stage, Turn};
+use crate::state::{Job, Stage, Turn};
 use mcl_plan::ledger::{Committed, LaneRecord};
 use mcl_types::{Epoch, Generation, Lane, Rank, Step};
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,7 @@ impl Turn<'_> {
         let generation = live.generation;
         let before = job.committed;
         let mut disagreement = None;
+        let mut commits = Vec::new();
         while live.pending.get(&job.committed).is_some_and(|reports| reports.len() == world) {
             let reports = live.pending.remove(&job.committed).unwrap_or_default();
             if let Some((rank, what)) = disagrees(&reports) {
@@ -62,12 +63,11 @@ impl Turn<'_> {
             }
             let pictures = u64::from(job.spec.lanes) * u64::from(job.spec.images_per_lane);
             let metrics = metrics(generation, workers, pictures, &reports);
-            let share = if metrics.step_s > 0.0 { metrics.data_wait_s / metrics.step_s } else { 0.0 };
-            job.data_wait_share += (share.clamp(0.0, 1.0) - job.data_wait_share) * SHARE_WEIGHT;
-            job.last_step = Some(metrics.clone());
-            self.out.push(Effect::Commit { record: record(generation, reports), metrics });
+            commits.push((record(generation, reports), metrics));
             job.committed += 1;
-            job.furthest = job.furthest.max(job.committed);
+        }
+        for (record, metrics) in commits {
+            self.out.push(committed_step(job, record, metrics));
         }
         let committed = job.committed;
         if committed > before {
@@ -81,6 +81,29 @@ impl Turn<'_> {
             self.end_generation(cause);
         }
     }
+}
+
+/// Commits a step as one rank that applied it recorded it for all lanes.
+pub(crate) fn commit_recounted(
+    job: &mut Job,
+    generation: Generation,
+    report: StepReport,
+    out: &mut Vec<Effect>,
+) {
+    let pictures = u64::from(job.spec.lanes) * u64::from(job.spec.images_per_lane);
+    let reports = BTreeMap::from([(Rank::new(0), report)]);
+    // How many workers carried it is not known any more.
+    let metrics = metrics(generation, job.last_step.as_ref().map_or(1, |l| l.workers), pictures, &reports);
+    job.committed += 1;
+    out.push(committed_step(job, record(generation, reports), metrics));
+}
+
+fn committed_step(job: &mut Job, record: Committed, metrics: StepMetrics) -> Effect {
+    let share = if metrics.step_s > 0.0 { metrics.data_wait_s / metrics.step_s } else { 0.0 };
+    job.data_wait_share += (share.clamp(0.0, 1.0) - job.data_wait_share) * SHARE_WEIGHT;
+    job.last_step = Some(metrics.clone());
+    job.furthest = job.furthest.max(record.step.get() + 1);
+    Effect::Commit { record, metrics }
 }
 
 /// The first rank whose account of the step differs from rank 0's in what must be the same everywhere.

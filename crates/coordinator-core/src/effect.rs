@@ -1,8 +1,9 @@
 //! What the coordinator wants done, in order.
 
 use crate::commit::StepMetrics;
-use crate::event::SessionId;
+use crate::event::{ProcessId, SessionId};
 use crate::generation::{DrainFor, GenerationRecord};
+use crate::settling::{Origin, Started};
 use crate::job::{JobSpec, SubmitError};
 use crate::reason::Outcome;
 use mcl_plan::ledger::{Committed, Record};
@@ -83,17 +84,15 @@ pub enum Persisted {
     Job(JobSpec),
     /// A generation, before anyone hears of it.
     Formed(GenerationRecord),
-    /// All its ranks are ready and told to start: a later coordinator may take it over.
-    Started {
-        /// Which.
-        generation: Generation,
-        /// Where they meet: a successor may have to say it again.
-        store_address: String,
-    },
+    /// All its ranks are ready and told to start: a later coordinator may take it over. The ledger is durable
+    /// before this is.
+    Started(Started),
     /// It is over: nobody may take it over.
     Ended(Generation),
     /// Ranks are asked to stop at the next step boundary.
     Drain(DrainFor),
+    /// The job is held, or no longer.
+    Held(bool),
     /// A checkpoint is visible.
     Checkpoint(u64),
     /// The job ended.
@@ -105,23 +104,50 @@ pub enum Persisted {
 pub enum ToWorker {
     /// It may take part.
     Welcome,
-    /// Stop older ranks, start these.
+    /// Keep a process of the job ready on each device.
+    Prepare,
+    /// These processes become ranks.
     Assign {
         /// The generation.
         generation: Generation,
         /// W.
         world: u32,
-        /// Checkpoint to load.
-        resume: Option<u64>,
-        /// This worker's ranks and their devices.
+        /// Steps that stand.
+        committed: u64,
+        /// This worker's ranks.
         ranks: Vec<RankPost>,
     },
-    /// Meet at the store, then train.
+    /// Meet at the store, level the state, then train.
     Start {
         /// The generation.
         generation: Generation,
         /// host:port.
         store_address: String,
+        /// The next step to be applied.
+        first: u64,
+        /// Where the state comes from.
+        origin: Origin,
+    },
+    /// Tell what these steps used.
+    Recount {
+        /// The generation.
+        generation: Generation,
+        /// The rank that is asked.
+        rank: Rank,
+        /// Steps.
+        steps: Range<u64>,
+    },
+    /// Leave the group, keep the state, wait.
+    Break {
+        /// The generation.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
+    /// Finish the step in flight, leave the group, keep the state.
+    Pause {
+        /// The generation.
+        generation: Generation,
     },
     /// Leave to run an epoch.
     Grant {
@@ -157,10 +183,12 @@ pub enum ToWorker {
         /// The generation.
         generation: Generation,
     },
-    /// Ranks of this generation are to leave now.
+    /// This rank's process is to end; its worker starts another one.
     Stop {
         /// The generation.
         generation: Generation,
+        /// The rank.
+        rank: Rank,
         /// Why.
         reason: String,
     },
@@ -183,8 +211,10 @@ pub enum ToWorker {
 pub struct RankPost {
     /// The rank.
     pub rank: Rank,
-    /// "cpu" or "cuda:N".
+    /// "cpu", "cpu:N" or "cuda:N".
     pub device: String,
+    /// The process on it.
+    pub process: ProcessId,
 }
 
 /// Something a person should know that stops nothing.
@@ -217,6 +247,16 @@ pub enum Warning {
         worker: WorkerName,
         /// Why.
         reason: String,
+    },
+    /// Processes on a device die before they are ready, again and again: it is not waited for any more.
+    #[error("{failures} processes in a row died before they were ready, not waited for any more: {cause}")]
+    DeviceUnfit {
+        /// Where.
+        worker: WorkerName,
+        /// How many.
+        failures: u32,
+        /// The last one's end.
+        cause: Box<crate::reason::EndCause>,
     },
     /// A generation ended.
     #[error("{generation} ended: {cause}")]

@@ -5,13 +5,20 @@
 
 use crate::job::JobSpec;
 use mcl_plan::ledger::LaneRecord;
-use mcl_types::{FencingToken, Generation, Rank, WorkerName};
+use mcl_types::{FencingToken, Generation, Rank, RunId, WorkerName};
 use serde::{Deserialize, Serialize};
 
 /// One stream of one worker; a worker that comes back has a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(pub u64);
+
+/// One rank process of a worker; a number is never used twice under a worker's name.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct ProcessId(pub u64);
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,8 +34,8 @@ pub enum Event {
     Heartbeat {
         /// The stream.
         session: SessionId,
-        /// The token of the ranks that it runs, where it says so.
-        token: Option<FencingToken>,
+        /// It was asked to leave.
+        leaving: bool,
         /// Oldest first.
         events: Vec<RankEvent>,
     },
@@ -46,6 +53,12 @@ pub enum Event {
     },
     /// Finish the step in flight, checkpoint, stop.
     Drain,
+    /// Finish the step in flight, checkpoint, hold: processes stay until [`Event::Resume`].
+    Hold,
+    /// Go on after [`Event::Hold`].
+    Resume,
+    /// Stop for good, without a checkpoint.
+    Cancel,
     /// The visible checkpoints of the run: state after so many steps.
     CheckpointsFound {
         /// Any order.
@@ -78,28 +91,86 @@ pub struct Hello {
     pub advertise: String,
     /// The highest token that it has seen.
     pub highest: FencingToken,
+    /// The rank processes that it runs.
+    pub processes: Vec<RankProcess>,
+    /// It was asked to leave.
+    pub leaving: bool,
 }
 
-/// A rank's event, as its worker passed it on.
+/// A rank process that is alive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankProcess {
+    /// Where it runs.
+    pub device: String,
+    /// Which one it is.
+    pub process: ProcessId,
+    /// The run whose job it was configured with.
+    pub run_id: Option<RunId>,
+    /// It can join a generation.
+    pub prepared: bool,
+    /// The generation that it joined last, 0 for none.
+    pub generation: Generation,
+    /// It has trained.
+    pub holds_state: bool,
+}
+
+/// A rank process's event, as its worker passed it on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankEvent {
-    /// The rank's generation. Generations are unique over all terms, so the term adds nothing here.
+    /// The generation it joined, 0 for none. Generations are unique over all terms, so the term adds nothing here.
     pub generation: Generation,
-    /// The rank.
+    /// The rank in it.
     pub rank: Rank,
+    /// Where the process runs.
+    pub device: String,
+    /// The process.
+    pub process: ProcessId,
     /// What it said.
     pub said: RankSaid,
+}
+
+/// What a process holds when it joins a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Holding {
+    /// The state after so many steps; none: no state.
+    pub applied: Option<u64>,
+    /// The generation that applied the last of them, or that the state was loaded in.
+    pub trained_in: Generation,
+    /// It can recount the steps from here to `applied`.
+    pub recorded_from: u64,
 }
 
 /// What a rank says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum RankSaid {
-    /// Model built, dataset open, digests equal.
+    /// The worker started it; it builds its model.
+    Spawned,
+    /// Model built, dataset open, digests equal: it can join a generation.
+    Prepared,
+    /// It joined the generation.
     Ready {
         /// host:port of the store; rank 0 only, empty for others.
         store_address: String,
+        /// What it holds.
+        holding: Holding,
     },
-    /// The group is formed and the state loaded.
+    /// What all lanes did in steps that it applied, with the generation that applied each.
+    Recounted(Vec<(Generation, StepReport)>),
+    /// It stopped at a step boundary and keeps its state.
+    Paused {
+        /// Steps.
+        step: u64,
+    },
+    /// Its group is of no use any more; it keeps its state and waits.
+    Broken {
+        /// As a person reads it.
+        message: String,
+        /// The step in flight.
+        step: Option<u64>,
+        /// What it was doing.
+        activity: String,
+    },
+    /// The group is formed and all hold the same state.
     Training {
         /// The next step to be applied.
         next_step: u64,
@@ -170,6 +241,12 @@ pub struct StepReport {
     pub step_seconds: f64,
     /// Of it, time spent waiting for pictures.
     pub data_wait_seconds: f64,
+    /// Of it, the forward pass.
+    pub forward_seconds: f64,
+    /// Of it, the backward pass.
+    pub backward_seconds: f64,
+    /// Of forward and backward, time in collectives.
+    pub collective_seconds: f64,
 }
 
 /// What one lane did in a step.

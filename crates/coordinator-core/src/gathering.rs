@@ -1,36 +1,55 @@
 //! Between generations: is there what the next one needs?
 
-use crate::effect::{Effect, Persisted, ToWorker, Warning};
+use crate::effect::{Effect, ToWorker, Warning};
 use crate::generation::{DrainFor, GenerationRecord, Place};
 use crate::reason::{Asking, Outcome, Reason};
+use crate::slots::Slot;
 use crate::state::{Gathering, Job, Lookup, Stage, State, Turn};
-use mcl_plan::ledger::RolledBack;
-use mcl_types::{LaneLayout, Step, WorkerName};
+use crate::{Failure, Persisted};
+use mcl_types::{LaneLayout, WorkerName};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Turn<'_> {
     /// Forms the next generation as soon as nothing is missing.
     pub(crate) fn gather(&mut self) {
-        let fresh = self.state.last_generation.get() == 0;
-        let Some(job) = self.state.job.as_mut() else { return };
-        let Stage::Gathering(gathering) = &mut job.stage else { return };
-        if job.drain {
+        let now = self.now;
+        let Some(job) = self.state.job.as_ref() else { return };
+        let Stage::Gathering(gathering) = &job.stage else { return };
+        let missing = self.state.missing(job, gathering, now);
+        // Whoever wants the job to stop does not wait for machines; but a state that is there is saved first.
+        let no_use_in_waiting = match &missing {
+            None => !self.state.usable().any(|(_, s)| s.holds),
+            Some(Reason::Pausing { .. }) => false,
+            Some(_) => true,
+        };
+        if job.drain && no_use_in_waiting {
             self.interrupt();
             return;
         }
-        // While a checkpoint is on its way to become visible, what the store shows is not the last word.
-        if gathering.lookup == Lookup::NotAsked && job.committing.is_none() {
-            if fresh && job.committed == 0 {
-                gathering.lookup = Lookup::Known(None);
-            } else {
-                gathering.lookup = Lookup::Asked;
+        let total = job.spec.total_steps();
+        if job.committed == total {
+            let (lookup, committing) = (job.lookup.clone(), job.committing.is_some());
+            if lookup == Lookup::NotAsked && !committing && !job.fresh {
+                if let Some(job) = self.state.job.as_mut() {
+                    job.lookup = Lookup::Asked;
+                }
                 self.out.push(Effect::FindCheckpoints);
+                return;
+            }
+            if lookup == Lookup::Known(Some(total)) {
+                if let Some(job) = self.state.job.as_mut() {
+                    job.last_checkpoint = Some(total);
+                }
+                self.over(Outcome::Done { steps: total });
+                return;
+            }
+            if !matches!(lookup, Lookup::Known(_)) {
+                return;
             }
         }
-        let total = job.spec.total_steps();
-        if job.committed == total && gathering.lookup == Lookup::Known(Some(total)) {
-            job.last_checkpoint = Some(total);
-            self.over(Outcome::Done { steps: total });
+        if missing.is_some() {
+            self.give_up_if_unfit();
             return;
         }
         if let Some((record, layout)) = self.next_generation() {
@@ -38,40 +57,37 @@ impl Turn<'_> {
         }
     }
 
-    fn next_generation(&self) -> Option<(GenerationRecord, LaneLayout)> {
-        let job = self.state.job.as_ref()?;
-        let Stage::Gathering(gathering) = &job.stage else { return None };
-        if self.state.missing(job, gathering, self.now).is_some() {
-            return None;
+    /// Where every process of every device failed too often there is nothing to wait for.
+    fn give_up_if_unfit(&mut self) {
+        let limit = self.state.settings.fruitless_limit;
+        let mut slots = self.state.workers.values().filter(|w| w.takes_part()).flat_map(|w| &w.slots).peekable();
+        if slots.peek().is_none() || !slots.all(|s| s.failures >= limit) {
+            return;
         }
-        let Lookup::Known(resume) = gathering.lookup else { return None };
-        let places = self.state.places(job.spec.lanes);
-        let layout = LaneLayout::new(job.spec.lanes, u32::try_from(places.len()).ok()?).ok()?;
-        let first = resume.unwrap_or(0);
-        let generation = self.state.last_generation.next();
-        let cause = job.ended.as_ref().and_then(|e| e.cause.as_ref());
-        let rolled_back = (job.committed > first).then(|| RolledBack {
-            from: Step::new(job.committed),
-            to: Step::new(first),
-            generation,
-            reason: cause
-                .map_or_else(|| "the run goes on from its newest checkpoint".to_owned(), ToString::to_string),
-        });
-        Some((GenerationRecord { generation, resume, first, places, rolled_back }, layout))
+        let Some(job) = self.state.job.as_ref() else { return };
+        let causes = job.causes.clone();
+        self.over(Outcome::Failed(Failure::NoStart { times: limit, causes }));
     }
 
-    /// The newest visible checkpoint that the ledger covers is where the next generation begins.
+    fn next_generation(&self) -> Option<(GenerationRecord, LaneLayout)> {
+        let job = self.state.job.as_ref()?;
+        let places = self.state.places(job.spec.lanes);
+        let layout = LaneLayout::new(job.spec.lanes, u32::try_from(places.len()).ok()?).ok()?;
+        let generation = self.state.last_generation.next();
+        Some((GenerationRecord { generation, places }, layout))
+    }
+
+    /// The newest visible checkpoint that the ledger covers is where a generation begins that has nothing better.
     pub(crate) fn checkpoints_found(&mut self, steps: &[u64]) {
         let Some(job) = self.state.job.as_mut() else { return };
-        let Stage::Gathering(gathering) = &mut job.stage else { return };
-        if gathering.lookup != Lookup::Asked {
+        if job.lookup != Lookup::Asked {
             return;
         }
         let committed = job.committed;
         if let Some(found) = steps.iter().copied().max().filter(|s| *s > committed) {
             self.out.push(Effect::Warn(Warning::CheckpointAhead { found, committed }));
         }
-        gathering.lookup = Lookup::Known(steps.iter().copied().filter(|s| *s <= committed).max());
+        job.lookup = Lookup::Known(steps.iter().copied().filter(|s| *s <= committed).max());
     }
 
     /// Finish the step in flight, checkpoint, stop.
@@ -82,41 +98,74 @@ impl Turn<'_> {
         }
         job.drain = true;
         self.out.push(Effect::Persist(Persisted::Drain(DrainFor::Stop)));
-        let Stage::Live(live) = &mut job.stage else { return };
-        live.drain = Some(DrainFor::Stop);
+        self.ask_to_stop(DrainFor::Stop);
+    }
+
+    /// Finish the step in flight, checkpoint, keep the processes, wait.
+    pub(crate) fn hold(&mut self) {
+        let Some(job) = self.state.job.as_mut() else { return };
+        if job.held || matches!(job.stage, Stage::Over(_)) {
+            return;
+        }
+        job.held = true;
+        self.out.push(Effect::Persist(Persisted::Held(true)));
+        self.ask_to_stop(DrainFor::Hold);
+    }
+
+    /// Go on.
+    pub(crate) fn resume(&mut self) {
+        let Some(job) = self.state.job.as_mut() else { return };
+        if !job.held || matches!(job.stage, Stage::Over(_)) {
+            return;
+        }
+        job.held = false;
+        self.out.push(Effect::Persist(Persisted::Held(false)));
+    }
+
+    /// Stop for good.
+    pub(crate) fn cancel(&mut self) {
+        let Some(job) = self.state.job.as_ref() else { return };
+        if matches!(job.stage, Stage::Over(_)) {
+            return;
+        }
+        let step = job.last_checkpoint.unwrap_or(0);
+        self.close_generation();
+        self.over(Outcome::Cancelled { step });
+    }
+
+    /// The live generation stops at a boundary and stages a checkpoint. One that has not begun is broken up: a
+    /// state that it may hold stops at the first boundary of the next one.
+    fn ask_to_stop(&mut self, why: DrainFor) {
+        let Some(live) = self.state.live_mut() else { return };
+        live.drain = Some(why);
         let (generation, started) = (live.generation, live.started);
         if started {
             self.broadcast(&ToWorker::Drain { generation });
-        } else {
-            self.close_generation("the job is drained before it began to train");
-            self.interrupt();
+        } else if !self.state.usable().any(|(_, s)| s.holds) {
+            self.regroup();
         }
-    }
-
-    /// Devices of connected workers.
-    pub(crate) fn possible_world(&self) -> u32 {
-        self.state.devices()
     }
 }
 
 impl State {
     /// Connected workers.
     pub(crate) fn connected(&self) -> u32 {
-        count(self.workers.values().filter(|w| w.session.is_some()).count())
+        count(self.workers.values().filter(|w| w.takes_part()).count())
     }
 
-    /// Devices of connected workers.
-    pub(crate) fn devices(&self) -> u32 {
-        count(self.workers.values().filter(|w| w.session.is_some()).map(|w| w.devices.len()).sum())
-    }
-
-    /// The first `lanes` devices in order of worker names: one rank each, the others are spares.
-    fn places(&self, lanes: u32) -> Vec<Place> {
-        let connected = self.workers.iter().filter(|(_, w)| w.session.is_some());
-        let all = connected.flat_map(|(name, w)| {
-            w.devices.iter().map(|device| Place { worker: name.clone(), device: device.clone() })
-        });
-        all.take(lanes as usize).collect()
+    /// The processes of the next generation, at most one a lane: first those that may hold the state, then others;
+    /// ranks are numbered in order of worker names and devices.
+    pub(crate) fn places(&self, lanes: u32) -> Vec<Place> {
+        let all: Vec<(&WorkerName, &Slot)> = self.usable().collect();
+        let mut chosen: Vec<usize> = (0..all.len()).collect();
+        chosen.sort_by_key(|i| all.get(*i).is_none_or(|(_, s)| !s.holds));
+        chosen.truncate(lanes as usize);
+        chosen.sort_unstable();
+        let place = |i: usize| {
+            let (worker, slot) = all.get(i)?;
+            Some(Place { worker: (*worker).clone(), device: slot.device.clone(), process: slot.process? })
+        };
+        chosen.into_iter().filter_map(place).collect()
     }
 
     /// Workers that are known and silent: longer than a heartbeat could take, or without a stream.
@@ -132,27 +181,39 @@ impl State {
 
     /// What the next generation lacks, if anything.
     pub(crate) fn missing(&self, job: &Job, gathering: &Gathering, now: Duration) -> Option<Reason> {
-        let connected = self.connected();
-        let after = || job.ended.as_ref().and_then(|e| e.cause.clone());
-        if connected < job.spec.min_workers {
-            let needed = job.spec.min_workers;
-            return Some(Reason::TooFewWorkers {
-                connected,
-                needed,
-                silent: self.silent(now),
-                after: after(),
-            });
+        if job.held && !job.drain {
+            return Some(Reason::Held);
         }
+        let after = || job.ended.as_ref().and_then(|e| e.cause.clone());
+        let connected = self.connected();
         let waited = now.saturating_sub(gathering.since);
         let left = self.settings.expected_grace.saturating_sub(waited);
         if let Some(expected) = self.settings.expected_workers
             && gathering.first
             && connected < expected
+            && connected >= job.spec.min_workers
             && !left.is_zero()
         {
             return Some(Reason::ExpectedWorkers { connected, expected, left });
         }
-        let (devices, lanes) = (self.devices(), job.spec.lanes);
+        let ready = count(self.usable().map(|(name, _)| name).collect::<BTreeSet<_>>().len());
+        let needed = job.spec.min_workers;
+        let preparing = || self.preparing(now).map(|(name, s)| (name.clone(), s.device.clone())).collect();
+        if ready < needed {
+            let (silent, preparing) = (self.silent(now), preparing());
+            return Some(Reason::TooFewWorkers { connected, ready, needed, preparing, silent, after: after() });
+        }
+        // Who holds the state goes on at once; without it nobody is left behind.
+        if !self.usable().any(|(_, s)| s.holds) {
+            if let Some(worker) = self.holder_away() {
+                return Some(Reason::HolderAway { worker: worker.clone(), after: after() });
+            }
+            let preparing: Vec<(WorkerName, String)> = preparing();
+            if !preparing.is_empty() {
+                return Some(Reason::Preparing { preparing });
+            }
+        }
+        let (devices, lanes) = (count(self.usable().count()), job.spec.lanes);
         if let Some(max_lanes_per_rank) = job.spec.max_lanes_per_rank {
             let needed = lanes.div_ceil(max_lanes_per_rank.max(1));
             if devices < needed {
@@ -162,10 +223,21 @@ impl State {
         if now < gathering.not_before {
             return Some(Reason::Pausing { left: gathering.not_before - now, after: after() });
         }
-        match gathering.lookup {
-            Lookup::Known(_) => None,
+        None
+    }
+
+    /// What a generation that is ready waits for before it can be started.
+    pub(crate) fn unsettled(&self, job: &Job) -> Option<Reason> {
+        let live = self.live()?;
+        if let Some((rank, steps)) = &live.recount {
+            return Some(Reason::Recounting { rank: *rank, first: steps.start, end: steps.end });
+        }
+        match job.lookup {
             Lookup::Asked => Some(Reason::CheckpointService { asking: Asking::Newest }),
-            Lookup::NotAsked => Some(Reason::CheckpointService { asking: Asking::Commit }),
+            Lookup::NotAsked if job.committing.is_some() => {
+                Some(Reason::CheckpointService { asking: Asking::Commit })
+            }
+            _ => None,
         }
     }
 }

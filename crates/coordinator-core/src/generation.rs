@@ -1,13 +1,15 @@
 //! One membership: who carries which lanes, and how far each rank is.
 
 use crate::effect::{Effect, Persisted, RankPost, ToWorker, Warning};
-use crate::event::StepReport;
-use crate::reason::EndCause;
-use crate::state::{Ended, Gathering, Stage, Turn};
-use mcl_plan::ledger::{Record, Resumed, RolledBack};
-use mcl_types::{Generation, LaneLayout, Rank, Step, WorkerName};
+use crate::event::{Holding, ProcessId, StepReport};
+use crate::pace::Pace;
+use crate::reason::{EndCause, Failure, Outcome};
+use crate::settling::{Origin, Started};
+use crate::state::{Ended, Gathering, Lookup, Stage, Turn};
+use mcl_types::{Generation, LaneLayout, Rank, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 /// What the journal holds of a generation.
@@ -15,14 +17,8 @@ use std::time::Duration;
 pub struct GenerationRecord {
     /// Its number.
     pub generation: Generation,
-    /// Checkpoint that it begins with; none: from the seed.
-    pub resume: Option<u64>,
-    /// Its first step.
-    pub first: u64,
     /// Where its ranks are, in rank order.
     pub places: Vec<Place>,
-    /// What it rolled back, so that the ledger can be completed after a crash between the two writes.
-    pub rolled_back: Option<RolledBack>,
 }
 
 /// Where a rank runs.
@@ -32,19 +28,23 @@ pub struct Place {
     pub worker: WorkerName,
     /// Its device.
     pub device: String,
+    /// The process on it.
+    pub process: ProcessId,
 }
 
 /// How far a rank is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Member {
-    /// It builds its model.
-    Preparing,
-    /// It waits for the others.
-    Ready,
+    /// It leaves its old group.
+    Joining,
+    /// It waits for the others, holding this.
+    Ready(Holding),
     /// It trains, or meets the others.
     Training,
-    /// It was drained after so many steps.
+    /// It was drained after so many steps, its checkpoint is staged.
     Drained(u64),
+    /// It stopped after so many steps, to join another generation.
+    Paused(u64),
     /// It applied the last step.
     Finished,
 }
@@ -53,7 +53,7 @@ impl Member {
     /// Where it stands still, if it does.
     pub(crate) const fn parked_at(&self, total: u64) -> Option<u64> {
         match self {
-            Self::Drained(step) => Some(*step),
+            Self::Drained(step) | Self::Paused(step) => Some(*step),
             Self::Finished => Some(total),
             _ => None,
         }
@@ -65,8 +65,19 @@ impl Member {
 pub enum DrainFor {
     /// The job ends.
     Stop,
-    /// Spare devices are to be taken in.
-    Growth,
+    /// The job is held.
+    Hold,
+    /// The last worker wants to leave: its state has to go into a checkpoint.
+    Departure,
+    /// Another membership: processes are ready to be taken in, or a worker wants to leave.
+    Regroup,
+}
+
+impl DrainFor {
+    /// Whether the ranks stage a checkpoint where they stop.
+    pub(crate) const fn stages(self) -> bool {
+        !matches!(self, Self::Regroup)
+    }
 }
 
 /// The live generation.
@@ -74,8 +85,9 @@ pub enum DrainFor {
 pub(crate) struct Live {
     pub(crate) generation: Generation,
     pub(crate) layout: LaneLayout,
-    pub(crate) resume: Option<u64>,
+    /// Its first step and where its state came from, once it was started.
     pub(crate) first: u64,
+    pub(crate) origin: Option<Origin>,
     /// The furthest step ever committed when it was formed.
     pub(crate) furthest_before: u64,
     pub(crate) formed_at: Duration,
@@ -85,8 +97,12 @@ pub(crate) struct Live {
     pub(crate) started: bool,
     /// Of rank 0, once it is ready.
     pub(crate) store_address: Option<String>,
+    /// The rank that was asked what these steps used.
+    pub(crate) recount: Option<(Rank, Range<u64>)>,
     /// Reports of steps that are not committed yet.
     pub(crate) pending: BTreeMap<u64, BTreeMap<Rank, StepReport>>,
+    /// How fast each rank is, in rank order.
+    pub(crate) paces: Vec<Pace>,
     /// Epochs below this one are granted.
     pub(crate) granted: u64,
     /// Checkpoints of which some slices are staged.
@@ -94,7 +110,7 @@ pub(crate) struct Live {
     pub(crate) drain: Option<DrainFor>,
     /// Checkpoints that the service will not make visible.
     pub(crate) refused: BTreeMap<u64, String>,
-    /// Since when there is a device to take in.
+    /// Since when there is a process to take in.
     pub(crate) spare_since: Option<Duration>,
 }
 
@@ -106,32 +122,40 @@ pub(crate) struct Staging {
 }
 
 impl Live {
-    /// As recorded, with every rank at the same stage.
-    pub(crate) fn new(
-        record: &GenerationRecord,
-        layout: LaneLayout,
-        furthest: u64,
-        now: Duration,
-        member: &Member,
-    ) -> Self {
+    /// As formed.
+    pub(crate) fn new(record: &GenerationRecord, layout: LaneLayout, furthest: u64, now: Duration) -> Self {
+        let world = record.places.len();
         Self {
             generation: record.generation,
             layout,
-            resume: record.resume,
-            first: record.first,
+            first: 0,
+            origin: None,
             furthest_before: furthest,
             formed_at: now,
             places: record.places.clone(),
-            members: vec![member.clone(); record.places.len()],
-            started: *member == Member::Training,
+            members: vec![Member::Joining; world],
+            started: false,
             store_address: None,
+            recount: None,
             pending: BTreeMap::new(),
+            paces: vec![Pace::default(); world],
             granted: 0,
             staged: BTreeMap::new(),
             drain: None,
             refused: BTreeMap::new(),
             spare_since: None,
         }
+    }
+
+    /// As an earlier coordinator started it.
+    pub(crate) fn adopted(started: &Started, layout: LaneLayout, furthest: u64, now: Duration) -> Self {
+        let mut live = Self::new(&started.record, layout, furthest, now);
+        live.started = true;
+        live.members.fill(Member::Training);
+        live.first = started.first;
+        live.origin = Some(started.origin);
+        live.store_address = Some(started.store_address.clone());
+        live
     }
 
     /// All ranks.
@@ -149,6 +173,12 @@ impl Live {
         self.places.get(rank.get() as usize)
     }
 
+    /// The rank that a process is.
+    pub(crate) fn rank_of(&self, worker: &WorkerName, process: ProcessId) -> Option<Rank> {
+        self.ranks()
+            .find(|r| self.place(*r).is_some_and(|p| p.worker == *worker && p.process == process))
+    }
+
     /// How far a rank is.
     pub(crate) fn member(&mut self, rank: Rank) -> Option<&mut Member> {
         self.members.get_mut(rank.get() as usize)
@@ -159,82 +189,60 @@ impl Live {
         self.places.iter().map(|p| &p.worker).collect()
     }
 
-    /// Ranks at `stage`.
-    pub(crate) fn count(&self, stage: &Member) -> u32 {
-        let n = self.members.iter().filter(|m| *m == stage).count();
-        u32::try_from(n).unwrap_or(u32::MAX)
+    /// What its ranks hold, once all are ready.
+    pub(crate) fn holdings(&self) -> Option<Vec<Holding>> {
+        let holding = |m: &Member| if let Member::Ready(holding) = m { Some(*holding) } else { None };
+        self.members.iter().map(holding).collect()
     }
 
-    /// Ranks that wait to become ready, with their workers.
-    pub(crate) fn preparing(&self) -> Vec<(Rank, WorkerName)> {
+    /// Ranks that left their old group already.
+    pub(crate) fn ready(&self) -> u32 {
+        let ready = self.members.iter().filter(|m| matches!(m, Member::Ready(_))).count();
+        u32::try_from(ready).unwrap_or(u32::MAX)
+    }
+
+    /// Ranks that have not, with their workers.
+    pub(crate) fn joining(&self) -> Vec<(Rank, WorkerName)> {
         self.ranks()
             .zip(&self.members)
-            .filter(|(_, m)| **m == Member::Preparing)
+            .filter(|(_, m)| **m == Member::Joining)
             .filter_map(|(r, _)| Some((r, self.place(r)?.worker.clone())))
             .collect()
     }
 }
 
 impl Turn<'_> {
-    /// Makes `record` the live generation: persisted first, then the roll back, then the assignments.
+    /// Makes `record` the live generation: persisted first, then the assignments.
     pub(crate) fn form(&mut self, record: GenerationRecord, layout: LaneLayout) {
         let now = self.now;
         let Some(job) = self.state.job.as_mut() else { return };
-        let live = Live::new(&record, layout, job.furthest, now, &Member::Preparing);
-        job.committed = record.first;
-        job.last_checkpoint = record.resume;
+        let live = Live::new(&record, layout, job.furthest, now);
         self.state.last_generation = record.generation;
-        self.out.push(Effect::Persist(Persisted::Formed(record.clone())));
-        if let Some(rolled_back) = record.rolled_back {
-            let to = rolled_back.to.get();
-            self.out.push(Effect::RollBack { to, record: Record::RolledBack(rolled_back) });
-        }
+        self.out.push(Effect::Persist(Persisted::Formed(record)));
         job.stage = Stage::Live(live);
         self.assign(None);
     }
 
     /// Sends the live generation's assignments, to one worker or to all of them.
     pub(crate) fn assign(&mut self, only: Option<&WorkerName>) {
+        let committed = self.state.committed();
         let Some(live) = self.state.live() else { return };
         let mut messages = Vec::new();
         for worker in live.workers() {
             if only.is_some_and(|o| o != worker) {
                 continue;
             }
-            let ranks = live
-                .ranks_of(worker)
-                .into_iter()
-                .filter_map(|rank| Some(RankPost { rank, device: live.place(rank)?.device.clone() }))
-                .collect();
-            let assign = ToWorker::Assign {
-                generation: live.generation,
-                world: live.layout.world(),
-                resume: live.resume,
-                ranks,
+            let post = |rank: Rank| {
+                let place = live.place(rank)?;
+                Some(RankPost { rank, device: place.device.clone(), process: place.process })
             };
-            messages.push((worker.clone(), assign));
+            let ranks = live.ranks_of(worker).into_iter().filter_map(post).collect();
+            let (generation, world) = (live.generation, live.layout.world());
+            messages.push((worker.clone(), ToWorker::Assign { generation, world, committed, ranks }));
         }
         for (worker, message) in messages {
             self.send(&worker, message);
         }
-    }
-
-    /// Once every rank is ready: persist that, give the store's address out and the first epochs.
-    pub(crate) fn start_if_ready(&mut self) {
-        let Some(live) = self.state.live_mut() else { return };
-        let Some(store_address) = live.store_address.clone() else { return };
-        if live.started || live.count(&Member::Ready) != live.layout.world() {
-            return;
-        }
-        live.started = true;
-        live.members.fill(Member::Training);
-        let (generation, ranks, first) = (live.generation, live.layout.world(), live.first);
-        let store = store_address.clone();
-        self.out.push(Effect::Persist(Persisted::Started { generation, store_address: store }));
-        let resumed = Resumed { generation, step: Step::new(first), ranks };
-        self.out.push(Effect::AppendLedger(Record::Resumed(resumed)));
-        self.broadcast(&ToWorker::Start { generation, store_address });
-        self.grant_ahead();
     }
 
     /// Grants the epoch that the next step lies in and the one after it.
@@ -253,7 +261,7 @@ impl Turn<'_> {
     }
 
     /// Sends grants to the ranks of one worker, or to all.
-    pub(crate) fn send_grants(&mut self, epochs: std::ops::Range<u64>, only: Option<&WorkerName>) {
+    pub(crate) fn send_grants(&mut self, epochs: Range<u64>, only: Option<&WorkerName>) {
         let Some(job) = self.state.job.as_ref() else { return };
         let Stage::Live(live) = &job.stage else { return };
         let mut messages = Vec::new();
@@ -272,36 +280,55 @@ impl Turn<'_> {
         }
     }
 
-    /// Ends the live generation because of `cause`, and decides what comes next. The one place that says
-    /// what becomes of survivors: they stop, and everybody begins at the newest checkpoint.
+    /// Ends the live generation because of `cause`. Survivors leave their group, keep their state and wait.
     pub(crate) fn end_generation(&mut self, cause: EndCause) {
-        let Some(generation) = self.close_generation(&cause.to_string()) else { return };
+        let culprits = cause.to_be_replaced();
+        let Some(generation) = self.close_generation() else { return };
         self.out.push(Effect::Warn(Warning::GenerationEnded { generation, cause: cause.clone() }));
-        let now = self.now;
-        let limit = self.state.settings.fruitless_limit.max(1);
+        let reason = cause.to_string();
+        let (now, limit, echo) = self.patience();
         let Some(job) = self.state.job.as_mut() else { return };
         job.ended = Some(Ended { generation, cause: Some(cause.clone()) });
         job.causes.push(cause.clone());
         let keep = limit as usize;
         job.causes.drain(..job.causes.len().saturating_sub(keep));
-        let not_before = now + pause(job.fruitless);
-        job.stage = Stage::Gathering(Gathering::new(now, not_before, false));
+        // An echo says that something happened elsewhere: what it was is known in a moment.
+        let wait = pause(job.fruitless).max(if cause.is_echo() { echo } else { Duration::ZERO });
+        let places = match std::mem::replace(&mut job.stage, Stage::Gathering(Gathering::new(now, now + wait, false))) {
+            Stage::Live(live) => live.places,
+            _ => Vec::new(),
+        };
+        self.break_group(generation, &places, &culprits, &reason);
+        let Some(job) = self.state.job.as_ref() else { return };
         if cause.is_fatal() {
-            self.over(crate::reason::Outcome::Failed(crate::reason::Failure::Fatal(cause)));
+            self.over(Outcome::Failed(Failure::Fatal(cause)));
         } else if job.fruitless >= limit {
-            let causes = job.causes.clone();
-            let generations = job.fruitless;
-            let failure = crate::reason::Failure::NoProgress { generations, causes };
-            self.over(crate::reason::Outcome::Failed(failure));
+            let (generations, causes) = (job.fruitless, job.causes.clone());
+            self.over(Outcome::Failed(Failure::NoProgress { generations, causes }));
         }
     }
 
-    /// Stops the live generation's ranks and counts whether it brought the run forward.
-    pub(crate) fn close_generation(&mut self, reason: &str) -> Option<Generation> {
+    /// Ranks leave the group; those that cannot be worked with are replaced.
+    fn break_group(&mut self, generation: Generation, places: &[Place], culprits: &[Rank], reason: &str) {
+        let workers: BTreeSet<&WorkerName> = places.iter().map(|p| &p.worker).collect();
+        for worker in workers {
+            self.send(worker, ToWorker::Break { generation, reason: reason.to_owned() });
+        }
+        for rank in culprits {
+            let Some(place) = places.get(rank.get() as usize) else { continue };
+            self.discard(&place.worker, place.process);
+            let stop = ToWorker::Stop { generation, rank: *rank, reason: reason.to_owned() };
+            self.send(&place.worker, stop);
+        }
+    }
+
+    /// Closes the live generation, whose ranks stand still or are told to, and counts whether it brought the run
+    /// forward.
+    pub(crate) fn close_generation(&mut self) -> Option<Generation> {
         let generation = self.state.live()?.generation;
         self.out.push(Effect::Persist(Persisted::Ended(generation)));
-        self.broadcast(&ToWorker::Stop { generation, reason: reason.to_owned() });
         let job = self.state.job.as_mut()?;
+        job.lookup = Lookup::NotAsked;
         let Stage::Live(live) = &job.stage else { return None };
         if job.furthest > live.furthest_before {
             job.fruitless = 0;
@@ -311,10 +338,19 @@ impl Turn<'_> {
         }
         Some(generation)
     }
+
+    fn patience(&self) -> (Duration, u32, Duration) {
+        (self.now, self.state.settings.fruitless_limit.max(1), self.state.settings.echo_wait)
+    }
+
+    /// The worker of a rank of the live generation.
+    pub(crate) fn worker_of_rank(&self, rank: Rank) -> Option<WorkerName> {
+        self.state.live()?.place(rank).map(|p| p.worker.clone())
+    }
 }
 
-/// None after the first failure, then a second more each time: enough for a port or a file system to
-/// come back, short against a restart of ranks.
+/// None after the first two failures in a row, then a second more each time: enough for a port or a file system
+/// to come back.
 fn pause(fruitless: u32) -> Duration {
-    Duration::from_secs(u64::from(fruitless.saturating_sub(1)))
+    Duration::from_secs(u64::from(fruitless.saturating_sub(2)))
 }

@@ -30,6 +30,7 @@ const ALL: &[Invariant] = &[
     ("a visible checkpoint is covered by the ledger", checkpoints_are_covered),
     ("reports wait only for steps that are not committed", pending_is_ahead),
     ("a training generation has leave for its next step", grants_cover_next_step),
+    ("the live generation is the end of the line", line_ends_live),
     ("a stream belongs to one worker", sessions_are_unique),
     ("fruitless generations are bounded", budget_is_kept),
 ];
@@ -69,7 +70,7 @@ fn each_lane_has_one_rank(state: &State) -> Result<(), String> {
     demand(sizes == (world, world, job.spec.lanes), || format!("{world} ranks, but {sizes:?}"))?;
     let dealt: Vec<u32> = live.ranks().flat_map(|r| live.layout.lanes_of(r)).collect();
     demand(dealt.iter().copied().eq(0..job.spec.lanes), || format!("lanes dealt as {dealt:?}"))?;
-    let devices: BTreeSet<_> = live.places.iter().map(|p| (&p.worker, &p.device)).collect();
+    let devices: BTreeSet<_> = live.places.iter().map(|p| (&p.worker, p.process)).collect();
     let place = |lane| live.layout.rank_of(Lane::new(lane)).and_then(|r: Rank| live.place(r));
     let homeless = (0..job.spec.lanes).find(|lane| place(*lane).is_none());
     demand(homeless.is_none() && devices.len() == world, || format!("lane {homeless:?} has no place"))
@@ -118,6 +119,13 @@ fn grants_cover_next_step(state: &State) -> Result<(), String> {
     let granted = !live.started || live.granted > epoch || live.granted == 0;
     let ended = job.committed == job.spec.total_steps();
     demand(granted || ended, || format!("epoch {epoch} begins, granted are those below {}", live.granted))
+}
+
+fn line_ends_live(state: &State) -> Result<(), String> {
+    let Some((job, live)) = live(state) else { return Ok(()) };
+    let newest = job.line.newest();
+    let fits = if live.started { newest == Some(live.generation) } else { newest < Some(live.generation) };
+    demand(fits, || format!("{newest:?} was started last, {} is live", live.generation))
 }
 
 fn sessions_are_unique(state: &State) -> Result<(), String> {

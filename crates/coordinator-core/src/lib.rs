@@ -6,9 +6,8 @@
 //! effects performs them in order. Left out: clocks, sockets, files, retries; time comes in as an
 //! argument, and everything that takes time goes out as an effect and comes back as an event.
 //!
-//! A generation that loses a rank ends; its successor begins at the newest visible checkpoint. Whether
-//! survivors keep their state is decided in one place (`Turn::end_generation`), so that recovery within
-//! the processes can be added there.
+//! A generation that loses a rank ends. Its survivors keep their state, and the next generation takes the most
+//! advanced one (`settling`); only where nobody holds what is committed it goes back to a checkpoint.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -21,22 +20,30 @@ mod generation;
 pub mod invariants;
 mod job;
 mod membership;
+mod pace;
 mod ranks;
 mod reason;
+mod regroup;
 mod settings;
+mod settling;
+mod slots;
 mod state;
 mod status;
 mod submission;
 
 pub use commit::StepMetrics;
 pub use effect::{Effect, Persisted, RankPost, ToWorker, Warning};
-pub use event::{Event, FailureKind, Hello, LaneReport, RankEvent, RankSaid, SessionId, StepReport};
+pub use event::{
+    Event, FailureKind, Hello, Holding, LaneReport, ProcessId, RankEvent, RankProcess, RankSaid, SessionId,
+    StepReport,
+};
 pub use generation::{DrainFor, GenerationRecord, Member, Place};
 pub use job::{JobSpec, JobSpecError, SubmitError};
 pub use reason::{Asking, EndCause, Failure, Outcome, Phase, Reason};
 pub use settings::Settings;
-pub use state::{Recovered, RecoveredJob, Started, State};
-pub use status::{Status, WorkerState, WorkerStatus};
+pub use settling::{Origin, Started};
+pub use state::{Recovered, RecoveredJob, State};
+pub use status::{RankStatus, Status, WorkerState, WorkerStatus};
 
 use std::time::Duration;
 

@@ -1,8 +1,7 @@
 //! Workers come, speak, fall silent and go.
 
-use crate::effect::{Effect, Persisted, ToWorker, Warning};
+use crate::effect::{Effect, ToWorker, Warning};
 use crate::event::{Hello, RankEvent, SessionId};
-use crate::generation::{DrainFor, Member};
 use crate::reason::EndCause;
 use crate::state::{Stage, Turn, Worker};
 use mcl_types::{FencingToken, Rank, WorkerName};
@@ -16,26 +15,41 @@ impl Turn<'_> {
             self.out.push(Effect::Close { session });
             return;
         }
-        let name = hello.worker;
-        let worker = Worker {
-            session: Some(session),
-            last_heard: self.now,
-            devices: hello.devices,
-            advertise: hello.advertise,
-            libtorch: hello.libtorch,
-            highest: hello.highest,
-        };
-        let before = self.state.workers.insert(name.clone(), worker);
+        let before = self.state.workers.remove(&hello.worker);
+        let known = before.as_ref().map_or(&[][..], |w| &w.slots);
+        let run = self.state.job.as_ref().map(|j| j.spec.run_id.clone());
+        let slots = Worker::slots_of(&hello, known, run.as_ref().map(mcl_types::RunId::as_str), self.now);
         if let Some(old) = before.and_then(|w| w.session) {
             self.out.push(Effect::Close { session: old });
         }
+        let name = hello.worker.clone();
+        let worker = Worker {
+            session: Some(session),
+            last_heard: self.now,
+            advertise: hello.advertise.clone(),
+            libtorch: hello.libtorch.clone(),
+            highest: hello.highest,
+            slots,
+            leaving: hello.leaving,
+            released: false,
+        };
+        self.state.workers.insert(name.clone(), worker);
         self.out.push(Effect::Send { session, message: ToWorker::Welcome });
-        let dormant = self.state.job.as_ref().is_some_and(|j| j.dormant);
-        if let Some(outcome) = self.state.outcome().filter(|_| !dormant) {
-            let (reason, leave) = (outcome.to_string(), self.state.settings.leave_when_done);
-            self.out.push(Effect::Send { session, message: ToWorker::Dismiss { reason, leave } });
+        self.greet(session);
+        self.reattach(&name, &hello);
+    }
+
+    /// What a worker is to do that has just been welcomed.
+    fn greet(&mut self, session: SessionId) {
+        let Some(job) = self.state.job.as_ref() else { return };
+        match &job.stage {
+            Stage::Over(_) if job.dormant => {}
+            Stage::Over(outcome) => {
+                let (reason, leave) = (outcome.to_string(), self.state.settings.leave_when_done);
+                self.out.push(Effect::Send { session, message: ToWorker::Dismiss { reason, leave } });
+            }
+            _ => self.out.push(Effect::Send { session, message: ToWorker::Prepare }),
         }
-        self.reattach(&name);
     }
 
     /// Why this worker may not take part, if so.
@@ -49,6 +63,10 @@ impl Turn<'_> {
         }
         if hello.devices.is_empty() {
             return Some(format!("worker {} offers no device: expected at least one", hello.worker));
+        }
+        let twice = hello.devices.iter().enumerate().find(|(i, d)| hello.devices.iter().take(*i).any(|o| o == *d));
+        if let Some((_, device)) = twice {
+            return Some(format!("worker {} offers device {device} twice: expected names that differ", hello.worker));
         }
         if let Some(known) = self.state.workers.get(&hello.worker)
             && known.session.is_some()
@@ -77,91 +95,75 @@ impl Turn<'_> {
 
     /// A member of the live generation is back: tell it what it may have missed, all of which it may hear
     /// twice.
-    fn reattach(&mut self, name: &WorkerName) {
+    fn reattach(&mut self, name: &WorkerName, hello: &Hello) {
         let Some(job) = self.state.job.as_ref() else { return };
         let Stage::Live(live) = &job.stage else { return };
         let ranks = live.ranks_of(name);
-        let Some(worker) = self.state.workers.get(name) else { return };
         if ranks.is_empty() {
             return;
         }
         let generation = live.generation;
-        let lost_devices =
-            ranks.iter().any(|r| live.place(*r).is_none_or(|p| !worker.devices.contains(&p.device)));
-        let never_assigned = worker.highest.generation < generation;
-        if lost_devices || (never_assigned && live.started) {
+        let joined = |rank: &Rank| {
+            let place = live.place(*rank)?;
+            let found = hello.processes.iter().find(|p| p.process == place.process && p.device == place.device)?;
+            Some(found.generation)
+        };
+        let joined: Vec<_> = ranks.iter().map(joined).collect();
+        let gone: Vec<Rank> =
+            ranks.iter().zip(&joined).filter(|(_, j)| j.is_none()).map(|(r, _)| *r).collect();
+        let unaware = joined.iter().flatten().any(|g| *g < generation);
+        if !gone.is_empty() {
+            self.rank_or_worker_gone(&gone, EndCause::RanksGone { worker: name.clone() });
+        } else if unaware && live.started {
             self.rank_or_worker_gone(&ranks, EndCause::RanksGone { worker: name.clone() });
-        } else if never_assigned {
-            self.prepare_again(&ranks);
+        } else if unaware {
             self.assign(Some(name));
         } else if live.started {
-            let start =
-                live.store_address.clone().map(|store_address| ToWorker::Start { generation, store_address });
-            let drain = live.drain.map(|_| ToWorker::Drain { generation });
-            let committed = job.committed.checked_sub(1);
-            let granted = job.spec.position(job.committed).epoch.get()..live.granted;
-            if let Some(start) = start {
-                self.send(name, start);
-            }
-            self.send_grants(granted, Some(name));
-            if let (Some(step), Some(session)) = (committed, self.session(name)) {
-                let message = ToWorker::Committed { generation, step };
-                self.out.push(Effect::SendOnceDurable { session, message });
-            }
-            if let Some(drain) = drain {
-                self.send(name, drain);
-            }
-            self.grant_ahead();
+            self.remind(name);
+        } else {
+            self.send_recount();
         }
     }
 
-    /// Ranks that are started afresh: what earlier ones of the same number said is void.
-    fn prepare_again(&mut self, ranks: &[Rank]) {
-        let Some(live) = self.state.live_mut() else { return };
-        for rank in ranks {
-            if let Some(member) = live.member(*rank) {
-                *member = Member::Preparing;
-            }
-            if rank.get() == 0 {
-                live.store_address = None;
-            }
+    /// Everything that a member of a training generation may have missed.
+    fn remind(&mut self, name: &WorkerName) {
+        let Some(job) = self.state.job.as_ref() else { return };
+        let Stage::Live(live) = &job.stage else { return };
+        let generation = live.generation;
+        let start = live.store_address.clone().zip(live.origin).map(|(store_address, origin)| {
+            ToWorker::Start { generation, store_address, first: live.first, origin }
+        });
+        let drain = live.drain.map(|why| {
+            if why.stages() { ToWorker::Drain { generation } } else { ToWorker::Pause { generation } }
+        });
+        let committed = job.committed.checked_sub(1);
+        let granted = job.spec.position(job.committed).epoch.get()..live.granted;
+        if let Some(start) = start {
+            self.send(name, start);
         }
+        self.send_grants(granted, Some(name));
+        if let (Some(step), Some(session)) = (committed, self.session(name)) {
+            let message = ToWorker::Committed { generation, step };
+            self.out.push(Effect::SendOnceDurable { session, message });
+        }
+        if let Some(drain) = drain {
+            self.send(name, drain);
+        }
+        self.grant_ahead();
     }
 
     fn session(&self, name: &WorkerName) -> Option<SessionId> {
         self.state.workers.get(name)?.session
     }
 
-    pub(crate) fn heartbeat(
-        &mut self,
-        session: SessionId,
-        token: Option<FencingToken>,
-        events: Vec<RankEvent>,
-    ) {
+    pub(crate) fn heartbeat(&mut self, session: SessionId, leaving: bool, events: Vec<RankEvent>) {
         let Some(name) = self.state.worker_of(session).cloned() else { return };
         if let Some(worker) = self.state.workers.get_mut(&name) {
             worker.last_heard = self.now;
+            worker.leaving |= leaving;
         }
         for event in events {
             self.rank_event(&name, event);
-        }
-        self.check_token(&name, token);
-    }
-
-    /// A worker that had seen the live generation and no longer runs it has lost its ranks. A worker
-    /// that says nothing of its token is trusted to report each exit.
-    fn check_token(&mut self, name: &WorkerName, token: Option<FencingToken>) {
-        let Some(live) = self.state.live() else { return };
-        let Some(worker) = self.state.workers.get(name) else { return };
-        let ranks = live.ranks_of(name);
-        let Some(token) = token else { return };
-        let knew_it = worker.highest.generation >= live.generation;
-        if !ranks.is_empty() && knew_it && token.generation < live.generation {
-            self.rank_or_worker_gone(&ranks, EndCause::RanksGone { worker: name.clone() });
-        } else if token.generation == live.generation
-            && let Some(worker) = self.state.workers.get_mut(name)
-        {
-            worker.highest = worker.highest.max(token);
         }
     }
 
@@ -191,12 +193,13 @@ impl Turn<'_> {
                 self.rank_or_worker_gone(&ranks, EndCause::WorkerLost { worker: name, silent });
             }
         }
-        let after = self.state.settings.forming_timeout;
+        let after = self.state.settings.joining_timeout;
         if let Some(live) = self.state.live()
             && !live.started
             && self.now.saturating_sub(live.formed_at) > after
+            && !live.joining().is_empty()
         {
-            let waiting_for = live.preparing();
+            let waiting_for = live.joining();
             self.end_generation(EndCause::NotReady { after, waiting_for });
         }
     }
@@ -217,37 +220,5 @@ impl Turn<'_> {
         if !done {
             self.end_generation(cause);
         }
-    }
-
-    /// Drains the live generation when spare devices have been there long enough to be worth it.
-    pub(crate) fn consider_growth(&mut self) {
-        let Some(grow_after) = self.state.settings.grow_after else { return };
-        let spare = self.has_spare_device();
-        let now = self.now;
-        let Some(job) = self.state.job.as_mut() else { return };
-        let committed = job.committed;
-        let Stage::Live(live) = &mut job.stage else { return };
-        if !spare {
-            live.spare_since = None;
-            return;
-        }
-        let since = *live.spare_since.get_or_insert(now);
-        // Only a generation that has brought the run forward is interrupted, and only once.
-        let worth_it = live.started
-            && live.drain.is_none()
-            && committed > live.first
-            && live.members.iter().all(|m| *m == Member::Training);
-        if worth_it && now.saturating_sub(since) >= grow_after {
-            live.drain = Some(DrainFor::Growth);
-            let generation = live.generation;
-            self.out.push(Effect::Persist(Persisted::Drain(DrainFor::Growth)));
-            self.broadcast(&ToWorker::Drain { generation });
-        }
-    }
-
-    /// Whether more ranks than now could have a lane.
-    fn has_spare_device(&self) -> bool {
-        let Some(live) = self.state.live() else { return false };
-        live.layout.world() < self.possible_world().min(live.layout.lanes())
     }
 }

@@ -1,23 +1,26 @@
 //! What ranks say, judged.
 
-use crate::event::{FailureKind, RankEvent, RankSaid, StepReport};
+use crate::event::{Holding, RankEvent, RankSaid, StepReport};
 use crate::generation::{Live, Member, Staging};
 use crate::job::JobSpec;
 use crate::reason::{EndCause, Failure, Outcome};
+use crate::slots::SlotStage;
 use crate::state::{Stage, Turn};
 use mcl_types::{Rank, WorkerName};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 impl Turn<'_> {
-    /// A rank's event, passed on by `worker`. An event of an older generation changes nothing but what is
-    /// known of how that one ended; nor does one that the worker could not know.
+    /// A process's event, passed on by `worker`. One of an older generation changes nothing but what is known of
+    /// the process and of how that generation ended; nor does one that the worker could not know.
     pub(crate) fn rank_event(&mut self, worker: &WorkerName, event: RankEvent) {
+        self.process_event(worker, &event);
         let Some(job) = self.state.job.as_ref() else { return };
         let Some(live) = self.state.live().filter(|l| l.generation == event.generation) else {
             self.late_word(worker, event);
             return;
         };
-        if live.place(event.rank).is_none_or(|p| p.worker != *worker) {
+        if live.place(event.rank).is_none_or(|p| p.worker != *worker || p.process != event.process) {
             return;
         }
         let verdict = judge(&job.spec, live, event.rank, &event.said);
@@ -29,26 +32,54 @@ impl Turn<'_> {
         self.believe(worker, event);
     }
 
+    /// What an event says of the process itself, whatever generation it was in.
+    fn process_event(&mut self, worker: &WorkerName, event: &RankEvent) {
+        let process = event.process;
+        match &event.said {
+            RankSaid::Spawned => self.spawned(worker, &event.device, process),
+            RankSaid::Prepared => self.prepared(worker, &event.device, process),
+            RankSaid::Failed { .. } | RankSaid::Exited { .. } => {
+                let unready = self.state.workers.get_mut(worker).and_then(|w| w.slot(process));
+                let unready = unready.is_some_and(|s| matches!(s.stage, SlotStage::Preparing(_)));
+                let Some(cause) = cause(worker, event) else { return };
+                self.process_gone(worker, process, &cause);
+                // A rank of the live generation is judged as one.
+                if !unready || self.state.live().is_some_and(|l| l.rank_of(worker, process).is_some()) {
+                    return;
+                }
+                if let Some(job) = self.state.job.as_mut() {
+                    let keep = self.state.settings.fruitless_limit as usize;
+                    job.causes.push(cause.clone());
+                    job.causes.drain(..job.causes.len().saturating_sub(keep));
+                }
+                if cause.is_fatal() && self.state.outcome().is_none() && self.state.job.is_some() {
+                    self.close_generation();
+                    self.over(Outcome::Failed(Failure::Fatal(cause)));
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn believe(&mut self, worker: &WorkerName, event: RankEvent) {
         let rank = event.rank;
-        let worker = worker.clone();
+        let gone = cause(worker, &event);
         match event.said {
-            RankSaid::Ready { store_address } => self.ready(rank, store_address),
-            RankSaid::Training { .. } => {}
+            RankSaid::Ready { store_address, holding } => self.ready(rank, store_address, holding),
+            RankSaid::Spawned | RankSaid::Prepared | RankSaid::Training { .. } => {}
             RankSaid::Step(report) => self.report(rank, report),
+            RankSaid::Recounted(steps) => self.recounted(rank, steps),
             RankSaid::Staged { step, slices } => self.staged(rank, step, slices),
             RankSaid::Drained { step } => self.park(rank, Member::Drained(step)),
+            RankSaid::Paused { step } => self.park(rank, Member::Paused(step)),
             RankSaid::Finished => self.park(rank, Member::Finished),
-            RankSaid::Failed { kind, message, step } => {
-                let cause = EndCause::RankFailed { rank, worker, kind, message, step };
-                if kind == FailureKind::Fatal {
+            RankSaid::Broken { .. } | RankSaid::Failed { .. } | RankSaid::Exited { .. } => {
+                let Some(cause) = gone else { return };
+                if cause.is_fatal() {
                     self.end_generation(cause);
                 } else {
                     self.rank_or_worker_gone(&[rank], cause);
                 }
-            }
-            RankSaid::Exited { status, last_words } => {
-                self.rank_or_worker_gone(&[rank], EndCause::RankExited { rank, worker, status, last_words });
             }
         }
     }
@@ -57,16 +88,8 @@ impl Turn<'_> {
     /// cause comes later and takes its place. What would fail again fails the job, unless the next
     /// generation trains already and has so proved the contrary.
     fn late_word(&mut self, worker: &WorkerName, event: RankEvent) {
-        let (rank, worker) = (event.rank, worker.clone());
-        let cause = match event.said {
-            RankSaid::Failed { kind, message, step } => {
-                EndCause::RankFailed { rank, worker, kind, message, step }
-            }
-            RankSaid::Exited { status, last_words } => {
-                EndCause::RankExited { rank, worker, status, last_words }
-            }
-            _ => return,
-        };
+        let Some(cause) = cause(worker, &event) else { return };
+        let now = self.now;
         let Some(job) = self.state.job.as_mut() else { return };
         let Some(ended) = job.ended.as_mut().filter(|e| e.generation == event.generation) else { return };
         let too_late = match &job.stage {
@@ -82,21 +105,27 @@ impl Turn<'_> {
             *last = cause.clone();
         }
         ended.cause = Some(cause.clone());
+        if let Stage::Gathering(gathering) = &mut job.stage
+            && job.fruitless < 3
+        {
+            // Known now: no more waiting for it.
+            gathering.not_before = gathering.not_before.min(now);
+        }
         if cause.is_fatal() {
             if self.state.live().is_some() {
-                self.close_generation(&cause.to_string());
+                self.close_generation();
             }
             self.over(Outcome::Failed(Failure::Fatal(cause)));
         }
     }
 
-    fn ready(&mut self, rank: Rank, store_address: String) {
+    fn ready(&mut self, rank: Rank, store_address: String, holding: Holding) {
         let Some(live) = self.state.live_mut() else { return };
         if live.started {
             return;
         }
         if let Some(member) = live.member(rank) {
-            *member = Member::Ready;
+            *member = Member::Ready(holding);
         }
         if rank.get() == 0 {
             live.store_address = Some(store_address);
@@ -106,7 +135,14 @@ impl Turn<'_> {
     fn report(&mut self, rank: Rank, report: StepReport) {
         let Some(job) = self.state.job.as_mut() else { return };
         let Stage::Live(live) = &mut job.stage else { return };
-        if report.step >= job.committed {
+        if report.step < job.committed {
+            return;
+        }
+        let known = live.pending.get(&report.step).is_some_and(|r| r.contains_key(&rank));
+        if !known {
+            if let Some(pace) = live.paces.get_mut(rank.get() as usize) {
+                pace.take(&report);
+            }
             live.pending.entry(report.step).or_default().entry(rank).or_insert(report);
         }
     }
@@ -127,6 +163,43 @@ impl Turn<'_> {
     }
 }
 
+/// What an event says of the end of its rank or group, if it does.
+fn cause(worker: &WorkerName, event: &RankEvent) -> Option<EndCause> {
+    let (rank, worker) = (event.rank, worker.clone());
+    let unborn = event.generation.get() == 0;
+    match &event.said {
+        RankSaid::Exited { status, last_words } if unborn => Some(EndCause::ProcessExited {
+            device: event.device.clone(),
+            worker,
+            status: status.clone(),
+            last_words: last_words.clone(),
+        }),
+        RankSaid::Failed { kind, message, .. } if unborn => Some(EndCause::ProcessFailed {
+            device: event.device.clone(),
+            worker,
+            kind: *kind,
+            message: message.clone(),
+        }),
+        RankSaid::Exited { status, last_words } => Some(EndCause::RankExited {
+            rank,
+            worker,
+            status: status.clone(),
+            last_words: last_words.clone(),
+        }),
+        RankSaid::Failed { kind, message, step } => {
+            Some(EndCause::RankFailed { rank, worker, kind: *kind, message: message.clone(), step: *step })
+        }
+        RankSaid::Broken { message, step, activity } => Some(EndCause::GroupBroken {
+            rank,
+            worker,
+            message: message.clone(),
+            step: *step,
+            activity: activity.clone(),
+        }),
+        _ => None,
+    }
+}
+
 /// Whether a rank of the live generation may say this; if not, what it said and what was expected.
 fn judge(spec: &JobSpec, live: &Live, rank: Rank, said: &RankSaid) -> Result<(), String> {
     let first = live.first;
@@ -135,7 +208,7 @@ fn judge(spec: &JobSpec, live: &Live, rank: Rank, said: &RankSaid) -> Result<(),
         if live.started { Ok(()) } else { Err(format!("it says `{what}` before the generation was started")) }
     };
     match said {
-        RankSaid::Ready { store_address } if rank.get() == 0 && store_address.is_empty() => {
+        RankSaid::Ready { store_address, .. } if rank.get() == 0 && store_address.is_empty() => {
             Err("rank 0 is ready without a store address: expected host:port".to_owned())
         }
         RankSaid::Training { next_step } => {
@@ -157,12 +230,19 @@ fn judge(spec: &JobSpec, live: &Live, rank: Rank, said: &RankSaid) -> Result<(),
             }
             within("staged step", *step, first, total)
         }
-        RankSaid::Drained { step } => {
-            started("drained")?;
+        RankSaid::Drained { step } | RankSaid::Paused { step } => {
+            started("stopped")?;
             within("stopped after step", *step, first, total)
         }
         RankSaid::Finished => started("finished"),
-        RankSaid::Ready { .. } | RankSaid::Failed { .. } | RankSaid::Exited { .. } => Ok(()),
+        // What it recounts is held against what it was asked.
+        RankSaid::Recounted(_)
+        | RankSaid::Spawned
+        | RankSaid::Prepared
+        | RankSaid::Ready { .. }
+        | RankSaid::Broken { .. }
+        | RankSaid::Failed { .. }
+        | RankSaid::Exited { .. } => Ok(()),
     }
 }
 
@@ -180,13 +260,18 @@ fn judge_report(spec: &JobSpec, live: &Live, rank: Rank, report: &StepReport) ->
         let last = spec.total_steps() - 1;
         return Err(format!("it reports step {step}: expected {} to {last}", live.first));
     }
+    judge_lanes(spec, report, live.layout.lanes_of(rank))
+}
+
+/// Whether a report tells of these lanes, each with all its pictures, in the step's epoch.
+pub(crate) fn judge_lanes(spec: &JobSpec, report: &StepReport, expected: Range<u32>) -> Result<(), String> {
+    let step = report.step;
     let epoch = spec.position(step).epoch.get();
     if report.epoch != epoch {
         return Err(format!("it reports step {step} in epoch {}: expected epoch {epoch}", report.epoch));
     }
     let lanes: Vec<u32> = report.lanes.iter().map(|l| l.fed.lane.get()).collect();
-    if !lanes.iter().copied().eq(live.layout.lanes_of(rank)) {
-        let expected = live.layout.lanes_of(rank);
+    if !lanes.iter().copied().eq(expected.clone()) {
         return Err(format!("it reports lanes {lanes:?} in step {step}: expected {expected:?}"));
     }
     let n = spec.images_per_lane as usize;

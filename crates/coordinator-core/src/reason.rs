@@ -1,6 +1,7 @@
 //! Why things are as they are: typed, and readable.
 
 use crate::event::FailureKind;
+use crate::generation::DrainFor;
 use mcl_types::{Generation, Rank, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -26,6 +27,8 @@ pub enum Phase {
     Failed,
     /// It was drained, and can be continued.
     Interrupted,
+    /// It was stopped for good.
+    Cancelled,
 }
 
 impl fmt::Display for Phase {
@@ -39,6 +42,7 @@ impl fmt::Display for Phase {
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Interrupted => "interrupted",
+            Self::Cancelled => "cancelled",
         })
     }
 }
@@ -96,6 +100,44 @@ pub enum EndCause {
         /// What it said and what was expected.
         what: String,
     },
+    /// A rank's group is of no use any more; the rank itself lives.
+    #[error("{rank} on {worker} lost its group{}{}: {message}", in_step(*.step), doing(.activity))]
+    GroupBroken {
+        /// Which.
+        rank: Rank,
+        /// Where.
+        worker: WorkerName,
+        /// What it said.
+        message: String,
+        /// The step in flight.
+        step: Option<u64>,
+        /// What it was doing.
+        activity: String,
+    },
+    /// A process is gone that was no rank yet.
+    #[error("the process on {device} of {worker} ended with {status}{}", said(.last_words))]
+    ProcessExited {
+        /// Where.
+        worker: WorkerName,
+        /// On which device.
+        device: String,
+        /// How.
+        status: String,
+        /// Its last lines.
+        last_words: String,
+    },
+    /// A process could not become ready.
+    #[error("the process on {device} of {worker} failed: {message}")]
+    ProcessFailed {
+        /// Where.
+        worker: WorkerName,
+        /// On which device.
+        device: String,
+        /// Whether starting again could help.
+        kind: FailureKind,
+        /// What it said.
+        message: String,
+    },
     /// Ranks did not become ready.
     #[error("not ready after {:.0} s: {}", .after.as_secs_f64(), list(.waiting_for))]
     NotReady {
@@ -117,12 +159,24 @@ pub enum EndCause {
 impl EndCause {
     /// Whether this only says that the cause is with another rank.
     pub const fn is_echo(&self) -> bool {
-        matches!(self, Self::RankFailed { kind: FailureKind::Collective, .. })
+        matches!(self, Self::GroupBroken { .. } | Self::RankFailed { kind: FailureKind::Collective, .. })
+    }
+
+    /// Ranks whose processes cannot be worked with any more.
+    pub(crate) fn to_be_replaced(&self) -> Vec<Rank> {
+        match self {
+            Self::NotReady { waiting_for, .. } => waiting_for.iter().map(|(rank, _)| *rank).collect(),
+            Self::OutOfLine { rank, .. } => vec![*rank],
+            _ => Vec::new(),
+        }
     }
 
     /// Whether starting again would fail again.
     pub const fn is_fatal(&self) -> bool {
-        matches!(self, Self::RankFailed { kind: FailureKind::Fatal, .. })
+        matches!(
+            self,
+            Self::RankFailed { kind: FailureKind::Fatal, .. } | Self::ProcessFailed { kind: FailureKind::Fatal, .. }
+        )
     }
 }
 
@@ -133,6 +187,10 @@ fn said(last_words: &str) -> String {
 
 fn in_step(step: Option<u64>) -> String {
     step.map(|s| format!(" in step {s}")).unwrap_or_default()
+}
+
+fn doing(activity: &str) -> String {
+    if activity.is_empty() { String::new() } else { format!(" ({activity})") }
 }
 
 fn list(ranks: &[(Rank, WorkerName)]) -> String {
@@ -152,6 +210,11 @@ pub enum Outcome {
         /// The newest visible checkpoint, 0 for none.
         step: u64,
     },
+    /// Somebody stopped it for good.
+    Cancelled {
+        /// The newest visible checkpoint, 0 for none.
+        step: u64,
+    },
     /// It cannot go on.
     Failed(Failure),
 }
@@ -161,6 +224,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Done { steps } => write!(f, "all {steps} steps are committed"),
             Self::Interrupted { step } => write!(f, "drained; continues after step {step}"),
+            Self::Cancelled { step } => write!(f, "cancelled; the newest checkpoint is that of step {step}"),
             Self::Failed(failure) => failure.fmt(f),
         }
     }
@@ -172,6 +236,14 @@ pub enum Failure {
     /// A rank says that it would fail again.
     #[error("{0}")]
     Fatal(EndCause),
+    /// No process became ready on any device.
+    #[error("{times} processes in a row died on every device before they were ready: {}", all(.causes))]
+    NoStart {
+        /// How many.
+        times: u32,
+        /// The last causes, oldest first.
+        causes: Vec<EndCause>,
+    },
     /// Starting again did not help.
     #[error("{generations} generations in a row ended without a new step: {}", all(.causes))]
     NoProgress {
@@ -209,16 +281,43 @@ impl fmt::Display for Asking {
 pub enum Reason {
     /// Nothing was submitted.
     NoJob,
-    /// Too few workers.
+    /// It is held until somebody lets it go on.
+    Held,
+    /// Too few workers with a process that is ready.
     TooFewWorkers {
         /// Connected ones.
         connected: u32,
+        /// Those with a ready process.
+        ready: u32,
         /// Needed ones.
         needed: u32,
+        /// Devices whose process is on its way.
+        preparing: Vec<(WorkerName, String)>,
         /// Those that were here and are silent.
         silent: Vec<(WorkerName, Duration)>,
         /// Why the last generation ended.
         after: Option<EndCause>,
+    },
+    /// Nobody holds a state, so nobody is left behind.
+    Preparing {
+        /// Devices whose process is on its way.
+        preparing: Vec<(WorkerName, String)>,
+    },
+    /// A worker that may hold the state is away and not lost yet.
+    HolderAway {
+        /// Who.
+        worker: WorkerName,
+        /// Why the last generation ended.
+        after: Option<EndCause>,
+    },
+    /// A rank tells what the steps used that the ledger does not have yet.
+    Recounting {
+        /// Which.
+        rank: Rank,
+        /// The first step.
+        first: u64,
+        /// Beyond the last one.
+        end: u64,
     },
     /// Enough workers, but more are on their way.
     ExpectedWorkers {
@@ -278,8 +377,8 @@ pub enum Reason {
         parked: u32,
         /// W.
         ranks: u32,
-        /// To take in spare devices, not to stop.
-        to_grow: bool,
+        /// Why.
+        why: DrainFor,
     },
     /// All ranks are through, the last checkpoint is not visible yet.
     LastCheckpoint {
@@ -294,8 +393,22 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoJob => f.write_str("no job submitted"),
-            Self::TooFewWorkers { connected, needed, silent, after } => {
-                write!(f, "{connected} of {needed} workers{}{}", silence(silent), since(after.as_ref()))
+            Self::Held => f.write_str("held: `mcl resume` lets it go on"),
+            Self::TooFewWorkers { connected, ready, needed, preparing, silent, after } => {
+                write!(f, "{ready} of {needed} workers ready")?;
+                if connected != ready {
+                    write!(f, ", {connected} connected")?;
+                }
+                write!(f, "{}{}{}", on_their_way(preparing), silence(silent), since(after.as_ref()))
+            }
+            Self::Preparing { preparing } => write!(f, "processes start{}", on_their_way(preparing)),
+            Self::HolderAway { worker, after } => write!(
+                f,
+                "worker {worker} is away and may hold the newest state{}",
+                since(after.as_ref())
+            ),
+            Self::Recounting { rank, first, end } => {
+                write!(f, "{rank} is asked what steps {first} to {} used", end.saturating_sub(1))
             }
             Self::ExpectedWorkers { connected, expected, left } => {
                 write!(
@@ -319,14 +432,23 @@ impl fmt::Display for Reason {
             Self::Training { generation, ranks, silent } => {
                 write!(f, "{generation}: {ranks} ranks{}", silence(silent))
             }
-            Self::Draining { parked, ranks, to_grow } => {
-                let why = if *to_grow { " to take in spare devices" } else { "" };
+            Self::Draining { parked, ranks, why } => {
+                let why = match why {
+                    DrainFor::Stop => "",
+                    DrainFor::Hold => " to be held",
+                    DrainFor::Departure => " because the last worker leaves",
+                    DrainFor::Regroup => " to go on with other workers",
+                };
                 write!(f, "{parked} of {ranks} ranks stopped at a step boundary{why}")
             }
             Self::LastCheckpoint { step } => write!(f, "the checkpoint of step {step} is not visible yet"),
             Self::Over(outcome) => outcome.fmt(f),
         }
     }
+}
+
+fn on_their_way(preparing: &[(WorkerName, String)]) -> String {
+    preparing.iter().map(|(worker, device)| format!(", {device} of {worker} on its way")).collect()
 }
 
 fn silence(silent: &[(WorkerName, Duration)]) -> String {

@@ -12,11 +12,16 @@ pub struct Settings {
     pub expected_workers: Option<u32>,
     /// How long the first generation waits for them.
     pub expected_grace: Duration,
+    /// How long a process may take to build its model before the others begin without it.
+    pub preparing_timeout: Duration,
     /// How long ranks may take from Assign to Ready.
-    pub forming_timeout: Duration,
+    pub joining_timeout: Duration,
+    /// How long the cause of a broken collective is waited for: it comes over another worker's stream.
+    pub echo_wait: Duration,
     /// Generations in a row that may end without a new step before the job fails.
     pub fruitless_limit: u32,
-    /// How long a spare device must have been there before the job drains to take it in; none: never.
+    /// How long a process must have been ready before ranks pause to take it in, so that several that become
+    /// ready together cost one pause; none: never.
     pub grow_after: Option<Duration>,
     /// Whether worker daemons are asked to go when the job is over.
     pub leave_when_done: bool,
@@ -29,9 +34,12 @@ impl Default for Settings {
             expected_workers: None,
             expected_grace: Duration::from_secs(10),
             // Opening a large dataset and warming a device up takes minutes; a hung rank takes for ever.
-            forming_timeout: Duration::from_secs(600),
-            fruitless_limit: 5,
-            grow_after: Some(Duration::from_secs(5)),
+            preparing_timeout: Duration::from_secs(600),
+            // Its training thread only has to come back from an aborted collective.
+            joining_timeout: Duration::from_secs(15),
+            echo_wait: Duration::from_millis(200),
+            fruitless_limit: 8,
+            grow_after: Some(Duration::from_millis(200)),
             leave_when_done: false,
         }
     }

@@ -3,10 +3,12 @@
 use crate::commit::StepMetrics;
 use crate::effect::{Effect, Persisted, ToWorker};
 use crate::event::{Event, SessionId};
-use crate::generation::{DrainFor, GenerationRecord, Live, Member};
+use crate::generation::{DrainFor, Live};
 use crate::job::JobSpec;
 use crate::reason::{EndCause, Outcome};
 use crate::settings::Settings;
+use crate::settling::{Line, Started};
+use crate::slots::{Slot, SlotStage};
 use mcl_types::{FencingToken, Generation, LaneLayout, LaneLayoutError, Term, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,11 +32,16 @@ pub(crate) struct Worker {
     /// Its stream, while there is one.
     pub(crate) session: Option<SessionId>,
     pub(crate) last_heard: Duration,
-    pub(crate) devices: Vec<String>,
     pub(crate) advertise: String,
     pub(crate) libtorch: String,
-    /// What it had seen when it said hello: tells a lost assignment from lost ranks.
+    /// What it had seen when it said hello.
     pub(crate) highest: FencingToken,
+    /// One a device, in the order in which it offers them.
+    pub(crate) slots: Vec<Slot>,
+    /// It was asked to leave.
+    pub(crate) leaving: bool,
+    /// It was told that it may.
+    pub(crate) released: bool,
 }
 
 /// The job and where it is.
@@ -55,8 +62,16 @@ pub(crate) struct Job {
     pub(crate) causes: Vec<EndCause>,
     /// The generation before the live or next one.
     pub(crate) ended: Option<Ended>,
+    /// Which states lead to what is committed.
+    pub(crate) line: Line,
+    /// No generation of this run was ever started: there can be no checkpoint.
+    pub(crate) fresh: bool,
+    /// What is known of the run's checkpoints.
+    pub(crate) lookup: Lookup,
     /// The job is to stop.
     pub(crate) drain: bool,
+    /// The job is held until somebody says otherwise.
+    pub(crate) held: bool,
     /// It ended under an earlier coordinator and may be submitted again: workers wait for that.
     pub(crate) dormant: bool,
     pub(crate) last_step: Option<StepMetrics>,
@@ -89,7 +104,6 @@ pub(crate) struct Gathering {
     pub(crate) not_before: Duration,
     /// The first one since the job was submitted or the coordinator started.
     pub(crate) first: bool,
-    pub(crate) lookup: Lookup,
 }
 
 /// What is known of the run's checkpoints.
@@ -103,7 +117,7 @@ pub(crate) enum Lookup {
 
 impl Gathering {
     pub(crate) const fn new(now: Duration, not_before: Duration, first: bool) -> Self {
-        Self { since: now, not_before, first, lookup: Lookup::NotAsked }
+        Self { since: now, not_before, first }
     }
 }
 
@@ -123,23 +137,18 @@ pub struct RecoveredJob {
     pub spec: JobSpec,
     /// Steps that stand in the ledger.
     pub committed: u64,
-    /// The generation that was training when the coordinator went away.
-    pub live: Option<Started>,
+    /// The last generation that was told to train.
+    pub started: Option<Started>,
+    /// It was training when the coordinator went away.
+    pub live: bool,
     /// Newest checkpoint known to be visible.
     pub last_checkpoint: Option<u64>,
     /// What its ranks were asked to stop for, if they were.
     pub drain: Option<DrainFor>,
+    /// It is held.
+    pub held: bool,
     /// How it ended, where it did: then it waits to be submitted again.
     pub outcome: Option<Outcome>,
-}
-
-/// A generation that was told to train.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Started {
-    /// What it is.
-    pub record: GenerationRecord,
-    /// Where its ranks meet.
-    pub store_address: String,
 }
 
 impl State {
@@ -166,21 +175,28 @@ impl State {
         };
         let mut job = Job::new(found.spec, found.committed, now);
         job.drain = found.drain == Some(DrainFor::Stop);
+        job.held = found.held;
         job.last_checkpoint = found.last_checkpoint.filter(|s| *s <= found.committed);
+        job.fresh = found.started.is_none() && found.committed == 0 && found.last_checkpoint.is_none();
+        if let Some(started) = &found.started {
+            job.line.extend(started.record.generation, started.first);
+        }
         if let Some(outcome) = found.outcome {
             job.stage = Stage::Over(outcome);
             job.dormant = true;
-        } else if let Some(Started { record, store_address }) = found.live {
-            let world = u32::try_from(record.places.len()).unwrap_or(u32::MAX);
-            let layout = LaneLayout::new(job.spec.lanes, world)?;
-            for place in &record.places {
-                state.workers.entry(place.worker.clone()).or_insert_with(|| Worker::unheard(now));
+        } else if let Some(started) = found.started {
+            // Whoever was in it may come back with the state.
+            for place in &started.record.places {
+                let worker = state.workers.entry(place.worker.clone()).or_insert_with(|| Worker::unheard(now));
+                worker.slots.push(Slot::remembered(place));
             }
-            let mut live = Live::new(&record, layout, job.furthest, now, &Member::Training);
-            live.drain = found.drain;
-            live.store_address = Some(store_address);
-            job.last_checkpoint = job.last_checkpoint.max(record.resume);
-            job.stage = Stage::Live(live);
+            if found.live {
+                let world = u32::try_from(started.record.places.len()).unwrap_or(u32::MAX);
+                let layout = LaneLayout::new(job.spec.lanes, world)?;
+                let mut live = Live::adopted(&started, layout, job.furthest, now);
+                live.drain = found.drain.or(found.held.then_some(DrainFor::Hold));
+                job.stage = Stage::Live(live);
+            }
         }
         state.job = Some(job);
         Ok(state)
@@ -238,10 +254,12 @@ impl Worker {
         Self {
             session: None,
             last_heard: now,
-            devices: Vec::new(),
             advertise: String::new(),
             libtorch: String::new(),
             highest: FencingToken::default(),
+            slots: Vec::new(),
+            leaving: false,
+            released: false,
         }
     }
 }
@@ -257,7 +275,11 @@ impl Job {
             fruitless: 0,
             causes: Vec::new(),
             ended: None,
+            line: Line::default(),
+            fresh: committed == 0,
+            lookup: Lookup::NotAsked,
             drain: false,
+            held: false,
             dormant: false,
             last_step: None,
             data_wait_share: 0.0,
@@ -282,20 +304,24 @@ impl<'a> Turn<'a> {
     pub(crate) fn take(mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Connected { session, hello } => self.connected(session, hello),
-            Event::Heartbeat { session, token, events } => self.heartbeat(session, token, events),
+            Event::Heartbeat { session, leaving, events } => self.heartbeat(session, leaving, events),
             Event::Disconnected { session } => self.disconnected(session),
             Event::Submit { request, spec } => self.submit(request, spec),
             Event::Drain => self.drain(),
+            Event::Hold => self.hold(),
+            Event::Resume => self.resume(),
+            Event::Cancel => self.cancel(),
             Event::CheckpointsFound { steps } => self.checkpoints_found(&steps),
             Event::CheckpointResult { step, result } => self.checkpoint_result(step, result),
             Event::Tick => self.tick(),
         }
-        self.start_if_ready();
         self.commit_steps();
         self.commit_checkpoint();
         self.finish_if_parked();
-        self.consider_growth();
+        self.consider_regroup();
         self.gather();
+        self.start_if_ready();
+        self.release_leaving();
         self.out
     }
 
@@ -323,6 +349,11 @@ impl<'a> Turn<'a> {
     pub(crate) fn over(&mut self, outcome: Outcome) {
         let Some(job) = self.state.job.as_mut() else { return };
         job.stage = Stage::Over(outcome.clone());
+        // Its processes are stopped by the dismissal.
+        for slot in self.state.workers.values_mut().flat_map(|w| &mut w.slots) {
+            slot.stage = SlotStage::Down;
+            slot.holds = false;
+        }
         self.out.push(Effect::Persist(Persisted::Over(outcome.clone())));
         let (reason, leave) = (outcome.to_string(), self.state.settings.leave_when_done);
         for session in self.state.workers.values().filter_map(|w| w.session) {

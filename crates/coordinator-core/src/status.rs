@@ -1,7 +1,7 @@
 //! What a person is told.
 
 use crate::commit::StepMetrics;
-use crate::generation::{DrainFor, Live, Member};
+use crate::generation::{Live, Member};
 use crate::reason::{Asking, Outcome, Phase, Reason};
 use crate::state::{Job, Stage, State};
 use mcl_types::{Generation, Rank, RunId, Term, WorkerName};
@@ -36,6 +36,33 @@ pub struct Status {
     pub data_wait_share: f64,
     /// Newest visible checkpoint.
     pub last_checkpoint: Option<u64>,
+    /// The ranks of the live generation, in order.
+    pub ranks: Vec<RankStatus>,
+}
+
+/// One rank's pace, means over about 20 steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankStatus {
+    /// The rank.
+    pub rank: Rank,
+    /// Its worker.
+    pub worker: WorkerName,
+    /// Its device.
+    pub device: String,
+    /// A step.
+    pub step_seconds: f64,
+    /// Of it, waiting for pictures.
+    pub data_wait_seconds: f64,
+    /// Of it, forward.
+    pub forward_seconds: f64,
+    /// Of it, backward.
+    pub backward_seconds: f64,
+    /// Of forward and backward, in collectives.
+    pub collective_seconds: f64,
+    /// The others wait for it.
+    pub straggler: bool,
+    /// The last step that it reported.
+    pub last_step: u64,
 }
 
 /// One worker.
@@ -65,6 +92,8 @@ pub enum WorkerState {
     Ready,
     /// Its ranks train.
     Training,
+    /// It asked to leave.
+    Leaving,
     /// It has no stream.
     Lost,
 }
@@ -76,6 +105,7 @@ impl fmt::Display for WorkerState {
             Self::Preparing => "preparing",
             Self::Ready => "ready",
             Self::Training => "training",
+            Self::Leaving => "leaving",
             Self::Lost => "lost",
         })
     }
@@ -99,6 +129,7 @@ impl State {
             last_step: job.and_then(|j| j.last_step.clone()),
             data_wait_share: job.map_or(0.0, |j| j.data_wait_share),
             last_checkpoint: job.and_then(|j| j.last_checkpoint),
+            ranks: self.rank_statuses(),
         }
     }
 
@@ -107,7 +138,7 @@ impl State {
         let Some(job) = self.job.as_ref() else { return (Phase::Idle, Reason::NoJob) };
         match &job.stage {
             Stage::Gathering(gathering) => {
-                // With nothing missing the generation is formed in the same turn, so this is a moment's answer.
+                // Nothing is missing only where the last checkpoint of a job without a step left is looked for.
                 let asking = Reason::CheckpointService { asking: Asking::Newest };
                 (Phase::Waiting, self.missing(job, gathering, now).unwrap_or(asking))
             }
@@ -116,6 +147,7 @@ impl State {
                 let phase = match outcome {
                     Outcome::Done { .. } => Phase::Done,
                     Outcome::Interrupted { .. } => Phase::Interrupted,
+                    Outcome::Cancelled { .. } => Phase::Cancelled,
                     Outcome::Failed(_) => Phase::Failed,
                 };
                 (phase, Reason::Over(outcome.clone()))
@@ -129,17 +161,17 @@ impl State {
         let parked = live.members.iter().filter(|m| m.parked_at(total).is_some()).count();
         let parked = u32::try_from(parked).unwrap_or(u32::MAX);
         if !live.started {
-            let ready = live.count(&Member::Ready);
-            let reason = Reason::Forming { generation, ready, ranks, waiting_for: live.preparing() };
-            return (Phase::Forming, reason);
+            let (ready, waiting_for) = (live.ready(), live.joining());
+            let forming = Reason::Forming { generation, ready, ranks, waiting_for };
+            let unsettled = if ready == ranks { self.unsettled(job) } else { None };
+            return (Phase::Forming, unsettled.unwrap_or(forming));
         }
-        if parked == ranks {
+        if parked == ranks && live.drain.is_none_or(crate::DrainFor::stages) {
             let step = live.members.iter().find_map(|m| m.parked_at(total)).unwrap_or(total);
             return (Phase::Draining, Reason::LastCheckpoint { step });
         }
-        if let Some(drain) = live.drain {
-            let to_grow = drain == DrainFor::Growth;
-            return (Phase::Draining, Reason::Draining { parked, ranks, to_grow });
+        if let Some(why) = live.drain {
+            return (Phase::Draining, Reason::Draining { parked, ranks, why });
         }
         let mut silent = self.silent(now);
         silent.retain(|(name, _)| live.workers().contains(name));
@@ -152,14 +184,21 @@ impl State {
             .iter()
             .map(|(name, worker)| {
                 let ranks = live.map(|l| l.ranks_of(name)).unwrap_or_default();
-                let is = |stage: &Member| {
-                    live.is_some_and(|l| ranks.iter().any(|r| l.members.get(r.get() as usize) == Some(stage)))
+                let is = |stage: fn(&Member) -> bool| {
+                    live.is_some_and(|l| {
+                        ranks.iter().any(|r| l.members.get(r.get() as usize).is_some_and(stage))
+                    })
                 };
                 let state = match () {
                     () if worker.session.is_none() => WorkerState::Lost,
+                    () if worker.leaving => WorkerState::Leaving,
+                    () if ranks.is_empty() && worker.slots.iter().any(|s| s.is_prepared()) => WorkerState::Ready,
+                    () if ranks.is_empty() && worker.slots.iter().any(|s| s.process.is_some()) => {
+                        WorkerState::Preparing
+                    }
                     () if ranks.is_empty() => WorkerState::Connected,
-                    () if is(&Member::Preparing) => WorkerState::Preparing,
-                    () if is(&Member::Ready) => WorkerState::Ready,
+                    () if is(|m| *m == Member::Joining) => WorkerState::Preparing,
+                    () if is(|m| matches!(m, Member::Ready(_))) => WorkerState::Ready,
                     () => WorkerState::Training,
                 };
                 let silent = now.saturating_sub(worker.last_heard);

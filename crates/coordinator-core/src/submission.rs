@@ -1,6 +1,6 @@
 //! A job is handed in: new, the running one again, or one to be continued.
 
-use crate::effect::{Effect, Persisted};
+use crate::effect::{Effect, Persisted, ToWorker};
 use crate::job::{JobSpec, SubmitError};
 use crate::state::{Job, Stage, Turn};
 
@@ -10,11 +10,18 @@ impl Turn<'_> {
         if let Ok(committed) = result {
             let running = self.state.job.as_ref().is_some_and(|j| !matches!(j.stage, Stage::Over(_)));
             if !running {
-                let last_checkpoint = self.state.job.as_ref().and_then(|j| j.last_checkpoint);
+                let before = self.state.job.as_ref();
+                let last_checkpoint = before.and_then(|j| j.last_checkpoint);
+                let fresh = before.is_none_or(|j| j.fresh);
                 self.out.push(Effect::Persist(Persisted::Job(spec.clone())));
                 let mut job = Job::new(spec, committed, self.now);
                 job.last_checkpoint = last_checkpoint;
+                job.fresh = fresh;
                 self.state.job = Some(job);
+                let sessions: Vec<_> = self.state.workers.values().filter_map(|w| w.session).collect();
+                for session in sessions {
+                    self.out.push(Effect::Send { session, message: ToWorker::Prepare });
+                }
             }
         }
         self.out.push(Effect::SubmitAnswered { request, result });

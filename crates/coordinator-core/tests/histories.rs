@@ -33,6 +33,9 @@ enum Op {
     RoundTrip,
     Drain,
     Resubmit,
+    Leave(usize),
+    Hold,
+    Resume,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -47,7 +50,10 @@ fn op() -> impl Strategy<Value = Op> {
         12 => (w.clone(), 1..4_usize).prop_map(|(w, n)| Op::Up(w, n)),
         12 => (w.clone(), 1..4_usize).prop_map(|(w, n)| Op::Down(w, n)),
         2 => w.clone().prop_map(Op::Repeat),
-        2 => w.prop_map(Op::Reorder),
+        2 => w.clone().prop_map(Op::Reorder),
+        1 => w.prop_map(Op::Leave),
+        1 => Just(Op::Hold),
+        2 => Just(Op::Resume),
         3 => (50..4000_u64).prop_map(Op::Pass),
         4 => (prop::bool::weighted(0.1), any::<bool>()).prop_map(|(r, n)| Op::Service(r, n)),
         1 => Just(Op::Damage),
@@ -89,6 +95,9 @@ fn perform(cluster: &mut Cluster, op: &Op) {
         Op::Rounds(n) => (0..*n).for_each(|_| cluster.round()),
         Op::RestartCoordinator(done) => cluster.restart_coordinator(*done),
         Op::RoundTrip => cluster.round_trip(),
+        Op::Leave(w) => cluster.machines.get_mut(&name(w)).unwrap().leaving = true,
+        Op::Hold => cluster.apply(Event::Hold),
+        Op::Resume => cluster.apply(Event::Resume),
         Op::Drain => cluster.apply(Event::Drain),
         Op::Resubmit => cluster.submit(),
     }
@@ -110,8 +119,11 @@ fn machines() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(1..3_usize, 1..4)
 }
 
+/// Random histories a property.
+const CASES: u32 = 6_000;
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4_000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(CASES) })]
 
     #[test]
     fn invariants_hold_and_a_healed_cluster_finishes(
@@ -126,6 +138,7 @@ proptest! {
         for op in &ops {
             perform(&mut cluster, op);
         }
+        cluster.apply(Event::Resume);
         let outcome = cluster.run(2_000);
         prop_assert_eq!(outcome, Some(Outcome::Done { steps }), "{:?}", cluster.state.phase(cluster.now));
         prop_assert_eq!(cluster.ledger.len() as u64, steps);
@@ -147,6 +160,7 @@ proptest! {
         }
         // Whatever was drained is continued until it is done.
         for _ in 0..3 {
+            cluster.apply(Event::Resume);
             let outcome = cluster.run(2_000);
             prop_assert!(outcome.is_some(), "{:?}", cluster.state.phase(cluster.now));
             if outcome == Some(Outcome::Done { steps }) {

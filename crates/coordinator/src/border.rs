@@ -41,11 +41,17 @@ impl Plans {
 
     /// The event, or what takes its place where it reports samples that the plan does not give.
     pub(crate) fn judge(&mut self, event: RankEvent) -> RankEvent {
-        let RankSaid::Step(report) = &event.said else { return event };
-        match self.foreign(report) {
+        let found = match &event.said {
+            RankSaid::Step(report) => self.foreign(report).map(|message| (report.step, message)),
+            RankSaid::Recounted(steps) => {
+                steps.iter().find_map(|(_, r)| Some((r.step, self.foreign(r)?)))
+            }
+            _ => None,
+        };
+        match found {
             None => event,
-            Some(message) => {
-                let (kind, step) = (FailureKind::Fatal, Some(report.step));
+            Some((step, message)) => {
+                let (kind, step) = (FailureKind::Fatal, Some(step));
                 RankEvent { said: RankSaid::Failed { kind, message, step }, ..event }
             }
         }
@@ -96,7 +102,7 @@ fn fits(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mcl_coordinator_core::LaneReport;
+    use mcl_coordinator_core::{LaneReport, ProcessId};
     use mcl_plan::Shuffle;
     use mcl_plan::ledger::{LaneRecord, SampleHash};
     use mcl_types::{Digest, Generation, Rank, Seed};
@@ -136,8 +142,17 @@ mod tests {
             skipped: false,
             step_seconds: 0.0,
             data_wait_seconds: 0.0,
+            forward_seconds: 0.0,
+            backward_seconds: 0.0,
+            collective_seconds: 0.0,
         };
-        RankEvent { generation: Generation::new(1), rank: Rank::new(1), said: RankSaid::Step(report) }
+        RankEvent {
+            generation: Generation::new(1),
+            rank: Rank::new(1),
+            device: "cpu".to_owned(),
+            process: ProcessId(1),
+            said: RankSaid::Step(report),
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::rim::Rim;
 use crate::run_dir::RunDir;
 use crate::service::{Rejected, Service};
-use mcl_coordinator_core::{Recovered, RecoveredJob, State, Status};
+use mcl_coordinator_core::{Event, Recovered, RecoveredJob, State, Status};
 use mcl_proto::MAX_MESSAGE_BYTES;
 use mcl_proto::v1::coordinator_service_server::CoordinatorServiceServer;
 use mcl_types::RunId;
@@ -71,9 +71,11 @@ impl Coordinator {
             job: found.job.clone().map(|spec| RecoveredJob {
                 spec,
                 committed,
-                live: found.live(),
+                started: found.started.clone(),
+                live: found.live,
                 last_checkpoint: found.checkpoint,
                 drain: found.drain,
+                held: found.held,
                 outcome: found.outcome.clone(),
             }),
         };
@@ -88,6 +90,7 @@ impl Coordinator {
             run_dir,
             root,
             checkpoint_url,
+            tempo: heartbeat_interval,
             heartbeat_interval,
             leave_when_done,
             inbox,
@@ -190,7 +193,23 @@ impl CoordinatorHandle {
     /// # Errors
     /// When the coordinator has ended.
     pub async fn drain(&self) -> Result<(), HandleError> {
-        Ok(self.service.drain().await?)
+        Ok(self.service.tell(Event::Drain).await?)
+    }
+
+    /// Finish the step in flight, checkpoint, hold.
+    ///
+    /// # Errors
+    /// When the coordinator has ended.
+    pub async fn pause(&self) -> Result<(), HandleError> {
+        Ok(self.service.tell(Event::Hold).await?)
+    }
+
+    /// Go on after a pause.
+    ///
+    /// # Errors
+    /// When the coordinator has ended.
+    pub async fn resume(&self) -> Result<(), HandleError> {
+        Ok(self.service.tell(Event::Resume).await?)
     }
 
     /// What is going on.
@@ -231,7 +250,7 @@ struct Opened {
 fn open_directory(root: PathBuf, interpret: Interpret) -> Result<Opened, CoordinatorError> {
     std::fs::create_dir_all(&root).map_err(CoordinatorError::file("create", &root))?;
     let (journal, term, found) = Journal::open(&root)?;
-    let last = found.generation.as_ref().zip(found.job.as_ref().map(|j| j.schedule));
+    let last = found.started.as_ref().zip(found.job.as_ref().map(|j| j.schedule));
     let (run_dir, committed) = RunDir::open(&root, last)?;
     let running = found.job.as_ref().filter(|_| found.outcome.is_none());
     let facts = running.map(|spec| {

@@ -17,6 +17,11 @@ pub enum JobOutcome {
         /// The newest visible checkpoint; 0 for none.
         step: u64,
     },
+    /// Somebody stopped it for good.
+    Cancelled {
+        /// The newest visible checkpoint; 0 for none.
+        step: u64,
+    },
     /// The job cannot go on.
     Failed {
         /// Why, with the rank, worker and step where there is one.
@@ -31,6 +36,7 @@ impl From<&Outcome> for JobOutcome {
         match outcome {
             Outcome::Done { steps } => Self::Done { steps: *steps },
             Outcome::Interrupted { step } => Self::Interrupted { step: *step },
+            Outcome::Cancelled { step } => Self::Cancelled { step: *step },
             Outcome::Failed(failure) => Self::Failed { reason: failure.to_string() },
         }
     }

@@ -20,9 +20,12 @@ const TERM: &str = "term";
 const JOB: &str = "job";
 /// The last generation, live or not.
 const GENERATION: &str = "generation";
-/// Present while the last generation trains: where its ranks meet.
-const STORE: &str = "store_address";
+/// The last generation that was told to train.
+const STARTED: &str = "started";
+/// Its number while it trains; absent when it is over.
+const LIVE: &str = "live";
 const DRAIN: &str = "drain";
+const HELD: &str = "held";
 const CHECKPOINT: &str = "checkpoint";
 const OUTCOME: &str = "outcome";
 
@@ -37,21 +40,19 @@ pub(crate) struct Journal {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Found {
     pub(crate) job: Option<JobSpec>,
-    /// The last generation.
+    /// The last generation, live or not.
     pub(crate) generation: Option<GenerationRecord>,
-    pub(crate) store_address: Option<String>,
+    /// The last one that was told to train.
+    pub(crate) started: Option<Started>,
+    /// It was training.
+    pub(crate) live: bool,
     pub(crate) drain: Option<DrainFor>,
+    pub(crate) held: bool,
     pub(crate) checkpoint: Option<u64>,
     pub(crate) outcome: Option<Outcome>,
 }
 
 impl Found {
-    /// The generation that was training, if one was.
-    pub(crate) fn live(&self) -> Option<Started> {
-        let (record, store_address) = (self.generation.clone()?, self.store_address.clone()?);
-        Some(Started { record, store_address })
-    }
-
     /// The highest generation ever formed.
     pub(crate) fn last_generation(&self) -> Generation {
         self.generation.as_ref().map_or(Generation::new(0), |g| g.generation)
@@ -70,11 +71,15 @@ impl Journal {
         journal.write(|_, _| Ok(()))?;
         let term = Term::new(journal.read::<u64>(TERM)?.unwrap_or(0)).next();
         journal.put(TERM, &term.get())?;
+        let started: Option<Started> = journal.read(STARTED)?;
+        let live = journal.read::<Generation>(LIVE)?;
         let found = Found {
             job: journal.read(JOB)?,
             generation: journal.read(GENERATION)?,
-            store_address: journal.read(STORE)?,
+            live: live.is_some() && live == started.as_ref().map(|s| s.record.generation),
+            started,
             drain: journal.read(DRAIN)?,
+            held: journal.read(HELD)?.unwrap_or(false),
             checkpoint: journal.read(CHECKPOINT)?,
             outcome: journal.read(OUTCOME)?,
         };
@@ -87,26 +92,35 @@ impl Journal {
             Persisted::Job(spec) => {
                 values.remove(OUTCOME)?;
                 values.remove(DRAIN)?;
+                values.remove(HELD)?;
                 insert(values, JOB, spec)
             }
             Persisted::Formed(record) => {
                 let json = json(record)?;
                 generations.insert(record.generation.get(), json.as_slice())?;
-                values.remove(STORE)?;
+                values.remove(LIVE)?;
                 values.insert(GENERATION, json.as_slice())?;
                 Ok(())
             }
-            Persisted::Started { store_address, .. } => insert(values, STORE, store_address),
+            Persisted::Started(started) => {
+                insert(values, STARTED, started)?;
+                insert(values, LIVE, &started.record.generation)
+            }
             Persisted::Ended(_) => {
-                values.remove(STORE)?;
-                // A drain for growth ends with its generation, a drain of the job does not.
-                let growth = json(&DrainFor::Growth)?;
-                if values.get(DRAIN)?.is_some_and(|d| d.value() == growth) {
+                values.remove(LIVE)?;
+                // A drain for another membership ends with its generation, a drain of the job does not.
+                let stop = json(&DrainFor::Stop)?;
+                if values.get(DRAIN)?.is_some_and(|d| d.value() != stop) {
                     values.remove(DRAIN)?;
                 }
                 Ok(())
             }
-            Persisted::Drain(why) => insert(values, DRAIN, why),
+            // The stop of the job outlives what a generation is drained for besides.
+            Persisted::Drain(why) => {
+                let stop = json(&DrainFor::Stop)?;
+                if values.get(DRAIN)?.is_some_and(|d| d.value() == stop) { Ok(()) } else { insert(values, DRAIN, why) }
+            }
+            Persisted::Held(held) => insert(values, HELD, held),
             Persisted::Checkpoint(step) => insert(values, CHECKPOINT, step),
             Persisted::Over(outcome) => insert(values, OUTCOME, outcome),
         })
@@ -171,15 +185,21 @@ fn journal_error(path: &Path, source: impl Into<redb::Error>) -> CoordinatorErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mcl_coordinator_core::Place;
+    use mcl_coordinator_core::{Origin, Place, ProcessId};
     use mcl_types::WorkerName;
 
     fn record(generation: u64) -> GenerationRecord {
-        GenerationRecord {
-            generation: Generation::new(generation),
-            resume: None,
-            first: 0,
-            places: vec![Place { worker: WorkerName::new("w1"), device: "cpu".to_owned() }],
+        let place =
+            Place { worker: WorkerName::new("w1"), device: "cpu".to_owned(), process: ProcessId(generation) };
+        GenerationRecord { generation: Generation::new(generation), places: vec![place] }
+    }
+
+    fn started(generation: u64) -> Started {
+        Started {
+            record: record(generation),
+            store_address: "h:1".to_owned(),
+            first: 4,
+            origin: Origin::Checkpoint(4),
             rolled_back: None,
         }
     }
@@ -201,19 +221,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (journal, _, _) = Journal::open(dir.path()).unwrap();
         journal.persist(&Persisted::Formed(record(3))).unwrap();
-        let started = Persisted::Started { generation: Generation::new(3), store_address: "h:1".to_owned() };
-        journal.persist(&started).unwrap();
-        journal.persist(&Persisted::Drain(DrainFor::Growth)).unwrap();
+        journal.persist(&Persisted::Started(started(3))).unwrap();
+        journal.persist(&Persisted::Drain(DrainFor::Regroup)).unwrap();
+        journal.persist(&Persisted::Held(true)).unwrap();
         journal.persist(&Persisted::Checkpoint(5)).unwrap();
         drop(journal);
         let (journal, _, found) = Journal::open(dir.path()).unwrap();
-        assert_eq!(found.live().unwrap().record, record(3));
-        assert_eq!((found.drain, found.checkpoint), (Some(DrainFor::Growth), Some(5)));
+        assert_eq!((found.started, found.live, found.held), (Some(started(3)), true, true));
+        assert_eq!((found.drain, found.checkpoint), (Some(DrainFor::Regroup), Some(5)));
         journal.persist(&Persisted::Ended(Generation::new(3))).unwrap();
+        journal.persist(&Persisted::Formed(record(4))).unwrap();
+        drop(journal);
+        let (journal, _, found) = Journal::open(dir.path()).unwrap();
+        assert_eq!((&found.started, found.live, found.drain), (&Some(started(3)), false, None));
+        assert_eq!(found.last_generation(), Generation::new(4));
+        journal.persist(&Persisted::Started(started(4))).unwrap();
+        journal.persist(&Persisted::Drain(DrainFor::Stop)).unwrap();
+        journal.persist(&Persisted::Drain(DrainFor::Regroup)).unwrap();
+        journal.persist(&Persisted::Ended(Generation::new(4))).unwrap();
         drop(journal);
         let (_, _, found) = Journal::open(dir.path()).unwrap();
-        assert_eq!((found.live(), found.drain), (None, None));
-        assert_eq!(found.last_generation(), Generation::new(3));
+        assert_eq!((found.live, found.drain), (false, Some(DrainFor::Stop)), "the job's own drain stands");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod progress;
 mod rim;
 mod run_dir;
 mod service;
+mod tempo;
 mod verify;
 mod wire;
 

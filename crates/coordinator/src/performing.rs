@@ -63,7 +63,8 @@ impl Rim {
             let (run_id, facts) = (offer.run_id.clone(), offer.facts.clone());
             self.adopt(run_id, facts);
         }
-        if let Persisted::Over(_) = persisted {
+        // The first step of a generation counts on the ledger before it.
+        if let Persisted::Over(_) | Persisted::Started(_) = persisted {
             self.sync()?;
         }
         self.journal.persist(persisted)
@@ -135,7 +136,7 @@ impl Rim {
         };
         let context = Context {
             term: self.state.term(),
-            heartbeat_interval_ms: millis(self.heartbeat_interval),
+            heartbeat_interval_ms: millis(self.tempo),
             lost_after_ms: millis(self.state.lost_after()),
             checkpoint_url: &self.checkpoint_url,
             run_id: self.running.as_ref().map_or("", |r| r.run_id.as_str()),
@@ -150,7 +151,7 @@ impl Rim {
     }
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+pub(crate) fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

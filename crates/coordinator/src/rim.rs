@@ -60,6 +60,8 @@ pub(crate) struct Rim {
     pub(crate) root: PathBuf,
     pub(crate) checkpoint_url: String,
     pub(crate) heartbeat_interval: Duration,
+    /// How often workers are told to speak now: the interval, stretched with their number.
+    pub(crate) tempo: Duration,
     pub(crate) leave_when_done: bool,
     pub(crate) inbox: mpsc::Receiver<Input>,
     /// For tasks that bring answers.
@@ -140,13 +142,18 @@ impl Rim {
                     _ => String::new(),
                 };
                 self.sessions.insert(session, Session { outgoing, advertise, _open: open });
+                self.keep_tempo();
                 self.apply(event)
             }
             Input::Submit { run_id, facts, answer } => self.submit(run_id, *facts, answer),
-            Input::Drain { answer } => {
-                let over = self.apply(Event::Drain)?;
+            Input::Tell { event, answer } => {
+                let over = self.apply(event)?;
                 let _ = answer.send(());
                 Ok(over)
+            }
+            Input::Acknowledge { session, sequence } => {
+                self.acknowledge(session, sequence);
+                Ok(None)
             }
             Input::GetStatus { answer } => {
                 let _ = answer.send(self.state.status(self.started.elapsed()));
@@ -175,11 +182,11 @@ impl Rim {
     fn judge(&mut self, event: Event) -> Event {
         let live = self.state.generation();
         match (event, &mut self.running) {
-            (Event::Heartbeat { session, token, events }, Some(running)) => {
+            (Event::Heartbeat { session, leaving, events }, Some(running)) => {
                 let judge = |e: mcl_coordinator_core::RankEvent| {
                     if e.generation == live { running.plans.judge(e) } else { e }
                 };
-                Event::Heartbeat { session, token, events: events.into_iter().map(judge).collect() }
+                Event::Heartbeat { session, leaving, events: events.into_iter().map(judge).collect() }
             }
             (event, _) => event,
         }

@@ -35,8 +35,10 @@ pub(crate) enum Input {
     Connected { event: Event, session: SessionId, outgoing: Outgoing, open: oneshot::Sender<()> },
     /// A job, read already.
     Submit { run_id: RunId, facts: Box<JobFacts>, answer: oneshot::Sender<Result<u64, SubmitError>> },
-    /// Finish the step in flight, checkpoint, stop.
-    Drain { answer: oneshot::Sender<()> },
+    /// For the core; answered once it was heard.
+    Tell { event: Event, answer: oneshot::Sender<()> },
+    /// The event of this stream's heartbeat was put in before this.
+    Acknowledge { session: SessionId, sequence: u64 },
     /// What is going on?
     GetStatus { answer: oneshot::Sender<CoreStatus> },
     /// The coordinator cannot go on.
@@ -79,8 +81,9 @@ impl Service {
         Ok(answered.ok_or(Rejected::Leaving)??)
     }
 
-    pub(crate) async fn drain(&self) -> Result<(), Rejected> {
-        self.ask(|answer| Input::Drain { answer }).await.ok_or(Rejected::Leaving)
+    /// Answers once the core has heard it.
+    pub(crate) async fn tell(&self, event: Event) -> Result<(), Rejected> {
+        self.ask(|answer| Input::Tell { event, answer }).await.ok_or(Rejected::Leaving)
     }
 
     pub(crate) async fn status(&self) -> Result<CoreStatus, Rejected> {
@@ -140,8 +143,32 @@ impl CoordinatorService for Service {
         &self,
         _: Request<v1::DrainJobRequest>,
     ) -> Result<Response<v1::DrainJobResponse>, Status> {
-        self.drain().await?;
+        self.tell(Event::Drain).await?;
         Ok(Response::new(v1::DrainJobResponse {}))
+    }
+
+    async fn pause_job(
+        &self,
+        _: Request<v1::PauseJobRequest>,
+    ) -> Result<Response<v1::PauseJobResponse>, Status> {
+        self.tell(Event::Hold).await?;
+        Ok(Response::new(v1::PauseJobResponse {}))
+    }
+
+    async fn resume_job(
+        &self,
+        _: Request<v1::ResumeJobRequest>,
+    ) -> Result<Response<v1::ResumeJobResponse>, Status> {
+        self.tell(Event::Resume).await?;
+        Ok(Response::new(v1::ResumeJobResponse {}))
+    }
+
+    async fn cancel_job(
+        &self,
+        _: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        self.tell(Event::Cancel).await?;
+        Ok(Response::new(v1::CancelJobResponse {}))
     }
 }
 
@@ -224,14 +251,18 @@ async fn forward(
             Ok(None) => return "the worker ended it".to_owned(),
             Err(status) => return status.to_string(),
         };
-        let token = heartbeat.token.map(Into::into);
+        let (leaving, sequence) = (heartbeat.leaving, heartbeat.sequence);
         let events: Result<Vec<_>, _> = heartbeat.events.into_iter().map(wire::rank_event).collect();
         let events = match events {
             Ok(events) => events,
             Err(error) => return error.to_string(),
         };
-        let event = Event::Heartbeat { session, token, events };
-        if inbox.send(Input::Event(event)).await.is_err() {
+        let event = Event::Heartbeat { session, leaving, events };
+        let mut heard = inbox.send(Input::Event(event)).await.is_ok();
+        if heard && sequence > 0 {
+            heard = inbox.send(Input::Acknowledge { session, sequence }).await.is_ok();
+        }
+        if !heard {
             return "the coordinator is leaving".to_owned();
         }
     }

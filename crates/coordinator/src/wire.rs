@@ -5,7 +5,8 @@
 
 use crate::config::JobFacts;
 use mcl_coordinator_core::{
-    FailureKind, Hello, LaneReport, RankEvent, RankSaid, Status, StepReport, ToWorker,
+    FailureKind, Hello, Holding, LaneReport, Origin, ProcessId, RankEvent, RankPost, RankProcess, RankSaid,
+    Status, StepReport, ToWorker,
 };
 use mcl_plan::EpochPlan;
 use mcl_plan::ledger::{LaneRecord, SampleHash, SampleRecord};
@@ -24,7 +25,21 @@ pub(crate) fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
         devices: hello.devices,
         advertise: hello.advertise,
         highest: hello.highest.map(FencingToken::from).unwrap_or_default(),
+        processes: hello.processes.into_iter().map(rank_process).collect(),
+        leaving: hello.leaving,
     })
+}
+
+fn rank_process(process: v1::RankProcess) -> RankProcess {
+    RankProcess {
+        device: process.device,
+        process: ProcessId(process.process),
+        // A name that could not be a run's is no run of ours.
+        run_id: mcl_proto::run_id(&process.run_id).ok(),
+        prepared: process.prepared,
+        generation: Generation::new(process.generation),
+        holds_state: process.holds_state,
+    }
 }
 
 /// A rank's event.
@@ -33,7 +48,28 @@ pub(crate) fn rank_event(event: v1::RankEvent) -> Result<RankEvent, WireError> {
     let generation = mcl_proto::token(event.token)?.generation;
     let rank = Rank::new(event.rank);
     let said = match event.event.ok_or(WireError::Missing { field: "event" })? {
-        Event::Ready(ready) => RankSaid::Ready { store_address: ready.store_address },
+        Event::Spawned(_) => RankSaid::Spawned,
+        Event::Prepared(_) => RankSaid::Prepared,
+        Event::Ready(ready) => {
+            let holding = Holding {
+                applied: ready.applied,
+                trained_in: Generation::new(ready.trained_in),
+                recorded_from: ready.recorded_from,
+            };
+            RankSaid::Ready { store_address: ready.store_address, holding }
+        }
+        Event::Paused(paused) => RankSaid::Paused { step: paused.step },
+        Event::Broken(broken) => {
+            RankSaid::Broken { message: broken.message, step: broken.step, activity: broken.activity }
+        }
+        Event::Recounted(recounted) => {
+            RankSaid::Recounted(recounted.steps.into_iter().map(recounted_step).collect::<Result<_, _>>()?)
+        }
+        // Workers keep it to themselves.
+        Event::Alive(_) => {
+            let reason = "alive is between a rank and its worker".to_owned();
+            return Err(WireError::Malformed { field: "event", reason });
+        }
         Event::Training(training) => RankSaid::Training { next_step: training.next_step },
         Event::Step(report) => RankSaid::Step(step_report(report)?),
         Event::Staged(staged) => RankSaid::Staged { step: staged.step, slices: staged.slices },
@@ -49,7 +85,12 @@ pub(crate) fn rank_event(event: v1::RankEvent) -> Result<RankEvent, WireError> {
         }
         Event::Exited(exited) => RankSaid::Exited { status: exited.status, last_words: exited.last_words },
     };
-    Ok(RankEvent { generation, rank, said })
+    Ok(RankEvent { generation, rank, device: event.device, process: ProcessId(event.process), said })
+}
+
+fn recounted_step(step: v1::RecountedStep) -> Result<(Generation, StepReport), WireError> {
+    let report = step.report.ok_or(WireError::Missing { field: "report" })?;
+    Ok((Generation::new(step.generation), step_report(report)?))
 }
 
 fn step_report(report: v1::StepReport) -> Result<StepReport, WireError> {
@@ -63,6 +104,9 @@ fn step_report(report: v1::StepReport) -> Result<StepReport, WireError> {
         skipped: report.skipped,
         step_seconds: report.step_seconds,
         data_wait_seconds: report.data_wait_seconds,
+        forward_seconds: report.forward_seconds,
+        backward_seconds: report.backward_seconds,
+        collective_seconds: report.collective_seconds,
     })
 }
 
@@ -108,16 +152,31 @@ impl Context<'_> {
                 heartbeat_interval_ms: self.heartbeat_interval_ms,
                 lost_after_ms: self.lost_after_ms,
             }),
-            ToWorker::Assign { generation, world, resume, ranks } => Message::Assign(v1::Assign {
+            ToWorker::Prepare => Message::Prepare(v1::Prepare { configure: Some(self.configure()) }),
+            ToWorker::Assign { generation, world, committed, ranks } => Message::Assign(v1::Assign {
                 token: self.token(generation),
-                ranks: ranks
-                    .into_iter()
-                    .map(|post| self.configure(generation, world, resume, post.rank, post.device))
-                    .collect(),
+                posts: ranks.into_iter().map(|post| self.post(generation, world, committed, post)).collect(),
             }),
-            ToWorker::Start { generation, store_address } => {
-                let start = v1::Start { token: self.token(generation), store_address };
+            ToWorker::Start { generation, store_address, first, origin } => {
+                let origin = match origin {
+                    Origin::Rank(rank) => v1::start::Origin::SourceRank(rank.get()),
+                    Origin::Checkpoint(step) => v1::start::Origin::CheckpointStep(step),
+                    Origin::Seed => v1::start::Origin::FromSeed(true),
+                };
+                let token = self.token(generation);
+                let start = v1::Start { token, store_address, first_step: first, origin: Some(origin) };
                 self.relay(generation, None, Command::Start(start))
+            }
+            ToWorker::Recount { generation, rank, steps } => {
+                let (first_step, end_step) = (steps.start, steps.end);
+                let recount = v1::Recount { token: self.token(generation), first_step, end_step };
+                self.relay(generation, Some(rank), Command::Recount(recount))
+            }
+            ToWorker::Break { generation, reason } => {
+                self.relay(generation, None, Command::Break(v1::Break { token: self.token(generation), reason }))
+            }
+            ToWorker::Pause { generation } => {
+                self.relay(generation, None, Command::Pause(v1::Pause { token: self.token(generation) }))
             }
             ToWorker::Grant { generation, rank, epoch, steps, lanes } => {
                 let lanes = lanes.map(|lane| self.slices(Lane::new(lane))).collect();
@@ -134,8 +193,8 @@ impl Context<'_> {
             ToWorker::Drain { generation } => {
                 self.relay(generation, None, Command::Drain(v1::Drain { token: self.token(generation) }))
             }
-            ToWorker::Stop { generation, reason } => {
-                self.relay(generation, None, Command::Stop(v1::Stop { reason }))
+            ToWorker::Stop { generation, rank, reason } => {
+                self.relay(generation, Some(rank), Command::Stop(v1::Stop { reason }))
             }
             ToWorker::Refused { reason } => Message::Refused(v1::Refused { reason }),
             ToWorker::Dismiss { reason, leave } => Message::Dismiss(v1::Dismiss { reason, leave }),
@@ -160,28 +219,28 @@ impl Context<'_> {
         })
     }
 
-    fn configure(
-        &self,
-        generation: Generation,
-        world_size: u32,
-        resume_step: Option<u64>,
-        rank: Rank,
-        device: String,
-    ) -> v1::Configure {
+    fn configure(&self) -> v1::Configure {
         let plan = self.facts.map(|f| &f.plan);
         v1::Configure {
-            token: self.token(generation),
-            rank: rank.get(),
-            world_size,
             run_id: self.run_id.to_owned(),
             job_toml: self.facts.map(|f| f.job_toml.clone()).unwrap_or_default(),
             dataset_digest: plan.map(|p| p.dataset_digest.to_string()).unwrap_or_default(),
             dataset_len: plan.map_or(0, |p| p.dataset_len),
-            resume_step,
             checkpoint_url: self.checkpoint_url.to_owned(),
             advertise: self.advertise.to_owned(),
-            device,
+            device: String::new(),
+            lost_after_ms: self.lost_after_ms,
         }
+    }
+
+    fn post(&self, generation: Generation, world: u32, committed: u64, post: RankPost) -> v1::Post {
+        let join = v1::Join {
+            token: self.token(generation),
+            rank: post.rank.get(),
+            world_size: world,
+            committed,
+        };
+        v1::Post { device: post.device, process: post.process.0, join: Some(join) }
     }
 
     fn slices(&self, lane: Lane) -> v1::LaneSlices {
@@ -224,5 +283,21 @@ pub(crate) fn status(status: Status) -> v1::GetStatusResponse {
         images_per_second: last.as_ref().map_or(0.0, |l| l.images_per_s),
         last_checkpoint: status.last_checkpoint,
         data_wait_share: status.data_wait_share,
+        ranks: status
+            .ranks
+            .into_iter()
+            .map(|r| v1::RankStatus {
+                rank: r.rank.get(),
+                worker: r.worker.as_str().to_owned(),
+                device: r.device,
+                step_seconds: r.step_seconds,
+                data_wait_seconds: r.data_wait_seconds,
+                forward_seconds: r.forward_seconds,
+                backward_seconds: r.backward_seconds,
+                collective_seconds: r.collective_seconds,
+                straggler: r.straggler,
+                last_step: r.last_step,
+            })
+            .collect(),
     }
 }

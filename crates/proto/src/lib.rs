@@ -7,7 +7,7 @@
 use mcl_types::{Digest, FencingToken, Generation, RunId, Term};
 
 /// Version of the protocol; a worker and a coordinator that differ refuse each other by name.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Largest gRPC message either side accepts: a heartbeat after an outage is the largest one.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

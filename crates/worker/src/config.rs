@@ -10,7 +10,7 @@ pub struct WorkerConfig {
     pub name: String,
     /// Where the coordinator is, such as `http://10.0.0.1:7070`; without a scheme, `http` is meant.
     pub coordinator_url: String,
-    /// "cpu" or "cuda:N", one rank slot each.
+    /// "cpu", "cpu:N" (a further CPU slot) or "cuda:N": one rank process each, so each name once.
     pub devices: Vec<String>,
     /// The `mcl-rank` binary.
     pub rank_program: PathBuf,
@@ -31,6 +31,16 @@ pub struct WorkerConfig {
 impl WorkerConfig {
     /// Patience with a coordinator that is started at the same time as its workers.
     pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+}
+
+/// How a worker is asked to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// Where ranks train and a coordinator listens: it is told, and everything runs on until it dismisses this
+    /// worker, at a step boundary. Otherwise as [`Farewell::Now`].
+    Drain,
+    /// Ranks are stopped, whatever they do.
+    Now,
 }
 
 /// How a worker ended, where nothing went wrong.

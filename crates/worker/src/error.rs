@@ -21,6 +21,17 @@ pub enum WorkerError {
         /// The worker.
         worker: String,
     },
+    /// Two processes would share a device.
+    #[error(
+        "worker `{worker}` was given device `{device}` twice: expected each once (further CPU slots are `cpu:1`, \
+         `cpu:2`, ...)"
+    )]
+    SameDevice {
+        /// The worker.
+        worker: String,
+        /// The device.
+        device: String,
+    },
     /// The rank program is not there.
     #[error(
         "rank program {} cannot be used: {reason}; it is built beside `mcl` (see the project's setup), or \

@@ -1,10 +1,11 @@
 //! What happens to a worker, and what it wants done.
 
+use crate::Farewell;
 use mcl_proto::v1::{Configure, Hello, RankCommand, RankEvent, SessionRequest, SessionResponse};
 use mcl_types::FencingToken;
 use std::time::Duration;
 
-/// One rank process of this worker's life; never used twice.
+/// One rank process; never used twice for a worker's name, also not by a later life of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ProcessId(pub u64);
 
@@ -25,14 +26,16 @@ pub(crate) enum Event {
     RankGarbled { process: ProcessId, what: String },
     /// A rank has not taken its commands for too long.
     RankDeaf { process: ProcessId, waiting: usize },
+    /// A rank's process runs, its configuration is on its way.
+    Started { process: ProcessId },
     /// A rank could not be started.
     NotStarted { process: ProcessId, reason: String },
     /// A rank's process is gone, everything it wrote was read.
     Gone { process: ProcessId, exit: Exit },
     /// Time passed.
     Tick,
-    /// The worker is asked to stop.
-    Shutdown,
+    /// The worker is asked to leave.
+    Farewell(Farewell),
 }
 
 /// How a process ended.
@@ -54,7 +57,7 @@ pub(crate) enum Effect {
     Connect { attempt: Attempt, hello: Hello, after: Duration },
     /// Say something to the coordinator.
     Send(SessionRequest),
-    /// Start a rank process; the configuration is its first command.
+    /// Start a rank process; the configuration is its first command. Answered with `Started` or `NotStarted`.
     Spawn { process: ProcessId, configure: Box<Configure> },
     /// Give a rank a command.
     Command { process: ProcessId, command: RankCommand },

@@ -60,7 +60,7 @@ impl RankHandle {
 /// Starts `<program> train` and a task in `tasks` that supervises it.
 pub(crate) fn spawn(
     id: ProcessId,
-    rank: u32,
+    device: &str,
     program: &Path,
     env: &[(String, String)],
     tasks: &mut JoinSet<()>,
@@ -75,11 +75,11 @@ pub(crate) fn spawn(
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
-    tracing::info!(rank, pid = child.id(), "rank started");
+    tracing::info!(device, process = id.0, pid = child.id(), "rank started");
     let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
     let kill = Arc::new(Notify::new());
     let handle = RankHandle { commands, kill: Arc::clone(&kill) };
-    tasks.spawn(supervise(Supervised { child }, id, rank, queue, kill, events));
+    tasks.spawn(supervise(Supervised { child }, id, device.to_owned(), queue, kill, events));
     Ok(handle)
 }
 
@@ -108,7 +108,7 @@ impl Drop for Supervised {
 async fn supervise(
     mut process: Supervised,
     id: ProcessId,
-    rank: u32,
+    device: String,
     queue: mpsc::Receiver<RankCommand>,
     kill: Arc<Notify>,
     events: mpsc::Sender<Event>,
@@ -118,7 +118,7 @@ async fn supervise(
     let last_words = LastWords::default();
     let writing = feed(stdin, queue);
     let reading = async {
-        tokio::join!(listen(stdout, id, rank, &events), relay_lines(stderr, rank, &last_words));
+        tokio::join!(listen(stdout, id, &device, &events), relay_lines(stderr, &device, &last_words));
     };
     tokio::pin!(writing, reading);
     let (mut still_writing, mut still_reading) = (true, true);
@@ -131,7 +131,7 @@ async fn supervise(
         }
     };
     if still_reading && tokio::time::timeout(LINGER, &mut reading).await.is_err() {
-        tracing::warn!(rank, "the rank is gone, but a child of its own holds its pipes");
+        tracing::warn!(device, "the rank is gone, but a child of its own holds its pipes");
     }
     let exit = describe(status, last_words.text());
     // Nobody listens any more where the worker itself is leaving.
@@ -161,7 +161,7 @@ async fn feed(stdin: Option<ChildStdin>, mut queue: mpsc::Receiver<RankCommand>)
 }
 
 /// Reads events until the pipe ends. A frame that the rank's end has cut off is nobody's fault.
-async fn listen(stdout: Option<ChildStdout>, id: ProcessId, rank: u32, events: &mpsc::Sender<Event>) {
+async fn listen(stdout: Option<ChildStdout>, id: ProcessId, device: &str, events: &mpsc::Sender<Event>) {
     let Some(stdout) = stdout else { return };
     let mut stdout = BufReader::new(stdout);
     loop {
@@ -169,7 +169,7 @@ async fn listen(stdout: Option<ChildStdout>, id: ProcessId, rank: u32, events: &
             Ok(Some(event)) => Event::RankSaid { process: id, event },
             Ok(None) => return,
             Err(error @ (FrameError::Io(_) | FrameError::Truncated { .. })) => {
-                return tracing::debug!(rank, %error, "the rank's stdout ended");
+                return tracing::debug!(device, %error, "the rank's stdout ended");
             }
             Err(error) => Event::RankGarbled { process: id, what: error.to_string() },
         };
@@ -181,7 +181,7 @@ async fn listen(stdout: Option<ChildStdout>, id: ProcessId, rank: u32, events: &
 }
 
 /// Forwards each line of stderr to the log and keeps the last ones.
-async fn relay_lines(stderr: Option<impl AsyncRead + Unpin>, rank: u32, last_words: &LastWords) {
+async fn relay_lines(stderr: Option<impl AsyncRead + Unpin>, device: &str, last_words: &LastWords) {
     let Some(stderr) = stderr else { return };
     let mut stderr = BufReader::new(stderr);
     let mut bytes = Vec::new();
@@ -193,7 +193,7 @@ async fn relay_lines(stderr: Option<impl AsyncRead + Unpin>, rank: u32, last_wor
         }
         let line = String::from_utf8_lossy(&bytes);
         let line = line.trim_end();
-        tracing::info!(target: "rank", rank, line);
+        tracing::info!(target: "rank", device, line);
         last_words.push(line);
     }
 }

@@ -1,84 +1,225 @@
-//! The part of the decisions that is about rank processes: their words, their ends.
+//! The part of the decisions that is about rank processes: their words, their silence, their ends.
+//!
+//! Invariants: what a process says is told as said in a generation that it was told to join, by whom it is:
+//! device, process and rank are never taken from its words. A process that has spoken and then says nothing for
+//! as long as its configuration allows is killed, and its end says what it was doing.
 
 use crate::event::{Effect, Exit, ProcessId};
-use crate::state::{GRACE, Process, State};
+use crate::state::{GRACE, State};
 use mcl_proto::v1::{
-    Configure, Exited, Failed, FailureKind, RankCommand, RankEvent, Stop, rank_command::Command,
-    rank_event::Event as Said,
+    Alive, Configure, Exited, Failed, FailureKind, Prepared, RankCommand, RankEvent, Spawned, Stop,
+    rank_command::Command, rank_event::Event as Said,
 };
+use mcl_types::{FencingToken, Generation};
+use std::time::Duration;
 
-impl State {
-    /// A rank of the current generation is believed; of an older one only that it failed is of interest.
-    pub(crate) fn rank_said(&mut self, id: ProcessId, event: RankEvent) {
-        let Some(process) = self.processes.get(&id) else { return };
-        let current = self.current == Some(process.token);
-        match event.event {
-            None | Some(Said::Exited(_)) => {
-                let what = "expected an event, found an empty one or one that only a worker may send";
-                self.condemn(id, format!("its stdout is unreadable: {what}"));
-            }
-            Some(said) if current || matches!(said, Said::Failed(_)) => self.report(id, said),
-            Some(_) => {}
+/// Memberships that a process is believed to still speak of. An event is late by one generation, or a few where
+/// they follow each other fast.
+const MEMBERSHIPS: usize = 16;
+/// Lateness of the worker itself from which on it does not hold the time against its processes.
+pub(crate) const HELD_UP: Duration = Duration::from_millis(200);
+
+/// A rank of a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Membership {
+    pub token: FencingToken,
+    pub rank: u32,
+}
+
+/// A rank process that is not known to be gone.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub device: String,
+    pub run_id: String,
+    /// Number of the job whose it is, see [`crate::standing`].
+    pub job: u64,
+    /// When it was started.
+    pub since: Duration,
+    pub prepared: bool,
+    /// It has trained since it was started.
+    pub holds_state: bool,
+    /// What it was told to join, oldest first.
+    memberships: Vec<Membership>,
+    /// Silence after which it is killed.
+    patience: Option<Duration>,
+    /// When it spoke last.
+    heard: Option<Duration>,
+    /// What it said last of what it does.
+    doing: Option<Alive>,
+    /// When patience with its leaving ends.
+    pub kill_at: Option<Duration>,
+    pub killed: bool,
+    /// Why its worker killed it, where that says more than how it ended.
+    cause: Option<String>,
+}
+
+impl Process {
+    pub fn new(configure: &Configure, job: u64, now: Duration) -> Self {
+        Self {
+            device: configure.device.clone(),
+            run_id: configure.run_id.clone(),
+            job,
+            since: now,
+            prepared: false,
+            holds_state: false,
+            memberships: Vec::new(),
+            patience: (configure.lost_after_ms > 0).then(|| Duration::from_millis(configure.lost_after_ms)),
+            heard: None,
+            doing: None,
+            kill_at: None,
+            killed: false,
+            cause: None,
         }
     }
 
-    /// Stamps an event with what the process was started as, whatever it says of itself.
-    fn report(&mut self, id: ProcessId, said: Said) {
+    /// What it was told to join last.
+    pub fn membership(&self) -> Option<Membership> {
+        self.memberships.last().copied()
+    }
+
+    pub fn is_member_of(&self, generation: Generation) -> bool {
+        self.membership().is_some_and(|m| m.token.generation == generation)
+    }
+
+    /// Whether it was neither asked nor made to end.
+    pub const fn stays(&self) -> bool {
+        !self.killed && self.kill_at.is_none()
+    }
+
+    pub fn join(&mut self, membership: Membership) {
+        if self.memberships.len() == MEMBERSHIPS {
+            self.memberships.remove(0);
+        }
+        self.memberships.push(membership);
+    }
+
+    /// The membership that it speaks of: the one it names, as it may not have heard of the last one yet.
+    fn speaks_as(&self, named: Option<FencingToken>) -> Option<Membership> {
+        // A later term may have continued the generation that it joined.
+        let meant =
+            |m: &&Membership, t: FencingToken| m.token.generation == t.generation && m.token.term <= t.term;
+        let named = named.and_then(|t| self.memberships.iter().rev().find(|m| meant(m, t)));
+        named.copied().or_else(|| self.membership())
+    }
+
+    /// When its silence ends patience; that of one that was told to end is limited anyhow.
+    fn silent_at(&self) -> Option<Duration> {
+        let (heard, patience) = (self.heard?, self.patience?);
+        self.stays().then(|| heard + patience)
+    }
+
+    /// When it is to be killed, if nothing else happens.
+    pub fn ends_at(&self) -> Option<Duration> {
+        if self.killed { None } else { self.kill_at.or_else(|| self.silent_at()) }
+    }
+
+    fn silence(&self, now: Duration) -> String {
+        let silent = now.saturating_sub(self.heard.unwrap_or(now)).as_secs_f64();
+        let doing = match &self.doing {
+            Some(Alive { step: Some(step), activity, seconds }) => {
+                format!(" in step {step} ({activity} for {seconds:.1} s)")
+            }
+            Some(Alive { step: None, activity, seconds }) => format!(" ({activity} for {seconds:.1} s)"),
+            None => String::new(),
+        };
+        format!("silent for {silent:.1} s{doing}: killed")
+    }
+}
+
+impl State {
+    pub(crate) fn rank_said(&mut self, id: ProcessId, event: RankEvent) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        process.heard = Some(self.now);
+        match event.event {
+            None | Some(Said::Exited(_) | Said::Spawned(_)) => {
+                let what = "expected an event, found an empty one or one that only a worker may send";
+                self.condemn(id, format!("its stdout is unreadable: {what}"));
+            }
+            Some(Said::Alive(alive)) => process.doing = Some(alive),
+            Some(said) => {
+                process.holds_state |= matches!(said, Said::Training(_) | Said::Step(_));
+                if matches!(said, Said::Failed(_)) {
+                    // Its last word. The coordinator counts on it no longer, so its device must not stay taken.
+                    process.kill_at.get_or_insert(self.now + GRACE);
+                }
+                if said == Said::Prepared(Prepared {}) {
+                    process.prepared = true;
+                    self.standing.prepared(process);
+                }
+                self.report(id, event.token.map(Into::into), said);
+            }
+        }
+    }
+
+    /// Passes on what a process said, or is said of it, in the generation `named` or else its last one.
+    fn report(&mut self, id: ProcessId, named: Option<FencingToken>, said: Said) {
         let Some(process) = self.processes.get(&id) else { return };
-        let (token, rank) = (Some(process.token.into()), process.rank);
-        self.outbox.push(RankEvent { token, rank, event: Some(said) }, self.now);
+        let none = Membership { token: self.outside(), rank: 0 };
+        let membership = process.speaks_as(named).unwrap_or(none);
+        let device = process.device.clone();
+        self.tell(membership, device, id, said);
+    }
+
+    pub(crate) fn tell(&mut self, membership: Membership, device: String, process: ProcessId, said: Said) {
+        let Membership { token, rank } = membership;
+        let token = Some(token.into());
+        self.outbox.push(RankEvent { token, rank, event: Some(said), device, process: process.0 }, self.now);
     }
 
     fn report_failed(&mut self, id: ProcessId, message: String) {
-        let failed = Failed { kind: FailureKind::Other.into(), message, step: None };
-        self.report(id, Said::Failed(failed));
+        self.report(id, None, failed(message));
     }
 
     /// A rank that cannot be worked with: its failure is reported, and it is killed.
     pub(crate) fn condemn(&mut self, id: ProcessId, why: String) {
         let Some(process) = self.processes.get(&id).filter(|p| !p.killed) else { return };
-        tracing::error!(rank = process.rank, %why, "rank killed");
+        tracing::error!(device = process.device, process = id.0, %why, "rank killed");
         self.report_failed(id, format!("killed by its worker: {why}"));
         self.kill(id);
     }
 
+    pub(crate) fn started(&mut self, id: ProcessId) {
+        self.report(id, None, Said::Spawned(Spawned {}));
+    }
+
     pub(crate) fn not_started(&mut self, id: ProcessId, reason: String) {
-        let Some(process) = self.processes.get(&id) else { return };
-        tracing::error!(rank = process.rank, %reason, "rank not started");
         self.report_failed(id, format!("the rank could not be started: {reason}"));
-        self.processes.remove(&id);
+        let Some(process) = self.processes.remove(&id) else { return };
+        tracing::error!(device = process.device, process = id.0, %reason, "rank not started");
+        self.standing.ended(&process, self.now);
     }
 
     pub(crate) fn gone(&mut self, id: ProcessId, exit: Exit) {
-        let Some(process) = self.processes.get(&id) else { return };
-        tracing::info!(rank = process.rank, token = %process.token, status = %exit.status, "rank gone");
-        if self.current == Some(process.token) {
-            let Exit { status, by_signal, last_words } = exit;
-            self.report(id, Said::Exited(Exited { status, by_signal, last_words }));
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Exit { status, by_signal, last_words } = exit;
+        let status = process.cause.take().unwrap_or(status);
+        tracing::info!(device = process.device, process = id.0, %status, "rank gone");
+        self.report(id, None, Said::Exited(Exited { status, by_signal, last_words }));
+        if let Some(process) = self.processes.remove(&id) {
+            self.standing.ended(&process, self.now);
         }
-        self.processes.remove(&id);
     }
 
-    /// The running ranks of the current generation, or the one named.
-    pub(crate) fn current_ranks(&self, rank: Option<u32>) -> Vec<ProcessId> {
-        self.processes
-            .iter()
-            .filter(|(_, p)| self.current == Some(p.token) && rank.is_none_or(|r| r == p.rank))
-            .map(|(id, _)| *id)
-            .collect()
+    /// The processes that joined this generation last, or the one that is `rank` of it.
+    pub(crate) fn members(&self, generation: Generation, rank: Option<u32>) -> Vec<ProcessId> {
+        let wanted = |m: Membership| m.token.generation == generation && rank.is_none_or(|r| r == m.rank);
+        self.processes.iter().filter(|(_, p)| p.membership().is_some_and(wanted)).map(|(id, _)| *id).collect()
     }
 
-    /// Asks ranks to leave, with a limit to patience; those not started yet never are.
-    pub(crate) fn stop(&mut self, rank: Option<u32>, reason: &str) {
-        self.waiting.retain(|c| rank.is_some_and(|r| r != c.rank));
-        let stop = Command::Stop(Stop { reason: reason.to_owned() });
-        for process in self.current_ranks(rank) {
-            let command = RankCommand { command: Some(stop.clone()) };
-            self.out.push(Effect::Command { process, command });
-            if let Some(p) = self.processes.get_mut(&process) {
+    /// Asks processes to leave, with a limit to patience.
+    pub(crate) fn stop(&mut self, ids: Vec<ProcessId>, reason: &str) {
+        for process in ids {
+            if let Some(p) = self.processes.get_mut(&process).filter(|p| !p.killed) {
                 p.kill_at.get_or_insert(self.now + GRACE);
+                let stop = Command::Stop(Stop { reason: reason.to_owned() });
+                self.out.push(Effect::Command { process, command: RankCommand { command: Some(stop) } });
             }
         }
+    }
+
+    pub(crate) fn stop_all(&mut self, reason: &str) {
+        let ids = self.processes.keys().copied().collect();
+        self.stop(ids, reason);
     }
 
     pub(crate) fn kill_all(&mut self) {
@@ -93,34 +234,35 @@ impl State {
         }
     }
 
-    /// Who was asked to leave and did not is killed.
-    pub(crate) fn end_of_patience(&mut self) {
-        let late = |p: &&Process| p.kill_at.is_some_and(|at| at <= self.now);
+    /// Who was asked to leave and did not is killed, and who is silent for too long.
+    pub(crate) fn kill_overdue(&mut self) {
+        let now = self.now;
+        let late = |p: &Process| p.ends_at().is_some_and(|at| at <= now);
         let ids: Vec<ProcessId> = self.processes.iter().filter(|(_, p)| late(p)).map(|(id, _)| *id).collect();
-        ids.into_iter().for_each(|id| self.kill(id));
+        for id in ids {
+            if let Some(process) = self.processes.get_mut(&id).filter(|p| p.kill_at.is_none()) {
+                let cause = process.silence(now);
+                tracing::error!(device = process.device, process = id.0, %cause, "rank lost");
+                process.cause = Some(cause);
+            }
+            self.kill(id);
+        }
     }
 
-    /// Starts the ranks of the current generation once every older one is gone.
-    pub(crate) fn start_waiting(&mut self) {
-        let Some(token) = self.current else { return };
-        if self.processes.values().any(|p| p.token != token) {
+    /// A worker that was itself held up (stopped, starved, waiting for its disk) has not listened: the time since
+    /// its last event is nobody's silence.
+    pub(crate) fn excuse_silence(&mut self, now: Duration) {
+        let due = self.deadline().unwrap_or(now).max(self.now);
+        if now.saturating_sub(due) < HELD_UP {
             return;
         }
-        for configure in std::mem::take(&mut self.waiting) {
-            let id = ProcessId(self.next_process);
-            self.next_process += 1;
-            let rank = configure.rank;
-            self.processes.insert(id, Process { rank, token, kill_at: None, killed: false });
-            match self.objection(&configure) {
-                Some(reason) => self.not_started(id, reason),
-                None => self.out.push(Effect::Spawn { process: id, configure: Box::new(configure) }),
-            }
-        }
+        let deaf = now.saturating_sub(self.now);
+        tracing::warn!(?deaf, "this worker was held up");
+        self.processes.values_mut().filter_map(|p| p.heard.as_mut()).for_each(|heard| *heard += deaf);
     }
+}
 
-    fn objection(&self, configure: &Configure) -> Option<String> {
-        let (device, ours) = (&configure.device, &self.identity.hello.devices);
-        (!ours.contains(device))
-            .then(|| format!("it was assigned device `{device}`, this worker offers {}", ours.join(", ")))
-    }
+/// A failure after which starting again may help.
+pub(crate) fn failed(message: String) -> Said {
+    Said::Failed(Failed { kind: FailureKind::Other.into(), message, step: None })
 }

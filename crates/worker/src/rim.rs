@@ -7,12 +7,12 @@ use crate::event::{Attempt, Effect, Ending, Event, ProcessId};
 use crate::fence::Fence;
 use crate::process::{self, RankHandle};
 use crate::state::{Identity, State};
-use crate::{WorkerConfig, WorkerError, WorkerOutcome, link};
+use crate::{Farewell, WorkerConfig, WorkerError, WorkerOutcome, link};
 use mcl_proto::v1::{Configure, Hello, RankCommand, SessionRequest, rank_command};
 use mcl_types::FencingToken;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -23,20 +23,20 @@ const EVENTS: usize = 1024;
 /// How long the last words may take to reach the coordinator.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// Runs a worker until it is dismissed, refused or told to stop.
+/// Runs a worker until it is dismissed, refused or told to leave.
 ///
 /// # Errors
 /// When its configuration cannot work, nobody answers at the start, the coordinator refuses it, or the
 /// highest token cannot be kept.
 pub async fn run(
     mut config: WorkerConfig,
-    shutdown: impl Future<Output = ()>,
+    shutdown: impl Future<Output = Farewell>,
 ) -> Result<WorkerOutcome, WorkerError> {
     config.rank_program = check(&config)?;
     let fence = Fence::new(config.state_dir.as_deref(), &config.name);
     let highest = fence.load()?;
     let endpoint = link::endpoint(&config.coordinator_url)?;
-    let (mut state, effects) = State::new(Identity::new(&config), highest);
+    let (mut state, effects) = State::new(Identity::new(&config), highest, first_process());
     let (sender, mut events) = mpsc::channel(EVENTS);
     let mut rim = Rim {
         config,
@@ -55,11 +55,21 @@ pub async fn run(
     rim.outcome(ended?)
 }
 
+/// Microseconds of the wall clock: above every number of an earlier life, which did not start a process each.
+fn first_process() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or_default()
+}
+
 /// What would fail later on is said at once. The rank program's full path, so that a bare name means the file
 /// that was looked at and not one of the search path.
 fn check(config: &WorkerConfig) -> Result<PathBuf, WorkerError> {
     if config.devices.is_empty() {
         return Err(WorkerError::NoDevice { worker: config.name.clone() });
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(device) = config.devices.iter().find(|d| !seen.insert(*d)) {
+        return Err(WorkerError::SameDevice { worker: config.name.clone(), device: device.clone() });
     }
     let path = &config.rank_program;
     let reason = match std::fs::canonicalize(path) {
@@ -93,7 +103,7 @@ impl Rim {
         state: &mut State,
         effects: Vec<Effect>,
         events: &mut mpsc::Receiver<Event>,
-        shutdown: impl Future<Output = ()>,
+        shutdown: impl Future<Output = Farewell>,
     ) -> Result<Ending, WorkerError> {
         let start = Instant::now();
         tokio::pin!(shutdown);
@@ -104,9 +114,9 @@ impl Rim {
         loop {
             let deadline = state.deadline();
             let event = tokio::select! {
-                () = &mut shutdown, if !asked => {
+                farewell = &mut shutdown, if !asked => {
                     asked = true;
-                    Event::Shutdown
+                    Event::Farewell(farewell)
                 }
                 Some(event) = events.recv() => event,
                 Some(_) = self.tasks.join_next() => continue,
@@ -122,7 +132,7 @@ impl Rim {
         }
     }
 
-    /// Performs effects, and those of what goes wrong with them.
+    /// Performs effects, and those of what follows from them at once.
     async fn perform(
         &mut self,
         state: &mut State,
@@ -131,7 +141,7 @@ impl Rim {
     ) -> Result<Option<Ending>, WorkerError> {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
-            let trouble = match effect {
+            let follows = match effect {
                 Effect::Leave(ending) => return Ok(Some(ending)),
                 Effect::Persist(token) => {
                     self.persist(token).await?;
@@ -142,7 +152,7 @@ impl Rim {
                     None
                 }
                 Effect::Send(message) => self.send(message),
-                Effect::Spawn { process, configure } => self.spawn(process, *configure),
+                Effect::Spawn { process, configure } => Some(self.spawn(process, *configure)),
                 Effect::Command { process, command } => self.command(process, command),
                 Effect::Kill(process) => {
                     if let Some(rank) = self.ranks.get(&process) {
@@ -151,7 +161,7 @@ impl Rim {
                     None
                 }
             };
-            if let Some(event) = trouble {
+            if let Some(event) = follows {
                 effects.extend(state.apply(event, start.elapsed()));
             }
         }
@@ -186,18 +196,20 @@ impl Rim {
         }
     }
 
-    fn spawn(&mut self, id: ProcessId, configure: Configure) -> Option<Event> {
+    fn spawn(&mut self, id: ProcessId, configure: Configure) -> Event {
         let (program, env) = (&self.config.rank_program, &self.config.rank_env);
-        let spawned = process::spawn(id, configure.rank, program, env, &mut self.tasks, self.events.clone());
-        match spawned {
+        let events = self.events.clone();
+        match process::spawn(id, &configure.device, program, env, &mut self.tasks, events) {
             Ok(handle) => {
-                self.ranks.insert(id, handle);
                 let command = Some(rank_command::Command::Configure(configure));
-                self.command(id, RankCommand { command })
+                // The first command of an empty queue.
+                let _ = handle.command(RankCommand { command });
+                self.ranks.insert(id, handle);
+                Event::Started { process: id }
             }
             Err(error) => {
                 let reason = format!("{}: {error}; check that it can be executed", program.display());
-                Some(Event::NotStarted { process: id, reason })
+                Event::NotStarted { process: id, reason }
             }
         }
     }

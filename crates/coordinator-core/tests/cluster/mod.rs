@@ -9,12 +9,14 @@ pub mod story;
 pub use machine::Machine;
 
 use mcl_coordinator_core::{
-    DrainFor, Effect, Event, GenerationRecord, JobSpec, Outcome, Persisted, Recovered, RecoveredJob,
-    SessionId, Settings, Started, State, ToWorker, invariants, step,
+    DrainFor, Effect, Event, GenerationRecord, JobSpec, LaneReport, Origin, Outcome, Persisted, Recovered,
+    RecoveredJob, SessionId, Settings, Started, State, StepReport, ToWorker, invariants, step,
 };
 use mcl_plan::Schedule;
-use mcl_types::{Digest, Generation, RunId, Term, WorkerName};
+use mcl_plan::ledger::{LaneRecord, SampleHash, SampleRecord};
+use mcl_types::{Digest, Generation, Lane, RunId, SampleIndex, Term, WorkerName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 pub const CHECKPOINT_EVERY: u64 = 5;
@@ -25,9 +27,12 @@ pub struct Journal {
     pub term: u64,
     pub last_generation: Generation,
     pub spec: Option<JobSpec>,
-    pub live: Option<GenerationRecord>,
-    pub started: Option<String>,
+    /// Formed and not ended.
+    pub formed: Option<GenerationRecord>,
+    pub started: Option<Started>,
+    pub live: bool,
     pub drain: Option<DrainFor>,
+    pub held: bool,
     pub last_checkpoint: Option<u64>,
     pub outcome: Option<Outcome>,
 }
@@ -40,10 +45,14 @@ pub struct Fabric {
     /// Steps applied by each rank.
     pub applied: BTreeMap<u32, u64>,
     pub started: BTreeSet<u32>,
+    /// The state that all begin with, once who gives it has started.
+    pub state: Option<Vec<Generation>>,
+    /// Ranks that hold it.
+    pub levelled: BTreeSet<u32>,
     /// A rank is gone: every other one's next collective fails.
     pub broken: bool,
-    /// The boundary at which all stop.
-    pub drain_at: Option<u64>,
+    /// The boundary at which all stop, and whether they stage a checkpoint there.
+    pub stop_at: Option<(u64, bool)>,
 }
 
 impl Fabric {
@@ -67,6 +76,9 @@ pub struct Cluster {
     pub damaged: BTreeSet<u64>,
     /// Slices stored: (step, generation) -> ranks.
     pub stored: BTreeMap<(u64, Generation), BTreeSet<u32>>,
+    /// What is in them, and in the visible ones.
+    pub staged_contents: BTreeMap<(u64, Generation), Vec<Generation>>,
+    pub contents: BTreeMap<u64, Vec<Generation>>,
     /// Checkpoint work that the service has not answered.
     pub service: VecDeque<Asked>,
     pub machines: BTreeMap<WorkerName, Machine>,
@@ -75,6 +87,8 @@ pub struct Cluster {
     pub sessions: u64,
     pub spec: JobSpec,
     pub warnings: Vec<String>,
+    /// Where the state of each started generation came from.
+    pub origins: Vec<Origin>,
     pub over: Option<Outcome>,
     pub answers: Vec<Result<u64, String>>,
 }
@@ -117,6 +131,8 @@ impl Cluster {
             visible: BTreeSet::new(),
             damaged: BTreeSet::new(),
             stored: BTreeMap::new(),
+            staged_contents: BTreeMap::new(),
+            contents: BTreeMap::new(),
             service: VecDeque::new(),
             machines: BTreeMap::new(),
             fabrics: BTreeMap::new(),
@@ -124,6 +140,7 @@ impl Cluster {
             sessions: 0,
             spec,
             warnings: Vec::new(),
+            origins: Vec::new(),
             over: None,
             answers: Vec::new(),
         }
@@ -171,7 +188,9 @@ impl Cluster {
             Effect::Close { session } => self.break_session(session),
             Effect::Commit { record, metrics } => {
                 assert_eq!(record.step.get(), self.ledger.len() as u64, "steps are committed in order, once");
-                assert_eq!(Some(record.generation), self.journal.live.as_ref().map(|l| l.generation));
+                // Recounted steps are those of the generation that was started last.
+                let started = self.journal.started.as_ref().map(|s| s.record.generation);
+                assert_eq!(Some(record.generation), started);
                 assert_eq!(metrics.step, record.step.get());
                 assert_eq!(record.lanes.len(), self.spec.lanes as usize);
                 self.ledger.push(record.generation.get());
@@ -211,34 +230,46 @@ impl Cluster {
                 journal.spec = Some(spec);
                 journal.outcome = None;
                 journal.drain = None;
+                journal.held = false;
                 self.over = None;
             }
             Persisted::Formed(record) => {
                 assert!(record.generation > journal.last_generation, "generations only grow");
-                assert!(journal.live.is_none(), "at most one generation is live");
+                assert!(journal.formed.is_none(), "at most one generation is live");
                 let world = u32::try_from(record.places.len()).unwrap();
                 let fabric = Fabric {
                     world,
-                    first: record.first,
-                    applied: (0..world).map(|r| (r, record.first)).collect(),
+                    first: 0,
+                    applied: BTreeMap::new(),
                     started: BTreeSet::new(),
+                    state: None,
+                    levelled: BTreeSet::new(),
                     broken: false,
-                    drain_at: None,
+                    stop_at: None,
                 };
                 self.fabrics.insert(record.generation, fabric);
                 journal.last_generation = record.generation;
-                journal.started = None;
-                journal.drain = journal.drain.filter(|d| *d == DrainFor::Stop);
-                journal.live = Some(record);
+                journal.formed = Some(record);
+                journal.live = false;
             }
-            Persisted::Started { generation, store_address } => {
-                assert_eq!(journal.live.as_ref().map(|l| l.generation), Some(generation));
-                journal.started = Some(store_address);
+            Persisted::Started(started) => {
+                assert_eq!(journal.formed.as_ref(), Some(&started.record));
+                let fabric = self.fabrics.get_mut(&started.record.generation).unwrap();
+                fabric.first = started.first;
+                fabric.applied = (0..fabric.world).map(|r| (r, started.first)).collect();
+                let behind = started.rolled_back.as_ref().map_or(started.first, |r| r.from.get());
+                assert_eq!(behind, self.ledger.len() as u64, "it begins where the ledger ends, or rolls back");
+                self.origins.push(started.origin);
+                journal.started = Some(started);
+                journal.live = true;
             }
             Persisted::Ended(generation) => {
-                assert_eq!(journal.live.take().map(|l| l.generation), Some(generation));
+                assert_eq!(journal.formed.take().map(|l| l.generation), Some(generation));
+                journal.live = false;
+                journal.drain = journal.drain.filter(|d| *d == DrainFor::Stop);
             }
-            Persisted::Drain(why) => journal.drain = Some(why),
+            Persisted::Held(held) => journal.held = held,
+            Persisted::Drain(why) => journal.drain = journal.drain.filter(|d| *d == DrainFor::Stop).or(Some(why)),
             Persisted::Checkpoint(step) => journal.last_checkpoint = Some(step),
             Persisted::Over(outcome) => journal.outcome = Some(outcome),
         }
@@ -253,8 +284,11 @@ impl Cluster {
             | ToWorker::Committed { generation, .. }
             | ToWorker::CheckpointCommitted { generation, .. }
             | ToWorker::Drain { generation }
+            | ToWorker::Pause { generation }
+            | ToWorker::Break { generation, .. }
+            | ToWorker::Recount { generation, .. }
             | ToWorker::Stop { generation, .. } => *generation,
-            ToWorker::Welcome | ToWorker::Refused { .. } | ToWorker::Dismiss { .. } => return,
+            ToWorker::Welcome | ToWorker::Prepare | ToWorker::Refused { .. } | ToWorker::Dismiss { .. } => return,
         };
         assert!(generation <= self.journal.last_generation, "{message:?} is ahead of the journal");
         if let ToWorker::Committed { step, .. } = message {
@@ -277,12 +311,20 @@ impl Cluster {
             Some(Asked::Commit { step, .. }) if refuse => {
                 self.apply(Event::CheckpointResult { step, result: Err("a slice is damaged".to_owned()) });
             }
-            Some(Asked::Commit { step, .. }) => {
-                self.visible.insert(step);
+            Some(Asked::Commit { step, generation }) => {
+                self.make_visible(step, generation);
                 self.apply(Event::CheckpointResult { step, result: Ok("digest".to_owned()) });
             }
             None => {}
         }
+    }
+
+    fn make_visible(&mut self, step: u64, generation: Generation) {
+        self.visible.insert(step);
+        let contents = self.staged_contents[&(step, generation)].clone();
+        let told: Vec<_> = self.ledger.iter().take(contents.len()).map(|g| Generation::new(*g)).collect();
+        assert_eq!(contents, told, "a checkpoint came about otherwise than the ledger says");
+        self.contents.insert(step, contents);
     }
 
     /// The newest checkpoint turns out damaged; not the last one, which nobody would read again.
@@ -292,9 +334,15 @@ impl Cluster {
         }
     }
 
-    /// What could not be read can be read again: the disk was only slow, say.
+    /// What could not be read can be read again: the disk was only slow, say. One whose steps have been taken
+    /// anew meanwhile has been replaced.
     pub fn mend(&mut self) {
-        self.visible.append(&mut self.damaged);
+        for step in std::mem::take(&mut self.damaged) {
+            let contents = &self.contents[&step];
+            if contents.iter().map(|g| g.get()).eq(self.ledger.iter().copied().take(contents.len())) {
+                self.visible.insert(step);
+            }
+        }
     }
 
     pub fn break_session(&mut self, session: SessionId) {
@@ -311,8 +359,8 @@ impl Cluster {
     /// that the service may have done what it was asked.
     pub fn restart_coordinator(&mut self, done: bool) {
         for asked in std::mem::take(&mut self.service) {
-            if let (Asked::Commit { step, .. }, true) = (asked, done) {
-                self.visible.insert(step);
+            if let (Asked::Commit { step, generation }, true) = (asked, done) {
+                self.make_visible(step, generation);
             }
         }
         self.down.clear();
@@ -325,16 +373,15 @@ impl Cluster {
         let job = journal.spec.map(|spec| RecoveredJob {
             spec,
             committed: self.ledger.len() as u64,
-            live: journal
-                .live
-                .zip(journal.started)
-                .map(|(record, store_address)| Started { record, store_address }),
+            started: journal.started,
+            live: journal.live,
             last_checkpoint: journal.last_checkpoint,
             drain: journal.drain,
+            held: journal.held,
             outcome: journal.outcome,
         });
-        if job.as_ref().is_some_and(|j| j.live.is_none()) {
-            self.journal.live = None;
+        if !self.journal.live {
+            self.journal.formed = None;
         }
         let recovered = Recovered { last_generation: journal.last_generation, job };
         let term = Term::new(journal.term);
@@ -386,5 +433,34 @@ impl Cluster {
             self.round();
         }
         panic!("step {committed} was not reached: {:?}", self.state.phase(self.now));
+    }
+}
+
+/// What a rank that carries these lanes reports of a step.
+pub fn report_of(spec: &JobSpec, lanes: Range<u32>, step: u64) -> StepReport {
+    let sample = |slot: u32| SampleRecord {
+        index: SampleIndex::new(step * 100 + u64::from(slot)),
+        id: String::new(),
+        hash: SampleHash::from_bytes([0; 16]),
+        replaces: None,
+        reason: None,
+    };
+    let lane = |lane: u32| LaneReport {
+        fed: LaneRecord { lane: Lane::new(lane), samples: (0..spec.images_per_lane).map(sample).collect() },
+        losses: vec![f64::from(lane), 1.0],
+    };
+    StepReport {
+        step,
+        epoch: spec.position(step).epoch.get(),
+        lanes: lanes.map(lane).collect(),
+        learning_rate: 0.1,
+        momentum: 0.99,
+        grad_norm: 1.0,
+        skipped: false,
+        step_seconds: 0.5,
+        data_wait_seconds: 0.1,
+        forward_seconds: 0.15,
+        backward_seconds: 0.2,
+        collective_seconds: 0.05,
     }
 }

@@ -1,7 +1,7 @@
 //! Words that stories are told with.
 
 use super::{Cluster, spec};
-use mcl_coordinator_core::{Event, JobSpec, Outcome, Phase, RankEvent, RankSaid, Settings};
+use mcl_coordinator_core::{Event, JobSpec, Outcome, Phase, ProcessId, RankEvent, RankSaid, Settings};
 use mcl_types::{Generation, Rank, WorkerName};
 use std::time::Duration;
 
@@ -37,10 +37,24 @@ pub fn phase(cluster: &Cluster) -> Phase {
     cluster.state.phase(cluster.now).0
 }
 
-/// The worker is heard by the coordinator without its ranks doing anything.
+/// The worker is heard by the coordinator without its processes doing anything.
 pub fn join(cluster: &mut Cluster, worker: &str) {
     cluster.connect(&name(worker));
     cluster.deliver_up(&name(worker), usize::MAX);
+}
+
+/// The worker hears everything, its processes do the next thing, the coordinator hears of it.
+pub fn turn(cluster: &mut Cluster, worker: &str) {
+    cluster.deliver_down(&name(worker), usize::MAX);
+    cluster.act(&name(worker));
+    cluster.beat(&name(worker));
+    cluster.deliver_up(&name(worker), usize::MAX);
+}
+
+/// The worker joins and its processes are prepared.
+pub fn come(cluster: &mut Cluster, worker: &str) {
+    join(cluster, worker);
+    turn(cluster, worker);
 }
 
 pub fn failed(cluster: &Cluster) -> String {
@@ -50,11 +64,16 @@ pub fn failed(cluster: &Cluster) -> String {
     }
 }
 
-pub fn rank_event(generation: u64, rank: u32, said: RankSaid) -> RankEvent {
-    RankEvent { generation: Generation::new(generation), rank: Rank::new(rank), said }
+/// As the process that is this rank would say it.
+pub fn rank_event(cluster: &Cluster, generation: u64, rank: u32, said: RankSaid) -> RankEvent {
+    let all = cluster.machines.values().flat_map(|m| &m.processes);
+    let found = all.clone().find(|(_, p)| p.joined.get() == generation && p.rank == rank);
+    let found = found.or_else(|| all.clone().find(|(_, p)| p.rank == rank));
+    let (device, process) = found.map_or((String::new(), ProcessId(0)), |(d, p)| (d.clone(), p.id));
+    RankEvent { generation: Generation::new(generation), rank: Rank::new(rank), device, process, said }
 }
 
 pub fn tell(cluster: &mut Cluster, worker: &str, event: RankEvent) {
     let session = cluster.machines[&name(worker)].session.unwrap();
-    cluster.apply(Event::Heartbeat { session, token: None, events: vec![event] });
+    cluster.apply(Event::Heartbeat { session, leaving: false, events: vec![event] });
 }

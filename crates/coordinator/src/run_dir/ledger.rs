@@ -2,7 +2,7 @@
 
 use super::append_file::{AppendFile, Line, cut, read_lines};
 use crate::CoordinatorError;
-use mcl_coordinator_core::GenerationRecord;
+use mcl_coordinator_core::Started;
 use mcl_plan::Schedule;
 use mcl_plan::ledger::Record;
 use mcl_types::{Epoch, Step};
@@ -24,11 +24,11 @@ impl Ledger {
         Ok(Self { folder, current: None })
     }
 
-    /// Finds how many steps stand, from what the last generation wrote; cuts a torn line; writes the roll
+    /// Finds how many steps stand, from what was written of the last generation; cuts a torn line; writes the roll
     /// back of that generation where a crash came between the journal and the ledger.
     pub(super) fn recover(
         &mut self,
-        last: &GenerationRecord,
+        last: &Started,
         schedule: Schedule,
     ) -> Result<u64, CoordinatorError> {
         let mut committed = last.first;
@@ -44,7 +44,7 @@ impl Ledger {
                     Err(e) => return Ok(Line::Unreadable(e.to_string())),
                 };
                 match record {
-                    Record::Committed(c) if c.generation == last.generation => {
+                    Record::Committed(c) if c.generation == last.record.generation => {
                         if c.step.get() != committed {
                             let reason = format!("{} was found where step {committed} was expected", c.step);
                             return Err(CoordinatorError::Damaged {
@@ -55,7 +55,7 @@ impl Ledger {
                         }
                         committed += 1;
                     }
-                    Record::RolledBack(r) if r.generation == last.generation => told = true,
+                    Record::RolledBack(r) if r.generation == last.record.generation => told = true,
                     _ => {}
                 }
                 Ok(Line::Read)

@@ -11,7 +11,7 @@ mod tests;
 
 use crate::CoordinatorError;
 use ledger::Ledger;
-use mcl_coordinator_core::{GenerationRecord, StepMetrics};
+use mcl_coordinator_core::{Started, StepMetrics};
 use mcl_plan::Schedule;
 use mcl_plan::ledger::{Committed, Record};
 use metrics::Metrics;
@@ -32,10 +32,10 @@ pub(crate) struct RunDir {
 
 impl RunDir {
     /// Opens it, brings its files in order after a crash, and says how many steps stand. `last` is the
-    /// journal's last generation with the schedule of its job.
+    /// last generation that was started, with the schedule of its job.
     pub(crate) fn open(
         root: &Path,
-        last: Option<(&GenerationRecord, Schedule)>,
+        last: Option<(&Started, Schedule)>,
     ) -> Result<(Self, u64), CoordinatorError> {
         let mut ledger = Ledger::open(root)?;
         let committed = match last {

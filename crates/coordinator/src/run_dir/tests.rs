@@ -1,4 +1,5 @@
 use super::*;
+use mcl_coordinator_core::{GenerationRecord, Origin};
 use mcl_plan::ledger::RolledBack;
 use mcl_types::{Epoch, Generation, Step};
 use std::fs;
@@ -9,12 +10,12 @@ fn schedule() -> Schedule {
     Schedule::new(PER_EPOCH, 100).unwrap()
 }
 
-fn generation(number: u64, first: u64, from: Option<u64>) -> GenerationRecord {
-    GenerationRecord {
-        generation: Generation::new(number),
-        resume: None,
+fn generation(number: u64, first: u64, from: Option<u64>) -> Started {
+    Started {
+        record: GenerationRecord { generation: Generation::new(number), places: Vec::new() },
+        store_address: "h:1".to_owned(),
         first,
-        places: Vec::new(),
+        origin: Origin::Checkpoint(first),
         rolled_back: from.map(|from| RolledBack {
             from: Step::new(from),
             to: Step::new(first),
@@ -63,7 +64,7 @@ fn rows(root: &Path, file: &str) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn open(root: &Path, last: &GenerationRecord) -> (RunDir, u64) {
+fn open(root: &Path, last: &Started) -> (RunDir, u64) {
     RunDir::open(root, Some((last, schedule()))).unwrap()
 }
 

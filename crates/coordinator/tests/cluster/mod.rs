@@ -108,7 +108,6 @@ pub async fn open(dir: &Path, store: &Store, port: u16) -> Result<Coordinator, C
     config.heartbeat_interval = Duration::from_millis(50);
     config.settings.lost_after = LOST_AFTER;
     config.settings.expected_workers = Some(2);
-    config.settings.grow_after = Some(Duration::from_millis(300));
     config.settings.leave_when_done = true;
     Coordinator::open(config, interpret()).await
 }

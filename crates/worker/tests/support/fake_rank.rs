@@ -1,26 +1,32 @@
 //! A rank without a model: it does what the job text of its configuration says.
 //!
-//! Every mode answers the configuration with Ready, whose store address is its process id, and leaves when
-//! its stdin closes. Modes: `train` follows commands; `stubborn` does not leave when asked; `die N` leaves
-//! with that status after a step report and last words; `abort` is killed by a signal; `garbage` and
-//! `text` write something else than frames; `deaf` reads nothing more.
+//! Every mode but `unborn N` (which leaves with that status at once) answers the configuration with Prepared and
+//! each Join with Ready, whose store address is its process id, and leaves when its stdin closes. It says Alive
+//! five times within `lost_after`. Modes: `train` follows commands; `stubborn` does not leave when asked; and once
+//! it has joined: `die N` leaves with that status after a step report and last words; `abort` is killed by a
+//! signal; `garbage` and `text` write something else than frames.
 #![forbid(unsafe_code)]
 
 use mcl_proto::v1::{
-    Configure, Drained, RankCommand, RankEvent, Ready, Staged, StepReport, Training, rank_command::Command,
-    rank_event::Event,
+    Alive, Broken, Configure, Drained, FencingToken, Paused, Prepared, RankCommand, RankEvent, Ready,
+    Recounted, Staged, StepReport, Training, rank_command::Command, rank_event::Event,
 };
-use mcl_worker::{read_frame, write_frame};
+use mcl_worker::{FrameError, read_frame, write_frame};
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::sync::Mutex;
 
 struct Rank {
     stdin: BufReader<File>,
-    stdout: File,
-    configure: Configure,
+    stdout: Arc<Mutex<File>>,
+    mode: String,
+    token: Option<FencingToken>,
+    rank: u32,
     next_step: u64,
 }
 
@@ -44,26 +50,30 @@ async fn train() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let Some(Command::Configure(configure)) = first.and_then(|f| f.command) else {
         return Err("expected the configuration as first command".into());
     };
-    let mode = configure.job_toml.clone();
-    let mut rank = Rank { stdin, stdout: pipe(io::stdout())?, configure, next_step: 0 };
-    let store_address = format!("{}", std::process::id());
-    rank.say(Event::Ready(Ready { store_address })).await?;
-    match mode.split_once(' ').unwrap_or((&mode, "")) {
-        ("die", code) => rank.die(code.parse()?).await,
-        ("abort", _) => std::process::abort(),
-        ("garbage", _) => {
-            rank.stdout.write_all(&[0xff; 64]).await?;
-            rank.stdout.flush().await?;
-            rank.obey(true).await
+    if let Some(code) = configure.job_toml.strip_prefix("unborn ") {
+        return Ok(ExitCode::from(code.parse::<u8>()?));
+    }
+    let stdout = Arc::new(Mutex::new(pipe(io::stdout())?));
+    tokio::spawn(live(Arc::clone(&stdout), configure.clone()));
+    let mode = configure.job_toml;
+    let mut rank = Rank { stdin, stdout, mode, token: None, rank: 0, next_step: 0 };
+    rank.say(Event::Prepared(Prepared {})).await?;
+    rank.obey().await
+}
+
+/// What a control thread does.
+async fn live(stdout: Arc<Mutex<File>>, configure: Configure) {
+    let Some(often) = Duration::from_millis(configure.lost_after_ms).checked_div(5).filter(|d| !d.is_zero())
+    else {
+        return;
+    };
+    loop {
+        let alive = Alive { step: Some(17), activity: "backward".into(), seconds: 1.2 };
+        let event = RankEvent { event: Some(Event::Alive(alive)), ..RankEvent::default() };
+        if write_frame(&mut *stdout.lock().await, &event).await.is_err() {
+            return;
         }
-        ("text", _) => {
-            rank.stdout.write_all("a library says hello\n".repeat(20).as_bytes()).await?;
-            rank.stdout.flush().await?;
-            rank.obey(true).await
-        }
-        ("deaf", _) => std::future::pending().await,
-        ("stubborn", _) => rank.obey(false).await,
-        _ => rank.obey(true).await,
+        tokio::time::sleep(often).await;
     }
 }
 
@@ -72,15 +82,22 @@ fn pipe(end: impl AsFd) -> io::Result<File> {
 }
 
 impl Rank {
-    async fn say(&mut self, event: Event) -> Result<(), mcl_worker::FrameError> {
-        let (token, rank) = (self.configure.token, self.configure.rank);
-        write_frame(&mut self.stdout, &RankEvent { token, rank, event: Some(event) }).await
+    async fn say(&mut self, event: Event) -> Result<(), FrameError> {
+        let event =
+            RankEvent { token: self.token, rank: self.rank, event: Some(event), ..RankEvent::default() };
+        write_frame(&mut *self.stdout.lock().await, &event).await
     }
 
-    async fn report(&mut self) -> Result<(), mcl_worker::FrameError> {
+    async fn report(&mut self) -> Result<(), FrameError> {
         let step = self.next_step;
         self.next_step += 1;
         self.say(Event::Step(StepReport { step, ..StepReport::default() })).await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut stdout = self.stdout.lock().await;
+        stdout.write_all(bytes).await?;
+        stdout.flush().await
     }
 
     async fn die(&mut self, code: u8) -> Result<ExitCode, Box<dyn std::error::Error>> {
@@ -92,10 +109,32 @@ impl Rank {
         Ok(ExitCode::from(code))
     }
 
-    async fn obey(&mut self, leaves: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    async fn joined(&mut self) -> Result<Option<ExitCode>, Box<dyn std::error::Error>> {
+        let store_address = format!("{}", std::process::id());
+        self.say(Event::Ready(Ready { store_address, ..Ready::default() })).await?;
+        let mode = self.mode.clone();
+        match mode.split_once(' ').unwrap_or((&mode, "")) {
+            ("die", code) => return Ok(Some(self.die(code.parse()?).await?)),
+            ("abort", _) => std::process::abort(),
+            ("garbage", _) => self.write(&[0xff; 64]).await?,
+            ("text", _) => self.write("a library says hello\n".repeat(20).as_bytes()).await?,
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    async fn obey(&mut self) -> Result<ExitCode, Box<dyn std::error::Error>> {
         while let Some(command) = read_frame::<RankCommand, _>(&mut self.stdin).await? {
             match command.command {
-                Some(Command::Start(_)) => self.say(Event::Training(Training { next_step: 0 })).await?,
+                Some(Command::Join(join)) => {
+                    (self.token, self.rank) = (join.token, join.rank);
+                    if let Some(code) = self.joined().await? {
+                        return Ok(code);
+                    }
+                }
+                Some(Command::Start(start)) => {
+                    self.say(Event::Training(Training { next_step: start.first_step })).await?;
+                }
                 Some(Command::EpochGrant(grant)) => {
                     for _ in 0..grant.steps {
                         self.report().await?;
@@ -104,11 +143,11 @@ impl Rank {
                 Some(Command::CheckpointCommitted(c)) => {
                     self.say(Event::Staged(Staged { step: c.step + 1, slice: 0, slices: 1 })).await?;
                 }
-                Some(Command::Drain(_)) => {
-                    let step = self.next_step;
-                    self.say(Event::Drained(Drained { step })).await?;
-                }
-                Some(Command::Stop(_)) if leaves => return Ok(ExitCode::SUCCESS),
+                Some(Command::Drain(_)) => self.say(Event::Drained(Drained { step: self.next_step })).await?,
+                Some(Command::Pause(_)) => self.say(Event::Paused(Paused { step: self.next_step })).await?,
+                Some(Command::Break(_)) => self.say(Event::Broken(Broken::default())).await?,
+                Some(Command::Recount(_)) => self.say(Event::Recounted(Recounted::default())).await?,
+                Some(Command::Stop(_)) if self.mode != "stubborn" => return Ok(ExitCode::SUCCESS),
                 _ => {}
             }
         }

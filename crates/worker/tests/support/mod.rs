@@ -4,7 +4,7 @@
 
 use mcl_proto::v1::coordinator_service_server::{CoordinatorService, CoordinatorServiceServer};
 use mcl_proto::v1::*;
-use mcl_worker::{WorkerConfig, WorkerError, WorkerOutcome};
+use mcl_worker::{Farewell, WorkerConfig, WorkerError, WorkerOutcome};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use std::collections::VecDeque;
@@ -41,6 +41,15 @@ impl CoordinatorService for Service {
         Err(Status::unimplemented("scripted"))
     }
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
+    async fn pause_job(&self, _: Request<PauseJobRequest>) -> Result<Response<PauseJobResponse>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
+    async fn resume_job(&self, _: Request<ResumeJobRequest>) -> Result<Response<ResumeJobResponse>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
+    async fn cancel_job(&self, _: Request<CancelJobRequest>) -> Result<Response<CancelJobResponse>, Status> {
         Err(Status::unimplemented("scripted"))
     }
     async fn drain_job(&self, _: Request<DrainJobRequest>) -> Result<Response<DrainJobResponse>, Status> {
@@ -152,6 +161,37 @@ impl Session {
         }
     }
 
+    /// Events until so many processes are prepared, which nothing else may come between: who they are, by device.
+    pub async fn prepared(&mut self, count: usize) -> Vec<Slot> {
+        let mut found = Vec::new();
+        while found.len() < count {
+            let event = self.event().await;
+            match event.event {
+                Some(rank_event::Event::Spawned(_)) => {}
+                Some(rank_event::Event::Prepared(_)) => found.push((event.device, event.process)),
+                other => panic!("expected processes, found {other:?}"),
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Orders `mode` and has all `count` processes join generation 1 of term 1, rank by rank in order of
+    /// devices: their processes and process ids.
+    pub async fn join_all(&mut self, mode: &str, count: usize) -> (Vec<Slot>, Vec<i32>) {
+        self.prepare(mode);
+        let slots = self.prepared(count).await;
+        let posts: Vec<_> = (0..).zip(&slots).collect();
+        self.assign(1, 1, &posts);
+        let mut pids = vec![0; count];
+        for _ in 0..count {
+            let event = self.event().await;
+            let Some(rank_event::Event::Ready(ready)) = event.event else { panic!("{event:?}") };
+            pids[event.rank as usize] = ready.store_address.parse().unwrap();
+        }
+        (slots, pids)
+    }
+
     /// Reads until the worker ends the stream.
     pub async fn drained(mut self) -> Vec<RankEvent> {
         let mut events = Vec::from(std::mem::take(&mut self.events));
@@ -161,16 +201,23 @@ impl Session {
         events
     }
 
-    pub fn assign(&self, term: u64, generation: u64, ranks: &[(u32, &str)]) {
-        let configure = |(rank, mode): &(u32, &str)| Configure {
-            rank: *rank,
-            world_size: 2,
-            job_toml: (*mode).to_owned(),
-            device: "cpu".into(),
-            ..Configure::default()
+    /// The standing order.
+    pub fn prepare(&self, mode: &str) {
+        self.order(Configure { job_toml: mode.to_owned(), ..Configure::default() });
+    }
+
+    pub fn order(&self, configure: Configure) {
+        self.say(session_response::Message::Prepare(Prepare { configure: Some(configure) }));
+    }
+
+    pub fn assign(&self, term: u64, generation: u64, posts: &[(u32, &Slot)]) {
+        let post = |(rank, (device, process)): &(u32, &Slot)| Post {
+            device: device.clone(),
+            process: *process,
+            join: Some(Join { rank: *rank, world_size: 2, ..Join::default() }),
         };
-        let ranks = ranks.iter().map(configure).collect();
-        self.say(session_response::Message::Assign(Assign { token: token(term, generation), ranks }));
+        let posts = posts.iter().map(post).collect();
+        self.say(session_response::Message::Assign(Assign { token: token(term, generation), posts }));
     }
 
     pub fn relay(&self, term: u64, generation: u64, rank: Option<u32>, command: rank_command::Command) {
@@ -189,6 +236,9 @@ impl Session {
     }
 }
 
+/// A device and the process on it.
+pub type Slot = (String, u64);
+
 #[allow(clippy::unnecessary_wraps, reason = "as the messages have it")]
 pub fn token(term: u64, generation: u64) -> Option<FencingToken> {
     Some(FencingToken { term, generation })
@@ -197,23 +247,28 @@ pub fn token(term: u64, generation: u64) -> Option<FencingToken> {
 /// A worker in a task.
 pub struct Running {
     task: JoinHandle<Result<WorkerOutcome, WorkerError>>,
-    stop: Option<oneshot::Sender<()>>,
+    stop: Option<oneshot::Sender<Farewell>>,
 }
 
 impl Running {
     pub fn start(config: WorkerConfig) -> Self {
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (stop, stopped) = oneshot::channel();
         let shutdown = async move {
-            // A test that drops the sender does not mean it.
-            if stopped.await.is_err() {
-                std::future::pending::<()>().await;
+            match stopped.await {
+                Ok(farewell) => farewell,
+                // A test that drops the sender does not mean it.
+                Err(_) => std::future::pending().await,
             }
         };
         Self { task: tokio::spawn(mcl_worker::run(config, shutdown)), stop: Some(stop) }
     }
 
     pub fn shut_down(&mut self) {
-        self.stop.take().unwrap().send(()).unwrap();
+        self.leave(Farewell::Now);
+    }
+
+    pub fn leave(&mut self, farewell: Farewell) {
+        self.stop.take().unwrap().send(farewell).unwrap();
     }
 
     pub async fn outcome(self) -> Result<WorkerOutcome, WorkerError> {
@@ -227,11 +282,16 @@ impl Running {
     }
 }
 
+/// With a single device.
+pub fn small(address: SocketAddr) -> WorkerConfig {
+    WorkerConfig { devices: vec!["cpu".into()], ..config(address) }
+}
+
 pub fn config(address: SocketAddr) -> WorkerConfig {
     WorkerConfig {
         name: "w1".into(),
         coordinator_url: format!("http://{address}"),
-        devices: vec!["cpu".into(), "cpu".into()],
+        devices: vec!["cpu".into(), "cpu:1".into()],
         rank_program: env!("CARGO_BIN_EXE_mcl-fake-rank").into(),
         rank_env: vec![("FAKE_RANK_SEES".into(), "lighthouse".into())],
         advertise: "10.1.2.3".into(),
