@@ -40,6 +40,12 @@ pub(crate) enum Command {
     Status(ServerArguments),
     /// Finish the step in flight, checkpoint, stop.
     Drain(ServerArguments),
+    /// Finish the step in flight, checkpoint, and hold: processes stay ready until `resume`.
+    Pause(ServerArguments),
+    /// Let a held job go on.
+    Resume(ServerArguments),
+    /// Stop a job for good, without a checkpoint; its run directory stays.
+    Cancel(ServerArguments),
     /// Check a job file and, where its pictures are here, that they fit.
     Validate(ValidateArguments),
     /// Pack, index, inspect, preview or generate pictures.
@@ -104,6 +110,9 @@ pub(crate) struct CoordinatorArguments {
     /// Override of a job key.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", requires = "job")]
     pub(crate) overrides: Vec<Override>,
+    /// Where another coordinator has the run directory: wait until it is gone, then take over.
+    #[arg(long)]
+    pub(crate) standby: bool,
     /// Wait a moment for so many workers before the first generation.
     #[arg(long)]
     pub(crate) expected_workers: Option<u32>,
@@ -131,7 +140,7 @@ pub(crate) struct WorkerArguments {
     /// Name, unique in the cluster; default: host name and process number.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// What ranks run on: auto, cpu, cpu,cpu, cuda:0, ...
+    /// What ranks run on: auto, or a list of cpu (once a process) and cuda:N.
     #[arg(long, default_value = "auto")]
     pub(crate) devices: String,
     /// Address that other ranks reach this machine at; default: loopback.

@@ -5,7 +5,10 @@ use crate::run_dir;
 use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_proto::v1::coordinator_service_client::CoordinatorServiceClient;
-use mcl_proto::v1::{DrainJobRequest, GetStatusRequest, GetStatusResponse, SubmitJobRequest};
+use mcl_proto::v1::{
+    CancelJobRequest, DrainJobRequest, GetStatusRequest, GetStatusResponse, PauseJobRequest, ResumeJobRequest,
+    SubmitJobRequest,
+};
 use std::process::ExitCode;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
@@ -56,8 +59,47 @@ impl Coordinator {
     }
 
     pub(crate) async fn drain(&mut self) -> Result<()> {
-        self.inner.drain_job(DrainJobRequest {}).await.map_err(|s| self.failed("drain", &s))?;
-        Ok(())
+        self.tell(Wish::Drain).await
+    }
+
+    async fn tell(&mut self, wish: Wish) -> Result<()> {
+        let inner = &mut self.inner;
+        let told = match wish {
+            Wish::Drain => inner.drain_job(DrainJobRequest {}).await.map(drop),
+            Wish::Pause => inner.pause_job(PauseJobRequest {}).await.map(drop),
+            Wish::Resume => inner.resume_job(ResumeJobRequest {}).await.map(drop),
+            Wish::Cancel => inner.cancel_job(CancelJobRequest {}).await.map(drop),
+        };
+        told.map_err(|s| self.failed(wish.verb(), &s))
+    }
+}
+
+/// What a person wants to become of the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Drain,
+    Pause,
+    Resume,
+    Cancel,
+}
+
+impl Wish {
+    const fn verb(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Cancel => "cancel",
+        }
+    }
+
+    const fn answer(self) -> &'static str {
+        match self {
+            Self::Drain => "draining: the run stops after the step in flight and its checkpoint",
+            Self::Pause => "pausing: the run holds after the step in flight and its checkpoint",
+            Self::Resume => "the run goes on",
+            Self::Cancel => "cancelled",
+        }
     }
 }
 
@@ -96,17 +138,15 @@ pub(crate) fn submit(a: &SubmitArguments) -> Result<ExitCode> {
     })
 }
 
-pub(crate) fn drain(a: &ServerArguments) -> Result<ExitCode> {
+/// Tells a coordinator what is to become of its job.
+pub(crate) fn tell(a: &ServerArguments, wish: Wish) -> Result<ExitCode> {
     runtime()?.block_on(async {
-        Coordinator::connect(&a.coordinator).await?.drain().await?;
-        println!(
-            "{}",
-            if a.json {
-                "{\"draining\":true}"
-            } else {
-                "draining: the run stops after the step in flight and its checkpoint"
-            }
-        );
+        Coordinator::connect(&a.coordinator).await?.tell(wish).await?;
+        if a.json {
+            println!("{}", serde_json::json!({ "told": wish.verb() }));
+        } else {
+            println!("{}", wish.answer());
+        }
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -11,7 +11,7 @@ use mcl_checkpoint::{Layout, ServeConfig};
 use mcl_config::Job;
 use mcl_coordinator::{Coordinator, CoordinatorConfig, JobFacts, JobOutcome};
 use mcl_data::Dataset;
-use mcl_worker::{WorkerConfig, WorkerOutcome};
+use mcl_worker::{Farewell, WorkerConfig, WorkerOutcome};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,32 +20,53 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
+/// How often a standby looks whether the run directory is free: a successor has to serve within a second.
+const STANDBY_LOOK: Duration = Duration::from_millis(100);
+/// What a standby prints while it waits.
+const STANDING_BY: &str = "standing by for ";
 /// How often workers speak when nothing is urgent.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// Ends with SIGINT, SIGTERM or, where asked for, the end of standard input.
-async fn asked_to_stop(stop_with_stdin: bool) {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    let (closed, input_closed) = tokio::sync::oneshot::channel();
+/// Says each time that somebody wants this process to go: a signal asks it to leave in order, a second one or
+/// (where that was asked for) the end of standard input at once.
+fn farewells(stop_with_stdin: bool) -> Result<mpsc::Receiver<Farewell>> {
+    let (say, said) = mpsc::channel(4);
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     if stop_with_stdin {
+        let say = say.clone();
         // A plain thread: the runtime would wait for a blocking read when the process wants to end.
         std::thread::spawn(move || {
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-            let _ = closed.send(());
+            let _ = say.blocking_send(Farewell::Now);
         });
-    } else {
-        // Kept for ever: nothing is to be told.
-        std::mem::forget(closed);
     }
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = input_closed => {}
+    tokio::spawn(async move {
+        let mut farewell = Farewell::Drain;
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if say.send(farewell).await.is_err() {
+                return;
+            }
+            farewell = Farewell::Now;
+        }
+    });
+    Ok(said)
+}
+
+/// Ends with the first farewell.
+async fn asked_to_stop(stop_with_stdin: bool) {
+    match farewells(stop_with_stdin) {
+        Ok(mut farewells) => drop(farewells.recv().await),
+        Err(error) => {
+            tracing::warn!(%error, "signals cannot be heard");
+            std::future::pending().await
+        }
     }
 }
 
@@ -96,7 +117,7 @@ pub(crate) fn worker(a: &WorkerArguments) -> Result<ExitCode> {
         libtorch: "2.11.0".to_owned(),
     };
     runtime()?.block_on(async {
-        match mcl_worker::run(config, asked_to_stop(a.stop_with_stdin)).await? {
+        match mcl_worker::run(config, farewells(a.stop_with_stdin)?).await? {
             WorkerOutcome::Dismissed(reason) => tracing::info!(reason, "dismissed"),
             WorkerOutcome::Shutdown => tracing::info!("stopped"),
         }
@@ -137,6 +158,9 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
     runtime()?.block_on(async {
         std::fs::create_dir_all(&a.run_dir)
             .with_context(|| format!("creating the run directory {}", a.run_dir.display()))?;
+        if a.standby {
+            stand_by(&a.run_dir).await?;
+        }
         let (listener, address) = bind(&a.listen).await?;
         let mut config = CoordinatorConfig::new(&a.run_dir, &a.checkpoint, listener);
         config.settings.expected_workers = a.expected_workers;
@@ -164,10 +188,27 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
     })
 }
 
+/// Waits until no other coordinator has the run directory.
+async fn stand_by(run_dir: &Path) -> Result<()> {
+    let mut told = false;
+    while !mcl_coordinator::is_free(run_dir)? {
+        if !told {
+            println!("{STANDING_BY}{}", run_dir.display());
+            std::io::stdout().flush()?;
+            told = true;
+        }
+        tokio::time::sleep(STANDBY_LOOK).await;
+    }
+    Ok(())
+}
+
 /// The outcome as the process's last word.
 fn finish(outcome: JobOutcome) -> Result<ExitCode> {
     match outcome {
         JobOutcome::Failed { reason } => bail!("the run failed: {reason}"),
+        JobOutcome::Cancelled { step } => {
+            bail!("the run was cancelled; its newest checkpoint is that of step {step}")
+        }
         JobOutcome::Interrupted { .. } => Ok(ExitCode::from(INTERRUPTED)),
         JobOutcome::Done { .. } => {
             println!("{DONE}");

@@ -76,11 +76,27 @@ pub(crate) fn parse_devices(text: &str, program: &RankProgram) -> Result<Vec<Str
         return program.devices();
     }
     let devices: Vec<String> = text.split(',').map(|d| d.trim().to_owned()).collect();
-    let known = |d: &String| d == "cpu" || d.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok());
+    let known = |d: &String| {
+        let (kind, number) = d.split_once(':').unwrap_or((d, "0"));
+        (kind == "cuda" && d.contains(':') || kind == "cpu") && number.parse::<u32>().is_ok()
+    };
     match devices.iter().find(|d| !known(d)) {
-        None => Ok(devices),
+        None => Ok(numbered(devices)),
         Some(bad) => anyhow::bail!(Usage(format!("device `{bad}`: expected auto, cpu or cuda:N"))),
     }
+}
+
+/// Each further `cpu` gets a number: devices of a worker are told apart by their names.
+fn numbered(devices: Vec<String>) -> Vec<String> {
+    let mut cpus = 0;
+    let name = |d: String| {
+        if d != "cpu" {
+            return d;
+        }
+        cpus += 1;
+        if cpus == 1 { d } else { format!("cpu:{}", cpus - 1) }
+    };
+    devices.into_iter().map(name).collect()
 }
 
 fn libtorch(folder: &Path) -> Result<PathBuf> {

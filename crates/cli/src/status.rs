@@ -3,7 +3,7 @@
 use crate::arguments::ServerArguments;
 use crate::client::{Coordinator, runtime};
 use anyhow::Result;
-use mcl_proto::v1::GetStatusResponse;
+use mcl_proto::v1::{GetStatusResponse, RankStatus};
 use std::process::ExitCode;
 
 pub(crate) fn status(a: &ServerArguments) -> Result<ExitCode> {
@@ -34,6 +34,16 @@ fn as_json(s: &GetStatusResponse) -> serde_json::Value {
         "committed_steps": s.committed_steps, "total_steps": s.total_steps,
         "steps_per_epoch": s.steps_per_epoch, "loss": s.loss, "images_per_s": s.images_per_second,
         "last_checkpoint": s.last_checkpoint, "data_wait_share": s.data_wait_share, "workers": workers,
+        "ranks": s.ranks.iter().map(rank_json).collect::<Vec<_>>(),
+    })
+}
+
+fn rank_json(r: &RankStatus) -> serde_json::Value {
+    serde_json::json!({
+        "rank": r.rank, "worker": r.worker, "device": r.device, "last_step": r.last_step,
+        "step_seconds": r.step_seconds, "data_wait_seconds": r.data_wait_seconds,
+        "forward_seconds": r.forward_seconds, "backward_seconds": r.backward_seconds,
+        "collective_seconds": r.collective_seconds, "straggler": r.straggler,
     })
 }
 
@@ -63,6 +73,23 @@ fn as_text(s: &GetStatusResponse) -> String {
             ranks.join(", "),
             w.silent_seconds,
             w.advertise
+        );
+    }
+    if !s.ranks.is_empty() {
+        text += "  rank  worker/device          step ms    data  forward  backward  of it in collectives\n";
+    }
+    for r in &s.ranks {
+        let ms = |seconds: f64| seconds * 1e3;
+        text += &format!(
+            "  {:<5} {:<20} {:>9.1} {:>7.1} {:>8.1} {:>9.1} {:>11.1}{}\n",
+            r.rank,
+            format!("{}/{}", r.worker, r.device),
+            ms(r.step_seconds),
+            ms(r.data_wait_seconds),
+            ms(r.forward_seconds),
+            ms(r.backward_seconds),
+            ms(r.collective_seconds),
+            if r.straggler { "  straggler: the others wait for it" } else { "" }
         );
     }
     text

@@ -124,6 +124,14 @@ struct ReadyRecorder : torch::autograd::PostAccumulateGradHook {
   }
 };
 
+struct CallingHook : torch::autograd::PostAccumulateGradHook {
+  void (*call)();
+  explicit CallingHook(void (*call)()) : call(call) {}
+  void operator()(const torch::autograd::Variable&) override {
+    call();
+  }
+};
+
 std::vector<at::Tensor> collect(at::Tensor* const* tensors, int n) {
   std::vector<at::Tensor> out;
   out.reserve(n);
@@ -176,6 +184,11 @@ int mcl_ready_order(at::Tensor* loss, at::Tensor* const* params, int n, int64_t*
     std::copy(seen.begin(), seen.end(), order);
     *count = static_cast<int>(seen.size());
   })
+}
+
+// From now on `call` runs in every backward right after this parameter's gradient is there.
+int mcl_on_gradient(at::Tensor* param, void (*call)()) {
+  MCL_GUARD(torch::autograd::impl::set_post_acc_grad_hooks(*param, std::make_unique<CallingHook>(call)))
 }
 
 // `params` in gradient-ready order: the buckets are then those that a rebuild would make.

@@ -7,6 +7,7 @@ using milliseconds = std::chrono::milliseconds;
 using GroupType = c10d::ProcessGroup::BackendType;
 
 static thread_local std::string last_error;
+std::atomic<int64_t> mcl_waited{0};
 
 void mcl_set_error(const std::string& text) {
   last_error = text;
@@ -16,6 +17,10 @@ extern "C" {
 
 const char* mcl_last_error() {
   return last_error.c_str();
+}
+
+int64_t mcl_waited_nanoseconds() {
+  return mcl_waited.load();
 }
 
 // Sizes that the gloo stand-in headers must not change; a test compares them with real gloo's.
@@ -77,10 +82,10 @@ int mcl_group_gloo(const MclStore* store, int rank, int size, int64_t timeout_ms
     auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout_ms));
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(host));
     options->threads = 2;
-    auto gloo = c10::make_intrusive<AbortableGloo>(store->store, rank, size, options);
+    auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(store->store, rank, size, options);
     group->setDefaultBackend(GroupType::GLOO);
     group->setBackend(at::kCPU, GroupType::GLOO, gloo);
-    *out = new MclGroup{group, gloo, nullptr};
+    *out = new MclGroup{group, nullptr};
   })
 }
 
@@ -98,14 +103,19 @@ int mcl_group_add_nccl(MclGroup* group, const MclStore* store, void* factory, in
   })
 }
 
-// Closes the connections, so that peers waiting on them get an error; callable from any thread.
+// Ends NCCL's collectives, here and at the peers; callable from any thread. Gloo has nothing like it: its
+// sockets are shut down from outside (sockets.rs).
 int mcl_group_abort(const MclGroup* group) {
   MCL_GUARD({
-    group->gloo->close_connections();
     if (group->nccl) {
       group->nccl->abort();
     }
   })
+}
+
+// For Gloo's collectives that start from now on. NCCL's waits do not block, so its own deadline stays.
+int mcl_group_set_timeout(const MclGroup* group, int64_t timeout_ms) {
+  MCL_GUARD(group->group->getBackend(at::kCPU)->setTimeout(milliseconds(timeout_ms)))
 }
 
 void mcl_group_free(MclGroup* group) {

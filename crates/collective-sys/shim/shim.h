@@ -12,6 +12,7 @@
 
 #include <sched.h>
 
+#include <atomic>
 #include <chrono>
 #include <string>
 
@@ -19,6 +20,9 @@
 enum McCode : int { MCL_OK = 0, MCL_OTHER = 1, MCL_COMMUNICATION = 2 };
 
 void mcl_set_error(const std::string& text);
+
+// Nanoseconds that this process's threads have waited in collectives that block them.
+extern std::atomic<int64_t> mcl_waited;
 
 #define MCL_GUARD(...)                          \
   try {                                         \
@@ -42,9 +46,17 @@ void mcl_set_error(const std::string& text);
 // is most of a collective's time; so this thread first yields to gloo's for a while. On CUDA waiting only
 // orders streams and there is nothing to poll for.
 inline void mcl_wait(const c10::intrusive_ptr<c10d::Work>& work, bool host, std::chrono::milliseconds timeout = kNoTimeout) {
+  using clock = std::chrono::steady_clock;
+  const auto begin = clock::now();
+  struct Count {
+    clock::time_point begin;
+    ~Count() {
+      mcl_waited += std::chrono::duration_cast<std::chrono::nanoseconds>(clock::now() - begin).count();
+    }
+  } count{begin};
   if (host) {
-    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(5);
-    while (!work->isCompleted() && std::chrono::steady_clock::now() < until) {
+    const auto until = begin + std::chrono::milliseconds(5);
+    while (!work->isCompleted() && clock::now() < until) {
       sched_yield();
     }
   }
@@ -55,19 +67,8 @@ struct MclStore {
   c10::intrusive_ptr<c10d::Store> store;
 };
 
-// Gloo with its connections in reach: closing them is what ends the peers' waits early.
-struct AbortableGloo : c10d::ProcessGroupGloo {
-  using c10d::ProcessGroupGloo::ProcessGroupGloo;
-  void close_connections() {
-    for (auto& context : contexts_) {
-      context->closeConnections();
-    }
-  }
-};
-
 struct MclGroup {
   c10::intrusive_ptr<c10d::ProcessGroup> group;
-  c10::intrusive_ptr<AbortableGloo> gloo;
   // Null on CPU.
   c10::intrusive_ptr<c10d::Backend> nccl;
 };

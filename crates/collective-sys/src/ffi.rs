@@ -13,6 +13,7 @@ opaque!(MclStore, MclGroup, MclWork, MclReducer);
 
 unsafe extern "C" {
     pub fn mcl_last_error() -> *const c_char;
+    pub fn mcl_waited_nanoseconds() -> i64;
     pub fn mcl_sizeof_gloo_group() -> usize;
     pub fn mcl_sizeof_gloo_options() -> usize;
     pub fn mcl_sizeof_gloo_work() -> usize;
@@ -51,6 +52,7 @@ unsafe extern "C" {
         timeout_ms: i64,
     ) -> c_int;
     pub fn mcl_group_abort(group: *const MclGroup) -> c_int;
+    pub fn mcl_group_set_timeout(group: *const MclGroup, timeout_ms: i64) -> c_int;
     pub fn mcl_group_free(group: *mut MclGroup);
 
     pub fn mcl_all_reduce(
@@ -93,6 +95,7 @@ unsafe extern "C" {
         order: *mut i64,
         count: *mut c_int,
     ) -> c_int;
+    pub fn mcl_on_gradient(param: *mut C_tensor, call: extern "C" fn()) -> c_int;
     pub fn mcl_reducer_new(
         group: *const MclGroup,
         params: *const *mut C_tensor,

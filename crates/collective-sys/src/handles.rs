@@ -224,13 +224,23 @@ impl Group {
         check(unsafe { ffi::mcl_group_add_nccl(self.0.as_ptr(), store.0.as_ptr(), factory.0, timeout_ms) })
     }
 
-    /// Closes this rank's connections, which ends its peers' waits; callable from another thread.
+    /// Ends NCCL's collectives, here and at the peers; callable from another thread. Gloo's end through
+    /// [`crate::SocketBaseline::shut_down_newer`].
     ///
     /// # Errors
     /// When the engine refuses.
     pub fn abort(&self) -> Result<(), EngineError> {
-        // SAFETY: self's pointer is live; closing connections is thread-safe in gloo.
+        // SAFETY: self's pointer is live; NCCL's abort is meant to be called from another thread.
         check(unsafe { ffi::mcl_group_abort(self.0.as_ptr()) })
+    }
+
+    /// Deadline of the collectives that start from now on, those inside backward among them.
+    ///
+    /// # Errors
+    /// When a backend has no such thing.
+    pub fn set_timeout(&self, timeout_ms: i64) -> Result<(), EngineError> {
+        // SAFETY: self's pointer is live; called between collectives by the thread that starts them.
+        check(unsafe { ffi::mcl_group_set_timeout(self.0.as_ptr(), timeout_ms) })
     }
 
     /// Starts an all-reduce in place.
@@ -340,6 +350,21 @@ impl Reducer {
         // SAFETY: self's pointer is live.
         usize::try_from(unsafe { ffi::mcl_reducer_bucket_count(self.0.as_ptr()) }).unwrap_or(0)
     }
+}
+
+/// Calls `call` in every backward from now on, right after `param`'s gradient is there.
+///
+/// # Errors
+/// When `param` is no leaf of a graph.
+pub fn on_gradient(param: &Tensor, call: extern "C" fn()) -> Result<(), EngineError> {
+    // SAFETY: the tensor is live; a plain function outlives every hook.
+    check(unsafe { ffi::mcl_on_gradient(raw(param), call) })
+}
+
+/// How long this process's threads have waited in blocking collectives since its start, all together.
+pub fn waited() -> std::time::Duration {
+    // SAFETY: a plain function without arguments.
+    std::time::Duration::from_nanos(unsafe { ffi::mcl_waited_nanoseconds() }.try_into().unwrap_or(0))
 }
 
 /// Backward pass from a scalar.

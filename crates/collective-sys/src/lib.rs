@@ -1,7 +1,8 @@
 //! The C++ shim over c10d and its safe handles: the one crate with unsafe code.
 //!
 //! Role: rendezvous store, Gloo (and, where its shim is loaded, NCCL) process group, DDP's Reducer,
-//! synchronised batch norm, gradient-ready order. Invariants: no C++ exception crosses into Rust (the shim
+//! synchronised batch norm, gradient-ready order, and shutting down the sockets that the engine opened.
+//! Invariants: no C++ exception crosses into Rust (the shim
 //! catches all and answers a code); every handle frees what it owns. Left out: deadlines, policies and
 //! typed errors of the collectives, which `mcl-collective` adds.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -9,9 +10,11 @@
 mod cuda;
 mod ffi;
 mod handles;
+mod sockets;
 
 pub use cuda::{CudaError, load_cuda, load_nccl};
 pub use handles::{
-    EngineError, Group, NcclFactory, ReduceOp, Reducer, Store, Work, backward, gloo_sizes, ready_order,
-    sync_batch_norm,
+    EngineError, Group, NcclFactory, ReduceOp, Reducer, Store, Work, backward, gloo_sizes, on_gradient,
+    ready_order, sync_batch_norm, waited,
 };
+pub use sockets::SocketBaseline;

@@ -1,5 +1,6 @@
 //! A generation's ranks and their collectives.
 
+use crate::lifeline::Lifeline;
 use crate::store::{Store, milliseconds};
 use mcl_collective_sys as sys;
 use mcl_types::{FencingToken, Rank};
@@ -37,6 +38,14 @@ pub enum CollectiveError {
         /// What the engine said.
         reason: String,
     },
+    /// This process was told to leave; the group is of no further use.
+    #[error("{collective} of {membership}: told to leave")]
+    Aborted {
+        /// Which collective.
+        collective: &'static str,
+        /// Who we were.
+        membership: Membership,
+    },
     /// The engine refused for another reason: shapes, memory, a bug.
     #[error("{collective} of {membership}: {reason}")]
     Engine {
@@ -47,6 +56,9 @@ pub enum CollectiveError {
         /// What the engine said.
         reason: String,
     },
+    /// The process cannot see its own open files.
+    #[error("this process's descriptors: {0}")]
+    Descriptors(std::io::Error),
     /// A tensor operation beside the collective.
     #[error("{collective}: {source}")]
     Tensor {
@@ -60,7 +72,7 @@ pub enum CollectiveError {
 impl CollectiveError {
     /// Whether a new generation may go on where this one failed.
     pub const fn is_peer_loss(&self) -> bool {
-        matches!(self, Self::Peer { .. } | Self::Store { .. })
+        matches!(self, Self::Peer { .. } | Self::Store { .. } | Self::Aborted { .. })
     }
 }
 
@@ -87,21 +99,7 @@ pub struct Group {
     pub(crate) inner: Arc<sys::Group>,
     membership: Membership,
     timeout: Duration,
-}
-
-/// Leaves a group from another thread.
-#[derive(Debug, Clone)]
-pub struct AbortHandle(Arc<sys::Group>);
-
-impl AbortHandle {
-    /// Closes this rank's connections: peers that wait for it get [`CollectiveError::Peer`] at once. With
-    /// Gloo, this rank's own wait for a silent peer still lasts until the group's timeout (measured:
-    /// gloo wakes the far end only); with NCCL it ends too.
-    pub fn abort(&self) {
-        if let Err(error) = self.0.abort() {
-            tracing::warn!(%error, "group abort refused");
-        }
-    }
+    pub(crate) lifeline: Option<Lifeline>,
 }
 
 impl Group {
@@ -129,7 +127,7 @@ impl Group {
         if let Some(factory) = nccl {
             inner.add_nccl(&store, factory, milliseconds(timeout)).map_err(failed)?;
         }
-        Ok(Self { inner: Arc::new(inner), membership, timeout })
+        Ok(Self { inner: Arc::new(inner), membership, timeout, lifeline: None })
     }
 
     /// Who we are.
@@ -142,9 +140,30 @@ impl Group {
         self.membership.world
     }
 
-    /// A handle for a control thread.
-    pub fn abort_handle(&self) -> AbortHandle {
-        AbortHandle(Arc::clone(&self.inner))
+    /// Bounds every collective from now on, those of a Reducer and inside backward among them. NCCL keeps the
+    /// deadline that its group was made with: there the lifeline alone ends a wait earlier.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), CollectiveError> {
+        self.timeout = timeout;
+        self.inner.set_timeout(milliseconds(timeout)).map_err(|e| told("timeout", self.membership, e))
+    }
+
+    /// Whether the group is still of use; asked once more where what the peers sent is about to count.
+    ///
+    /// # Errors
+    /// When it was aborted.
+    pub fn check(&self) -> Result<(), CollectiveError> {
+        self.lifeline.as_ref().map_or(Ok(()), |l| l.check("group", self.membership))
+    }
+
+    /// Ends all waits in this group, here and at the peers. Before a group is freed because of an error: what
+    /// else is under way in it would otherwise hold its end up until peers leave too.
+    pub fn abort(&self) {
+        if let Some(lifeline) = &self.lifeline {
+            lifeline.abort();
+        }
     }
 
     fn wait(
@@ -152,6 +171,7 @@ impl Group {
         collective: &'static str,
         work: Result<sys::Work, EngineError>,
     ) -> Result<(), CollectiveError> {
+        self.check()?;
         work.and_then(|w| w.wait(milliseconds(self.timeout)))
             .map_err(|e| told(collective, self.membership, e))
     }

@@ -2,6 +2,7 @@
 
 use crate::group::{CollectiveError, Group, Membership, told};
 use mcl_collective_sys as sys;
+use mcl_types::{FencingToken, Rank};
 use tch::Tensor;
 
 /// Bytes of gradients a bucket holds before its all-reduce starts; PyTorch's own default.
@@ -61,6 +62,15 @@ impl Reducer {
 /// [`CollectiveError::Peer`] when one did.
 pub fn backward(loss: &Tensor, membership: Membership) -> Result<(), CollectiveError> {
     sys::backward(loss).map_err(|e| told("backward", membership, e))
+}
+
+/// Calls `call` in every backward from now on, right after `param`'s gradient is there.
+///
+/// # Errors
+/// When `param` is no leaf of a graph.
+pub fn on_gradient(param: &Tensor, call: extern "C" fn()) -> Result<(), CollectiveError> {
+    let nobody = Membership { token: FencingToken::default(), rank: Rank::new(0), world: 1 };
+    sys::on_gradient(param, call).map_err(|e| told("gradient hook", nobody, e))
 }
 
 /// Runs backward from `loss` and answers the indices of those `params` that got a gradient, in the order in

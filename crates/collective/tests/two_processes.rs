@@ -1,7 +1,9 @@
 //! Collectives between real processes: this test binary starts itself as the other ranks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use mcl_collective::{CollectiveError, Group, Membership, ReduceOp, Reducer, Store, backward, ready_order};
+use mcl_collective::{
+    CollectiveError, Group, Lifeline, Membership, ReduceOp, Reducer, Store, backward, ready_order,
+};
 use mcl_types::{FencingToken, Generation, Rank, Term};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 const RANK: &str = "MCL_TEST_RANK";
 const WORLD: &str = "MCL_TEST_WORLD";
+const GENERATION: &str = "MCL_TEST_GENERATION";
 const STORE: &str = "MCL_TEST_STORE";
 const TIMEOUT: Duration = Duration::from_secs(30);
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -218,7 +221,12 @@ fn a_killed_peer_is_an_error_and_the_next_generation_works() {
 #[test]
 fn leaving_a_group_ends_the_peers_wait_before_its_timeout() {
     ranks("leaving_a_group_ends_the_peers_wait_before_its_timeout", 2, |store, rank, children| {
-        let group = form(store, rank, 2, 1, TIMEOUT);
+        // Made after the store's connection, so that the test can still talk over it.
+        let lifeline = (rank == 1).then(|| Lifeline::new(&[]).unwrap());
+        let group = match &lifeline {
+            Some(l) => l.form(store, membership(rank, 2, 1), TIMEOUT, "127.0.0.1", None).unwrap(),
+            None => form(store, rank, 2, 1, TIMEOUT),
+        };
         group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
         if rank == 0 {
             let started = Instant::now();
@@ -227,8 +235,8 @@ fn leaving_a_group_ends_the_peers_wait_before_its_timeout() {
             assert!(started.elapsed() < TIMEOUT / 2, "{:?}", started.elapsed());
             store_done(store);
         } else {
-            let handle = group.abort_handle();
-            std::thread::spawn(move || handle.abort()).join().unwrap();
+            let lifeline = lifeline.unwrap();
+            std::thread::spawn(move || lifeline.abort()).join().unwrap();
             wait_done(store);
         }
         finish(children);
@@ -252,6 +260,176 @@ fn a_silent_peer_is_an_error_after_the_timeout() {
             let error = group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap_err();
             assert!(error.is_peer_loss(), "{error}");
             assert!(started.elapsed() < TIMEOUT);
+            store_done(store);
+        } else {
+            wait_done(store);
+        }
+        finish(children);
+    });
+}
+
+/// Stopped until the test ends it.
+fn stop(child: &Child) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+}
+
+/// Aborts `lifeline` from another thread after a while; `wait` must then fail within the second.
+fn aborted<T>(what: &str, lifeline: &Lifeline, wait: impl FnOnce() -> Result<T, CollectiveError>) {
+    let handle = lifeline.clone();
+    let control = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        let at = Instant::now();
+        handle.abort();
+        at
+    });
+    let error = wait().err().expect("nothing ended the wait");
+    let woken = control.join().unwrap().elapsed();
+    assert!(error.is_peer_loss(), "{what}: {error}");
+    assert!(woken < Duration::from_secs(1), "{what}: {woken:?}");
+    println!("abort to error, {what}: {woken:?} ({error})");
+}
+
+/// A peer that is stopped and of whom nothing is heard; the test's own process leaves the group and meets
+/// a fresh process in the next generation.
+fn with_a_stopped_peer(name: &str, what: &str, wait: impl FnOnce(&Group) -> Result<(), CollectiveError>) {
+    ranks(name, 2, |store, rank, mut children| {
+        let generation = std::env::var(GENERATION).map_or(1, |g| g.parse().unwrap());
+        if rank == 1 {
+            let group = form(store, 1, 2, generation, TIMEOUT);
+            group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+            if generation == 1 {
+                std::thread::sleep(TIMEOUT);
+            }
+            return;
+        }
+        let lifeline = Lifeline::new(&[]).unwrap();
+        let meet = |l: &Lifeline, generation| {
+            l.form(store, membership(0, 2, generation), TIMEOUT, "127.0.0.1", None).unwrap()
+        };
+        let group = meet(&lifeline, 1);
+        group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+        stop(&children[0]);
+        aborted(what, &lifeline, || wait(&group));
+        assert!(group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap_err().is_peer_loss());
+        let started = Instant::now();
+        drop(group);
+        println!("freeing the old group: {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(1));
+        lifeline.close();
+        children[0].kill().unwrap();
+        children[0].wait().unwrap();
+        let lifeline = Lifeline::new(&[]).unwrap();
+        let next = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(RANK, "1")
+            .env(GENERATION, "2")
+            .env(STORE, format!("127.0.0.1:{}", store.port().unwrap()))
+            .spawn()
+            .unwrap();
+        let group = meet(&lifeline, 2);
+        let t = Tensor::ones([4], F64);
+        group.all_reduce(&t, ReduceOp::Sum).unwrap();
+        assert_eq!(values(&t), [2.0; 4]);
+        finish(vec![next]);
+    });
+}
+
+#[test]
+fn abort_wakes_a_wait_in_a_collective() {
+    with_a_stopped_peer("abort_wakes_a_wait_in_a_collective", "all-gather", |group| {
+        group.all_gather(&Tensor::ones([4], F64)).map(drop)
+    });
+}
+
+#[test]
+fn abort_wakes_the_making_of_a_reducer() {
+    with_a_stopped_peer("abort_wakes_the_making_of_a_reducer", "making a Reducer", |group| {
+        Reducer::new(group, &[Tensor::ones([4], F64).set_requires_grad(true)]).map(drop)
+    });
+}
+
+#[test]
+fn abort_wakes_backward_with_a_reducer() {
+    let name = "abort_wakes_backward_with_a_reducer";
+    ranks(name, 2, |store, rank, mut children| {
+        let lifeline = Lifeline::new(&[]).unwrap();
+        let group = lifeline.form(store, membership(rank, 2, 1), TIMEOUT, "127.0.0.1", None).unwrap();
+        tch::manual_seed(1);
+        let params = [Tensor::randn([2048, 1024], F64).set_requires_grad(true)];
+        let reducer = Reducer::new(&group, &params).unwrap();
+        let loss = |reducer: &Reducer| {
+            reducer.prepare_forward().unwrap();
+            let x = Tensor::ones([4, 1024], F64);
+            let loss = x.linear(&params[0], None::<&Tensor>).square().mean(Kind::Double);
+            reducer.prepare_backward().unwrap();
+            loss
+        };
+        // The second step's forward is preceded by the rebuild, a collective of its own.
+        for _ in 0..2 {
+            backward(&loss(&reducer), group.membership()).unwrap();
+        }
+        store.set(&format!("ready{rank}"), b"1").unwrap();
+        if rank == 1 {
+            std::thread::sleep(TIMEOUT);
+            return;
+        }
+        store.get("ready1").unwrap();
+        stop(&children[0]);
+        aborted("backward", &lifeline, || backward(&loss(&reducer), group.membership()));
+        let started = Instant::now();
+        drop(reducer);
+        drop(group);
+        println!("freeing reducer and group: {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(1));
+        children[0].kill().unwrap();
+        children[0].wait().unwrap();
+    });
+}
+
+#[test]
+fn abort_wakes_a_rendezvous_that_nobody_joins() {
+    tch::set_num_threads(1);
+    let host = Store::host(0, TIMEOUT).unwrap();
+    let address = format!("127.0.0.1:{}", host.port().unwrap());
+    let lifeline = Lifeline::new(&[]).unwrap();
+    let store = lifeline.connect(&address, TIMEOUT).unwrap();
+    let form = |l: &Lifeline, store: &Store, world| {
+        l.form(store, membership(0, world, 1), TIMEOUT, "127.0.0.1", None)
+    };
+    aborted("rendezvous", &lifeline, || form(&lifeline, &store, 2));
+    let started = Instant::now();
+    assert!(form(&lifeline, &store, 1).unwrap_err().is_peer_loss(), "an aborted lifeline formed a group");
+    assert!(lifeline.connect(&address, TIMEOUT).unwrap_err().is_peer_loss());
+    assert!(started.elapsed() < Duration::from_millis(200));
+    lifeline.close();
+
+    // A key that never comes, and an address where nobody is.
+    let lifeline = Lifeline::new(&[]).unwrap();
+    let store = lifeline.connect(&address, TIMEOUT).unwrap();
+    aborted("store", &lifeline, || store.get("never"));
+    lifeline.close();
+    let lifeline = Lifeline::new(&[]).unwrap();
+    aborted("connecting", &lifeline, || lifeline.connect("127.0.0.1:1", TIMEOUT));
+    lifeline.close();
+
+    // The same process goes on.
+    let lifeline = Lifeline::new(&[]).unwrap();
+    let store = lifeline.connect(&address, TIMEOUT).unwrap();
+    let group = lifeline.form(&store, membership(0, 1, 2), TIMEOUT, "127.0.0.1", None).unwrap();
+    group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+}
+
+#[test]
+fn a_timeout_can_be_shortened() {
+    ranks("a_timeout_can_be_shortened", 2, |store, rank, children| {
+        let mut group = form(store, rank, 2, 1, TIMEOUT);
+        group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+        if rank == 0 {
+            group.set_timeout(Duration::from_secs(1)).unwrap();
+            let started = Instant::now();
+            assert!(group.all_gather(&Tensor::ones([4], F64)).unwrap_err().is_peer_loss());
+            assert!(started.elapsed() < Duration::from_secs(5));
             store_done(store);
         } else {
             wait_done(store);

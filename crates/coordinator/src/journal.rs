@@ -59,6 +59,21 @@ impl Found {
     }
 }
 
+/// Whether no coordinator has this run directory now: for a standby, which opens it then.
+///
+/// # Errors
+/// When its journal cannot be read.
+pub fn is_free(run_dir: &Path) -> Result<bool, CoordinatorError> {
+    let path = run_dir.join("coordinator.redb");
+    match Database::open(&path) {
+        Ok(_) => Ok(true),
+        Err(DatabaseError::DatabaseAlreadyOpen) => Ok(false),
+        // Nobody was here yet.
+        Err(_) if !path.exists() => Ok(true),
+        Err(other) => Err(journal_error(&path, other)),
+    }
+}
+
 impl Journal {
     /// Opens or makes the journal of a run directory and begins the next term.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Term, Found), CoordinatorError> {

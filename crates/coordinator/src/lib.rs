@@ -27,6 +27,7 @@ mod wire;
 pub use config::{CoordinatorConfig, ExposedError, Interpret, JobFacts, check_bind};
 pub use coordinator::{Coordinator, CoordinatorHandle, HandleError};
 pub use error::{CoordinatorError, JobOutcome};
+pub use journal::is_free;
 pub use mcl_coordinator_core::{Phase, Status};
 pub use progress::Progress;
 pub use verify::{LedgerError, verify_ledger};

@@ -116,6 +116,7 @@ impl Rim {
                 Some(input) = self.inbox.recv(), if !flooded => self.take(input)?,
                 () = tokio::time::sleep_until(next_tick) => {
                     next_tick = Instant::now() + TICK;
+                    self.keep_tempo();
                     self.apply(Event::Tick)?
                 }
             };

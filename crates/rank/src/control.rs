@@ -1,69 +1,86 @@
 //! The rank's side of its worker's pipe: commands in, events out.
 
+use crate::orders::{Heard, Orders};
+use crate::records::Records;
 use anyhow::{Context, Result, bail};
 use mcl_proto::v1::{self, rank_command::Command, rank_event::Event};
+use mcl_train::Activity;
 use mcl_types::FencingToken;
 use prost::Message;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-/// What the control thread has heard and the training loop looks at.
-#[derive(Debug, Default)]
-pub(crate) struct Heard {
-    drain: AtomicBool,
-    granted: AtomicU64,
+/// The process speaks this often at least, where the worker's patience allows it.
+const SLOWEST_ALIVE: Duration = Duration::from_secs(1);
+/// Signs of life within the silence after which the worker ends the process.
+const ALIVE_WITHIN_SILENCE: u32 = 5;
+
+/// What the control thread works with.
+pub(crate) struct Control {
+    pub(crate) orders: Arc<Orders>,
+    pub(crate) records: Arc<Records>,
+    pub(crate) reporter: Reporter,
 }
 
-impl Heard {
-    /// Whether the coordinator wants the run to stop after the step in flight.
-    pub(crate) fn wants_drain(&self) -> bool {
-        self.drain.load(Ordering::Acquire)
-    }
-
-    /// Number of epochs, from 0 on, that the coordinator has handed out.
-    pub(crate) fn granted_epochs(&self) -> u64 {
-        self.granted.load(Ordering::Acquire)
-    }
-
-    fn grant(&self, epoch: u64) {
-        self.granted.fetch_max(epoch + 1, Ordering::AcqRel);
-    }
-}
-
-/// Commands for the start of a generation, in order.
-pub(crate) struct Commands {
-    receiver: Receiver<Command>,
-    pub(crate) heard: Arc<Heard>,
-}
-
-/// Reads commands on a thread of its own until the worker closes the pipe, which ends this process: a rank
-/// without a worker has nobody to report to.
-pub(crate) fn listen() -> Commands {
-    let (sender, receiver) = channel();
-    let heard = Arc::new(Heard::default());
-    let shared = Arc::clone(&heard);
-    std::thread::spawn(move || {
-        let mut input = std::io::stdin().lock();
-        loop {
-            match read_command(&mut input) {
-                Ok(Some(Command::Drain(_))) => shared.drain.store(true, Ordering::Release),
-                Ok(Some(Command::EpochGrant(grant))) => shared.grant(grant.epoch),
-                Ok(Some(Command::Committed(_) | Command::CheckpointCommitted(_))) => {}
-                Ok(Some(Command::Stop(stop))) => leave(&format!("told to stop: {}", stop.reason)),
-                Ok(Some(command)) => {
-                    if sender.send(command).is_err() {
-                        leave("the training loop is over");
-                    }
+impl Control {
+    /// Reads commands on a thread of its own until the worker closes the pipe, which ends this process: a rank
+    /// without a worker has nobody to report to. What cannot wait for the training thread is done there.
+    pub(crate) fn listen(self) {
+        std::thread::spawn(move || {
+            let mut input = std::io::stdin().lock();
+            loop {
+                match read_command(&mut input) {
+                    Ok(Some(command)) => self.hear(command),
+                    Ok(None) => leave("the worker closed the pipe"),
+                    Err(error) => leave(&format!("the worker's pipe: {error:#}")),
                 }
-                Ok(None) => leave("the worker closed the pipe"),
-                Err(error) => leave(&format!("the worker's pipe: {error:#}")),
             }
+        });
+    }
+
+    fn hear(&self, command: Command) {
+        match command {
+            Command::Committed(committed) => self.records.forget_before(committed.step + 1),
+            Command::Recount(recount) => self.recount(&recount),
+            Command::Stop(stop) => leave(&format!("told to stop: {}", stop.reason)),
+            command => match self.orders.hear(command) {
+                Heard::Noted => {}
+                Heard::Joined { committed } => self.records.forget_before(committed),
+                Heard::Stale(what) => tracing::warn!(what, "command of another generation, or out of order"),
+            },
+        }
+    }
+
+    /// Answered here: the training thread may be waiting for its next generation or in it.
+    fn recount(&self, recount: &v1::Recount) {
+        let (token, rank) = self.orders.stamp();
+        if recount.token.map(FencingToken::from) != Some(token) {
+            tracing::warn!("recount of another generation");
+            return;
+        }
+        let steps = self.records.recount(recount.first_step, recount.end_step);
+        self.reporter.stamped(token, rank).send(Event::Recounted(v1::Recounted { steps }));
+    }
+}
+
+/// Says on a thread of its own that the process lives and what its training thread does.
+pub(crate) fn keep_alive(reporter: Reporter, orders: Arc<Orders>, activity: Activity, lost_after_ms: u64) {
+    let patience = Duration::from_millis(lost_after_ms) / ALIVE_WITHIN_SILENCE;
+    let pause = if lost_after_ms == 0 { SLOWEST_ALIVE } else { patience.min(SLOWEST_ALIVE) };
+    std::thread::spawn(move || {
+        loop {
+            let now = activity.now();
+            let (token, rank) = orders.stamp();
+            reporter.stamped(token, rank).send(Event::Alive(v1::Alive {
+                step: now.step.map(mcl_types::Step::get),
+                activity: now.doing.to_string(),
+                seconds: now.lasted().as_secs_f64(),
+            }));
+            std::thread::sleep(pause);
         }
     });
-    Commands { receiver, heard }
 }
 
 /// Ends the process from the control thread, whatever the training loop waits for. Peers notice the closed
@@ -72,31 +89,6 @@ pub(crate) fn listen() -> Commands {
 fn leave(reason: &str) -> ! {
     tracing::debug!(reason, "rank leaves");
     std::process::exit(0)
-}
-
-impl Commands {
-    /// The first command.
-    pub(crate) fn configure(&self) -> Result<v1::Configure> {
-        match self.receiver.recv().context("no command came")? {
-            Command::Configure(configure) => Ok(configure),
-            other => bail!("first command is {other:?}, expected Configure"),
-        }
-    }
-
-    /// Waits until all ranks are ready.
-    pub(crate) fn start(&self) -> Result<v1::Start> {
-        match self.receiver.recv().context("no command came")? {
-            Command::Start(start) => Ok(start),
-            other => bail!("second command is {other:?}, expected Start"),
-        }
-    }
-
-    /// Waits for Stop, which the control thread answers by ending the process.
-    pub(crate) fn wait_for_stop(&self) -> ! {
-        loop {
-            std::thread::park();
-        }
-    }
 }
 
 fn read_command(input: &mut impl Read) -> Result<Option<Command>> {
@@ -146,13 +138,25 @@ pub(crate) fn claim_output() -> Result<File> {
 }
 
 impl Reporter {
-    pub(crate) fn new(token: FencingToken, rank: u32, output: File) -> Self {
-        Self { token, rank, output: Arc::new(Mutex::new(output)) }
+    /// Of a process that belongs to no generation yet.
+    pub(crate) fn new(output: File) -> Self {
+        Self { token: FencingToken::default(), rank: 0, output: Arc::new(Mutex::new(output)) }
+    }
+
+    /// The same pipe, for a rank of a generation.
+    pub(crate) fn stamped(&self, token: FencingToken, rank: u32) -> Self {
+        Self { token, rank, output: Arc::clone(&self.output) }
     }
 
     /// Sends one event. A closed pipe is no error here: the control thread ends the process.
     pub(crate) fn send(&self, event: Event) {
-        let message = v1::RankEvent { token: Some(self.token.into()), rank: self.rank, event: Some(event) };
+        // Which device and process this is, the worker adds.
+        let message = v1::RankEvent {
+            token: Some(self.token.into()),
+            rank: self.rank,
+            event: Some(event),
+            ..v1::RankEvent::default()
+        };
         let bytes = message.encode_length_delimited_to_vec();
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = output.write_all(&bytes).and_then(|()| output.flush()) {

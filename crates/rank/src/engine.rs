@@ -32,13 +32,14 @@ pub(crate) fn nccl() -> Result<NcclFactory> {
     })
 }
 
-/// `cpu` or `cuda:N` as a device that exists.
+/// `cpu`, `cpu:N` (a further CPU slot) or `cuda:N` as a device that exists.
 pub(crate) fn device(name: &str) -> Result<Device> {
-    if name == "cpu" {
+    let slot = name.strip_prefix("cpu:").is_some_and(|n| n.parse::<u32>().is_ok());
+    if name == "cpu" || slot {
         return Ok(Device::Cpu);
     }
     let Some(index) = name.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()) else {
-        bail!("device `{name}`: expected cpu or cuda:N");
+        bail!("device `{name}`: expected cpu, cpu:N or cuda:N");
     };
     let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
     if index >= count {
@@ -78,4 +79,18 @@ pub(crate) fn describe(cuda: &Result<(), CudaError>) -> Result<()> {
 /// Version of the libtorch that this build was made for; tch refuses another at build time.
 pub(crate) const fn libtorch_version() -> &'static str {
     "2.11.0"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_slots_are_the_cpu_and_nonsense_is_named() {
+        assert_eq!(device("cpu").unwrap(), Device::Cpu);
+        assert_eq!(device("cpu:3").unwrap(), Device::Cpu);
+        for bad in ["cpu:", "cpu:x", "gpu", "cuda:99"] {
+            assert!(device(bad).unwrap_err().to_string().contains(bad), "{bad}");
+        }
+    }
 }

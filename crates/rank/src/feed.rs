@@ -1,5 +1,6 @@
 //! From the plan to a step's tensors: loader batches, montage permutations, and what was really fed.
 
+use crate::records::notes;
 use anyhow::{Context, Result, bail};
 use mcl_config::Job;
 use mcl_data::montage::Side;
@@ -11,13 +12,16 @@ use mcl_train::LaneInput;
 use mcl_types::{Epoch, Lane, SampleIndex, Slot, Step};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tch::Tensor;
 
 /// Lane batches of this rank, in the order of the plan.
 pub(crate) struct Feed {
     loader: Loader,
     lanes: Range<u32>,
+    /// The step that the loader gives next.
+    upcoming: Step,
+    /// A step's input, until the step is applied: one that is broken off is done again from it.
+    taken: Option<(Step, Fed)>,
     schedule: Schedule,
     montages: MontageLayout,
     seed: mcl_types::Seed,
@@ -29,8 +33,6 @@ pub(crate) struct Fed {
     pub(crate) lanes: Vec<LaneInput>,
     /// By lane of this rank: what the loader fed, in slot order.
     pub(crate) samples: Vec<(u32, Vec<FedSample>)>,
-    /// How long the step waited for it.
-    pub(crate) waited: Duration,
 }
 
 impl Feed {
@@ -69,6 +71,8 @@ impl Feed {
         Ok(Self {
             loader,
             lanes,
+            upcoming: first,
+            taken: None,
             schedule,
             montages,
             seed: job.seed(),
@@ -76,10 +80,29 @@ impl Feed {
         })
     }
 
-    /// The batches of one step; waits for the loader where it is behind.
-    pub(crate) fn next(&mut self, step: Step) -> Result<Fed> {
-        let started = Instant::now();
-        let mut fed = Fed { lanes: Vec::new(), samples: Vec::new(), waited: Duration::ZERO };
+    /// Whether it gives `lanes` from `step` on.
+    pub(crate) fn serves(&self, lanes: &Range<u32>, step: Step) -> bool {
+        let next = self.taken.as_ref().map_or(self.upcoming, |(taken, _)| *taken);
+        self.lanes == *lanes && next == step
+    }
+
+    /// The batches of one step; waits for the loader where it is behind. The same again until
+    /// [`Feed::applied`].
+    pub(crate) fn take(&mut self, step: Step) -> Result<&Fed> {
+        let fed = match self.taken.take() {
+            Some((taken, fed)) if taken == step => fed,
+            _ => self.next(step)?,
+        };
+        Ok(&self.taken.insert((step, fed)).1)
+    }
+
+    /// The step that was taken is applied.
+    pub(crate) fn applied(&mut self) {
+        self.taken = None;
+    }
+
+    fn next(&mut self, step: Step) -> Result<Fed> {
+        let mut fed = Fed { lanes: Vec::new(), samples: Vec::new() };
         let mut batches = Vec::new();
         for lane in self.lanes.clone() {
             let batch = self.loader.next()?.with_context(|| format!("the loader ended before {step}"))?;
@@ -88,7 +111,7 @@ impl Feed {
             }
             batches.push(batch);
         }
-        fed.waited = started.elapsed();
+        self.upcoming = step.next();
         for batch in batches {
             fed.lanes.push(self.lane_input(step, &batch)?);
             fed.samples.push((batch.lane.get(), batch.fed));
@@ -110,7 +133,7 @@ impl Feed {
                 .collect::<Result<Vec<_>>>()?;
             Ok(LaneSide { views, permutations })
         };
-        Ok(LaneInput { q: side(Side::Q, 0)?, k: side(Side::K, levels)? })
+        Ok(LaneInput { q: side(Side::Q, 0)?, k: side(Side::K, levels)?, notes: notes(&batch.fed) })
     }
 
     /// [N, 3, s, s] bytes.
@@ -176,18 +199,21 @@ impl Iterator for Requests {
 }
 
 /// What the coordinator's ledger is told of one lane.
-pub(crate) fn lane_report(lane: u32, losses: Vec<f64>, samples: Vec<FedSample>) -> v1::LaneReport {
-    let samples = samples
-        .into_iter()
-        .map(|s| {
-            let (replaces, reason) = match s.replaced {
-                Some(r) => (Some(r.wanted.get()), r.reason),
-                None => (None, String::new()),
-            };
-            v1::FedSample { index: s.index.get(), id: s.id, hash: s.hash.to_vec(), replaces, reason }
-        })
-        .collect();
-    v1::LaneReport { lane, losses, samples }
+pub(crate) fn lane_report(lane: u32, losses: &[f64], samples: Vec<v1::FedSample>) -> v1::LaneReport {
+    let finite = losses.iter().all(|l| l.is_finite());
+    v1::LaneReport { lane, losses: if finite { losses.to_vec() } else { Vec::new() }, samples }
+}
+
+/// What a lane of this rank was fed, reasons included.
+pub(crate) fn fed_samples(samples: &[FedSample]) -> Vec<v1::FedSample> {
+    let told = |s: &FedSample| v1::FedSample {
+        index: s.index.get(),
+        id: s.id.clone(),
+        hash: s.hash.to_vec(),
+        replaces: s.replaced.as_ref().map(|r| r.wanted.get()),
+        reason: s.replaced.as_ref().map_or_else(String::new, |r| r.reason.clone()),
+    };
+    samples.iter().map(told).collect()
 }
 
 #[cfg(test)]
@@ -251,5 +277,29 @@ mod tests {
         let report = verify(&ledger_of(&dataset, tampered), &plan).unwrap();
         assert!(!report.is_exact());
         assert_eq!(counts(&report), (1, 1, 1), "{report:?}");
+    }
+
+    #[test]
+    fn a_step_is_given_again_until_it_is_applied_and_only_its_own_lanes_are_served() {
+        let folder = tempfile::tempdir().unwrap();
+        generate(folder.path(), &GenerateSpec::objects(32, Seed::new(1)), &mut |_, _| {}).unwrap();
+        let text = format!(
+            "[data]\nsource = {:?}\n[model]\nimage_size = 32\n[method]\nlevels = [1]\nlevel_weights = [1.0]\n\
+             [batch]\nlanes = 2\nimages_per_lane = 8\n[train]\nsteps = 3\n",
+            folder.path()
+        );
+        let job = Job::parse(&text, "test").unwrap();
+        let dataset = Arc::new(Dataset::open(folder.path()).unwrap());
+        let plan = mcl_job::plan_spec(&job, &dataset);
+        let schedule = mcl_job::schedule(&job, &plan).unwrap();
+        let mut feed = Feed::start(&job, dataset, plan, schedule, 1..2, Step::new(0)).unwrap();
+        let indices = |fed: &Fed| fed.lanes[0].notes.clone();
+        assert!(feed.serves(&(1..2), Step::new(0)) && !feed.serves(&(0..2), Step::new(0)));
+        let first = indices(feed.take(Step::new(0)).unwrap());
+        assert!(feed.serves(&(1..2), Step::new(0)), "a broken step is done again");
+        assert_eq!(indices(feed.take(Step::new(0)).unwrap()), first);
+        feed.applied();
+        assert!(feed.serves(&(1..2), Step::new(1)) && !feed.serves(&(1..2), Step::new(0)));
+        assert_ne!(indices(feed.take(Step::new(1)).unwrap()), first);
     }
 }

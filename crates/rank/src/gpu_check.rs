@@ -6,7 +6,7 @@ use clap::Args;
 use mcl_collective::{CudaError, Group, Membership, ReduceOp, Store};
 use mcl_model::{ComputeMode, LaneSide, Model, ModelConfig, ModelSpec};
 use mcl_train::golden::{Case, find_cases};
-use mcl_train::{LaneInput, OptimizerSettings, Rates, Rule, StepInput, Trainer, TrainerSettings};
+use mcl_train::{Halt, LaneInput, OptimizerSettings, Rates, Rule, StepInput, Trainer, TrainerSettings};
 use mcl_types::{FencingToken, LaneLayout, Rank, Seed, Step};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -151,20 +151,20 @@ fn nccl_step(device: Device) -> Result<(bool, String)> {
     let mut model = Model::new(spec, Kind::Float, device)?;
     model.initialize(Seed::new(1))?;
     let settings = TrainerSettings {
-        lanes: LaneLayout::new(1, 1)?,
-        rank: Rank::new(0),
+        lanes: 1,
         images_per_lane: 8,
         montages: None,
         compute: ComputeMode::Exact,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
     };
-    let mut trainer = Trainer::new(model, settings, Some(group_of_one()?))?;
+    let mut trainer = Trainer::new(model, settings)?;
+    trainer.join(LaneLayout::new(1, 1)?, Rank::new(0), Some(group_of_one()?))?;
     let before = trainer.digest()?;
-    let lane = LaneInput { q: random_side(&trainer, 0)?, k: random_side(&trainer, 1)? };
+    let (q, k) = (random_side(&trainer, 0)?, random_side(&trainer, 1)?);
+    let lane = LaneInput { q, k, notes: vec![7] };
     let rates = Rates { lr: 0.5, momentum: 0.99 };
-    let outcome =
-        trainer.step(&StepInput { step: Step::new(0), lanes: vec![lane], rates, wants_stop: false })?;
+    let outcome = trainer.step(&StepInput { step: Step::new(0), lanes: &[lane], rates, halt: Halt::No })?;
     let loss: f64 = outcome.lane_losses.iter().flatten().sum();
     let passed = loss.is_finite() && !outcome.skipped && trainer.digest()? != before;
     Ok((passed, format!("loss {loss:.4}, gradient norm {:.4}", outcome.grad_norm)))

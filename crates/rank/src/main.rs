@@ -10,9 +10,13 @@ mod control;
 mod engine;
 mod eval;
 mod feed;
+mod generation;
 mod gpu_check;
+mod orders;
 mod pictures;
+mod records;
 mod snapshot;
+mod steps;
 mod train;
 mod weights;
 

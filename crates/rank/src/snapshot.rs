@@ -1,52 +1,69 @@
 //! This rank's slice of the state, to the checkpoint service and back.
 
-use crate::control::Reporter;
+use crate::generation::Member;
 use crate::weights;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use mcl_checkpoint::CheckpointClient;
 use mcl_checkpoint_core::{SliceView, TensorInfo, assign, write_slice};
+use mcl_collective::Lifeline;
 use mcl_proto::v1::{self, rank_event::Event};
-use mcl_types::{FencingToken, RunId, Step};
+use mcl_types::{RunId, Step};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tch::Tensor;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
+
+/// How often a wait for the service looks whether its generation is over.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The generation ended while the checkpoint service was waited for.
+#[derive(Debug)]
+pub(crate) struct Left;
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("told to leave while waiting for the checkpoint service")
+    }
+}
+
+impl std::error::Error for Left {}
+
+/// `work`, given up once `lifeline` is aborted.
+async fn unless_left<T>(lifeline: &Lifeline, work: impl Future<Output = T>) -> Result<T> {
+    let left = async {
+        while !lifeline.is_aborted() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        done = work => Ok(done),
+        () = left => Err(Left.into()),
+    }
+}
 
 /// Uploads slices in the background, one at a time.
 pub(crate) struct Snapshots {
     runtime: Runtime,
     client: CheckpointClient,
     run: RunId,
-    token: FencingToken,
-    rank: u32,
-    world: u32,
-    reporter: Reporter,
     pending: Option<JoinHandle<Result<()>>>,
 }
 
 impl Snapshots {
-    pub(crate) fn new(configure: &v1::Configure, token: FencingToken, reporter: Reporter) -> Result<Self> {
+    pub(crate) fn new(configure: &v1::Configure) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let client = {
             let _inside = runtime.enter();
             CheckpointClient::lazy(&configure.checkpoint_url)?
         };
-        Ok(Self {
-            runtime,
-            client,
-            run: mcl_proto::run_id(&configure.run_id)?,
-            token,
-            rank: configure.rank,
-            world: configure.world_size,
-            reporter,
-            pending: None,
-        })
+        Ok(Self { runtime, client, run: mcl_proto::run_id(&configure.run_id)?, pending: None })
     }
 
     /// The state of a visible checkpoint, every byte verified.
-    pub(crate) fn load(&self, step: Step) -> Result<BTreeMap<String, Tensor>> {
-        self.runtime.block_on(async {
+    pub(crate) fn load(&self, lifeline: &Lifeline, step: Step) -> Result<BTreeMap<String, Tensor>> {
+        self.runtime.block_on(unless_left(lifeline, async {
             let manifest = self.client.manifest(&self.run, step).await?;
             let mut state = BTreeMap::new();
             for (slice, entry) in (0_u32..).zip(&manifest.slices) {
@@ -57,17 +74,22 @@ impl Snapshots {
                 }
             }
             Ok(state)
-        })
+        }))?
     }
 
     /// Copies this rank's slice of `state` (after `step` steps) and uploads it in the background; Staged is
     /// reported when it is stored. Waits for the upload before it, so that two never pile up.
-    pub(crate) fn stage(&mut self, step: Step, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        self.finish()?;
-        let bytes = Bytes::from(self.slice(state)?);
+    pub(crate) fn stage(
+        &mut self,
+        member: &Member,
+        step: Step,
+        state: &BTreeMap<String, Tensor>,
+    ) -> Result<()> {
+        self.finish(&member.lifeline)?;
+        let (slice, slices) = (member.rank.get(), member.layout.world());
+        let bytes = Bytes::from(Self::slice(state, slice, slices)?);
         let (client, run, token, reporter) =
-            (self.client.clone(), self.run.clone(), self.token, self.reporter.clone());
-        let (slice, slices) = (self.rank, self.world);
+            (self.client.clone(), self.run.clone(), member.token, member.reporter.clone());
         self.pending = Some(self.runtime.spawn(async move {
             client
                 .put_slice(token, &run, step, slice, slices, bytes)
@@ -81,25 +103,39 @@ impl Snapshots {
 
     /// Waits for the upload under way. One that fails is a warning, not the end of training: the next
     /// checkpoint makes up for it.
-    pub(crate) fn finish(&mut self) -> Result<()> {
-        let Some(pending) = self.pending.take() else { return Ok(()) };
-        match self.runtime.block_on(pending) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("snapshot skipped: {error:#}"),
-            Err(error) => tracing::warn!(%error, "snapshot task"),
-        }
-        Ok(())
-    }
-
-    /// As [`Snapshots::finish`], where the checkpoint must not be missed: at a drain and at the end.
-    pub(crate) fn finish_or_fail(&mut self) -> Result<()> {
-        match self.pending.take() {
-            Some(pending) => self.runtime.block_on(pending)?,
-            None => Ok(()),
+    fn finish(&mut self, lifeline: &Lifeline) -> Result<()> {
+        match self.await_pending(lifeline) {
+            Err(error) if error.is::<Left>() => Err(error),
+            Err(error) => {
+                tracing::warn!("snapshot skipped: {error:#}");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
-    fn slice(&self, state: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
+    /// Waits for the upload under way, where the checkpoint must not be missed: at a drain and at the end.
+    pub(crate) fn finish_or_fail(&mut self, lifeline: &Lifeline) -> Result<()> {
+        self.await_pending(lifeline)
+    }
+
+    fn await_pending(&mut self, lifeline: &Lifeline) -> Result<()> {
+        let Some(pending) = &mut self.pending else { return Ok(()) };
+        let outcome = self.runtime.block_on(unless_left(lifeline, pending));
+        if !outcome.as_ref().is_err_and(anyhow::Error::is::<Left>) {
+            self.pending = None;
+        }
+        outcome??
+    }
+
+    /// Gives up what an older generation was still uploading: nobody waits for it.
+    pub(crate) fn give_up(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            pending.abort();
+        }
+    }
+
+    fn slice(state: &BTreeMap<String, Tensor>, slice: u32, slices: u32) -> Result<Vec<u8>> {
         let infos: Vec<TensorInfo> = state
             .iter()
             .map(|(name, t)| {
@@ -112,8 +148,8 @@ impl Snapshots {
                 })
             })
             .collect::<Result<_>>()?;
-        let deal = assign(&infos, self.world);
-        let own = deal.get(usize::try_from(self.rank)?).context("this rank has no slice")?;
+        let deal = assign(&infos, slices);
+        let own = deal.get(usize::try_from(slice)?).context("this rank has no slice")?;
         let mut copies = Vec::with_capacity(own.len());
         for index in own {
             let info = infos.get(*index).context("the deal names a tensor that is not there")?;

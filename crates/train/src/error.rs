@@ -39,6 +39,22 @@ pub enum TrainError {
         /// The ranks that differ.
         ranks: Vec<u32>,
     },
+    /// The update itself failed: the state may be half of one step and half of another.
+    #[error("interrupted in the middle of an update, the state is lost: {source}")]
+    Torn {
+        /// By what.
+        source: Box<TrainError>,
+    },
+    /// The rank that is to pass its state on does not hold it.
+    #[error("rank {source_rank} is to pass on the state after {step} steps and holds {found} (-1: none)")]
+    Source {
+        /// The rank.
+        source_rank: u32,
+        /// The steps after which its state was wanted.
+        step: u64,
+        /// Those after which it is.
+        found: i64,
+    },
     /// A saved state does not fit.
     #[error("saved state: {0}")]
     State(String),

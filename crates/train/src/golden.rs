@@ -6,8 +6,8 @@
 //! taken relative to L2 norm x sqrt(elements).
 
 use crate::{
-    LaneInput, LearningRate, Momentum, OptimizerSettings, Rates, Rule, StepInput, StepProbe, TrainError,
-    Trainer, TrainerSettings,
+    Halt, LaneInput, LearningRate, Momentum, OptimizerSettings, Rates, Rule, StepInput, StepProbe,
+    TrainError, Trainer, TrainerSettings,
 };
 use mcl_collective::Group;
 use mcl_model::{ComputeMode, GoldenKeyInit, LaneSide, Model, ModelConfig, ModelSpec, detrand, level_views};
@@ -199,8 +199,7 @@ impl Case {
         let key = if c.k_init == "copy" { GoldenKeyInit::Copy } else { GoldenKeyInit::Hash };
         model.initialize_golden(c.seed, key)?;
         let settings = TrainerSettings {
-            lanes,
-            rank,
+            lanes: self.world_size(),
             images_per_lane: c.batch,
             montages: Some(c.batch_sizes.clone()),
             compute,
@@ -210,7 +209,8 @@ impl Case {
             },
             clip_norm: c.max_norm,
         };
-        let mut trainer = Trainer::new(model, settings, group)?;
+        let mut trainer = Trainer::new(model, settings)?;
+        trainer.join(lanes, rank, group)?;
         let stored: Vec<_> = lanes.lanes_of(rank).map(|lane| self.tensors(lane)).collect::<Result<_, _>>()?;
         let mut report = Report::default();
         for step in 0..c.steps {
@@ -245,16 +245,17 @@ impl Case {
             .map(|(lane, (tensors, _))| self.lane_input(step, lane, tensors, device))
             .collect::<Result<_, _>>()?;
         let mut probe = StepProbe::default();
-        let input = StepInput { step: Step::new(step), lanes, rates, wants_stop: false };
+        let input = StepInput { step: Step::new(step), lanes: &lanes, rates, halt: Halt::No };
         let outcome = trainer.step_probed(&input, Some(&mut probe))?;
         let count = stored.len();
+        let all_before = usize::try_from(first).unwrap_or(usize::MAX);
         for (place, (tensors, meta)) in stored.iter().enumerate() {
             let expected = meta.steps.get(usize::try_from(step).unwrap_or(usize::MAX));
             let expected = expected.ok_or_else(|| self.bad(format!("no step {step} in its meta.json")))?;
             report.note("lr", relative(rates.lr, expected.lr.first().copied().unwrap_or(f64::NAN)));
             report.note("momentum", relative(rates.momentum, expected.ema_momentum));
             report.note("grad norm", relative(outcome.grad_norm, expected.grad_norm_before_clip));
-            let losses = outcome.lane_losses.get(place).cloned().unwrap_or_default();
+            let losses = outcome.lane_losses.get(all_before + place).cloned().unwrap_or_default();
             report.note("total loss", relative(losses.iter().sum(), expected.total_loss_this_rank));
             let compare = Compare { case: self, tensors, step, report };
             compare.lane(&probe, &losses, place, count)?;
@@ -296,7 +297,7 @@ impl Case {
                 .collect::<Result<_, TrainError>>()?;
             Ok(LaneSide { views, permutations })
         };
-        Ok(LaneInput { q: lane_side("q", 0)?, k: lane_side("k", levels)? })
+        Ok(LaneInput { q: lane_side("q", 0)?, k: lane_side("k", levels)?, notes: Vec::new() })
     }
 }
 

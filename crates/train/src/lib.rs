@@ -8,16 +8,25 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::float_cmp))]
 
+mod activity;
+mod agreement;
 mod digest;
 mod error;
+pub mod failpoint;
 pub mod golden;
 mod norm;
 mod optimizer;
 mod schedule;
 mod step;
+mod trainer;
+mod transfer;
 
+pub use activity::{Activity, Doing, Now};
+pub use agreement::Halt;
 pub use digest::{bytes_of, digest_of, disagreement};
 pub use error::TrainError;
 pub use optimizer::{Optimizer, OptimizerSettings, Rule, decays, lars_excluded};
 pub use schedule::{LearningRate, Momentum};
-pub use step::{LaneInput, Rates, StepInput, StepOutcome, StepProbe, Trainer, TrainerSettings};
+pub use step::{LaneInput, Rates, StepInput, StepOutcome, StepProbe, StepTimes};
+pub use trainer::{Trainer, TrainerSettings};
+pub use transfer::Levelled;

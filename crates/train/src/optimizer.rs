@@ -50,10 +50,27 @@ struct Entry {
     param: Tensor,
     decay: f64,
     adapt: bool,
-    /// LARS and SGD: momentum buffer. AdamW: first moment. None before the first update.
-    first: Option<Tensor>,
+    /// What the rule remembers. None where no gradient ever comes.
+    moments: Option<Moments>,
+}
+
+#[derive(Debug)]
+struct Moments {
+    /// LARS and SGD: momentum buffer. AdamW: first moment.
+    first: Tensor,
     /// AdamW: second moment.
     second: Option<Tensor>,
+}
+
+impl Moments {
+    fn zeros(rule: Rule, param: &Tensor) -> Result<Self, TrainError> {
+        let zeros = || param.f_zeros_like()?.f_detach();
+        let second = match rule {
+            Rule::AdamW { .. } => Some(zeros()?),
+            Rule::Lars { .. } | Rule::Sgd { .. } => None,
+        };
+        Ok(Self { first: zeros()?, second })
+    }
 }
 
 /// An update rule and its state.
@@ -95,8 +112,7 @@ impl Optimizer {
                 param: param.shallow_clone(),
                 decay: if excluded { 0.0 } else { settings.weight_decay },
                 adapt: !excluded,
-                first: None,
-                second: None,
+                moments: None,
             });
         }
         Ok(Self { rule: settings.rule, entries, updates: 0 })
@@ -120,6 +136,34 @@ impl Optimizer {
         })
     }
 
+    /// The parameters of these indices get gradients: they have moments from now on, zeros before the first update,
+    /// so that every rank's state has the same tensors whatever it has done.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn expect_gradients(&mut self, indices: &[usize]) -> Result<(), TrainError> {
+        for index in indices {
+            if let Some(entry) = self.entries.get_mut(*index) {
+                entry.moments = Some(Moments::zeros(self.rule, &entry.param)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// As before the first update.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn reset(&mut self) -> Result<(), TrainError> {
+        for entry in &mut self.entries {
+            if entry.moments.is_some() {
+                entry.moments = Some(Moments::zeros(self.rule, &entry.param)?);
+            }
+        }
+        self.updates = 0;
+        Ok(())
+    }
+
     /// The state's tensors by name, in name order.
     ///
     /// # Errors
@@ -128,18 +172,17 @@ impl Optimizer {
         let (first, second) = self.rule.state_names();
         let mut state = vec![(UPDATES.to_owned(), Tensor::f_from_slice(&[self.updates])?)];
         for entry in &self.entries {
-            let parts = [(first, &entry.first), (second, &entry.second)];
-            for (kind, tensor) in parts {
-                if let Some(tensor) = tensor {
-                    state.push((format!("{PREFIX}{kind}.{}", entry.name), tensor.shallow_clone()));
-                }
+            let Some(moments) = &entry.moments else { continue };
+            state.push((format!("{PREFIX}{first}.{}", entry.name), moments.first.shallow_clone()));
+            if let Some(tensor) = &moments.second {
+                state.push((format!("{PREFIX}{second}.{}", entry.name), tensor.shallow_clone()));
             }
         }
         state.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(state)
     }
 
-    /// Takes the optimiser's tensors (`optimizer.*`) out of a saved state.
+    /// Takes the optimiser's tensors (`optimizer.*`) out of a saved state; one that is missing was never updated.
     ///
     /// # Errors
     /// Names what is unexpected or has another shape; nothing is changed then.
@@ -154,29 +197,32 @@ impl Optimizer {
         let (first, second) = self.rule.state_names();
         let mut loaded = Vec::with_capacity(self.entries.len());
         for entry in &self.entries {
-            let mut take = |kind: &str| -> Result<Option<Tensor>, TrainError> {
+            let mut fill = |kind: &str, own: &mut Tensor| -> Result<bool, TrainError> {
                 let name = format!("{PREFIX}{kind}.{}", entry.name);
-                let Some(tensor) = taken.remove(&name) else { return Ok(None) };
-                if tensor.size() != entry.param.size() {
-                    let (found, expected) = (tensor.size(), entry.param.size());
+                let Some(tensor) = taken.remove(&name) else { return Ok(false) };
+                if tensor.size() != own.size() {
+                    let (found, expected) = (tensor.size(), own.size());
                     return Err(TrainError::State(format!(
                         "`{name}` has shape {found:?}, expected {expected:?}"
                     )));
                 }
-                let mut own = entry.param.f_empty_like()?;
                 no_grad(|| own.f_copy_(&tensor))?;
-                Ok(Some(own))
+                Ok(true)
             };
-            loaded.push((take(first)?, take(second)?));
+            let mut moments = Moments::zeros(self.rule, &entry.param)?;
+            let mut found = fill(first, &mut moments.first)?;
+            if let Some(own) = &mut moments.second {
+                found |= fill(second, own)?;
+            }
+            loaded.push((found || entry.moments.is_some()).then_some(moments));
         }
         if let Some(name) = taken.keys().next() {
             return Err(TrainError::State(format!(
                 "`{name}` is unexpected: saved by another optimiser or model"
             )));
         }
-        for (entry, (first, second)) in self.entries.iter_mut().zip(loaded) {
-            entry.first = first;
-            entry.second = second;
+        for (entry, moments) in self.entries.iter_mut().zip(loaded) {
+            entry.moments = moments;
         }
         self.updates = updates;
         Ok(())
@@ -194,6 +240,9 @@ impl Rule {
 
 impl Entry {
     fn update(&mut self, rule: Rule, lr: f64, updates: i64, grad: &Tensor) -> Result<(), TrainError> {
+        if self.moments.is_none() {
+            self.moments = Some(Moments::zeros(rule, &self.param)?);
+        }
         match rule {
             Rule::Lars { momentum, eta } => self.lars(momentum, eta, lr, grad),
             Rule::Sgd { momentum } => {
@@ -224,17 +273,11 @@ impl Entry {
         Ok(())
     }
 
-    /// The momentum buffer with `d` in it; the first time it is `d` itself.
+    /// The momentum buffer with `d` in it.
     fn blend(&mut self, momentum: f64, d: Tensor) -> Result<Tensor, TrainError> {
-        let buffer = match self.first.take() {
-            None => d,
-            Some(mut buffer) => {
-                let _ = buffer.f_mul_scalar_(momentum)?.f_add_(&d)?;
-                buffer
-            }
-        };
-        self.first = Some(buffer.shallow_clone());
-        Ok(buffer)
+        let Some(moments) = &mut self.moments else { return Ok(d) };
+        let _ = moments.first.f_mul_scalar_(momentum)?.f_add_(&d)?;
+        Ok(moments.first.shallow_clone())
     }
 
     fn adamw(
@@ -245,11 +288,9 @@ impl Entry {
         updates: i64,
         grad: &Tensor,
     ) -> Result<(), TrainError> {
-        let zeros = |t: &Option<Tensor>, p: &Tensor| {
-            t.as_ref().map_or_else(|| p.f_zeros_like(), |t| Ok(t.shallow_clone()))
+        let Some(Moments { first, second: Some(second) }) = &mut self.moments else {
+            return Err(TrainError::State("AdamW without its moments".to_owned()));
         };
-        let mut first = zeros(&self.first, &self.param)?;
-        let mut second = zeros(&self.second, &self.param)?;
         let _ = self.param.f_mul_scalar_(1.0 - lr * self.decay)?;
         let _ = first.f_mul_scalar_(betas[0])?.f_add_(&grad.f_mul_scalar(1.0 - betas[0])?)?;
         let _ = second.f_mul_scalar_(betas[1])?.f_addcmul_(&grad.f_mul_scalar(1.0 - betas[1])?, grad)?;
@@ -257,8 +298,6 @@ impl Entry {
         let corrections = betas.map(|beta| 1.0 - beta.powf(updates as f64));
         let root = second.f_div_scalar(corrections[1])?.f_sqrt()?.f_add_scalar(eps)?;
         let _ = self.param.f_sub_(&first.f_div(&root)?.f_mul_scalar(lr / corrections[0])?)?;
-        self.first = Some(first);
-        self.second = Some(second);
         Ok(())
     }
 }

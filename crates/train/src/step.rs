@@ -1,41 +1,19 @@
 //! The training step over a group of ranks.
 
-use crate::digest::{digest_of, disagreement};
+use crate::activity::Doing;
+use crate::agreement::{Agreed, Halt, Word};
+use crate::failpoint::{self, Failpoint};
 use crate::norm::SyncBatchNorm;
 use crate::optimizer::grad_norm;
-use crate::{Optimizer, OptimizerSettings, TrainError};
-use mcl_collective::{Group, Membership, Reducer, backward, ready_order};
-use mcl_model::{
-    BufferSet, ComputeMode, Contrast, LaneSide, LevelLosses, LocalBatchNorm, Model, Normalization, Pass,
-    Pyramid, PyramidLayout, level_losses,
-};
-use mcl_types::{Digest, FencingToken, LaneLayout, Rank, Step};
-use std::collections::BTreeMap;
+use crate::{TrainError, Trainer};
+use mcl_collective::{Membership, backward, waited};
+use mcl_model::{BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, level_losses};
+use mcl_types::{FencingToken, Rank, Step};
+use std::time::{Duration, Instant};
 use tch::{Kind, Tensor, no_grad};
 
 /// Steps in a row whose numbers may not be finite before the run stops.
 const PATIENCE: u32 = 5;
-/// Saved count of such steps, so that a resumed run stops where a straight one would.
-const NOT_FINITE: &str = "trainer.not_finite_in_a_row";
-
-/// What a trainer needs besides model and group.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainerSettings {
-    /// Lanes of the job over the ranks.
-    pub lanes: LaneLayout,
-    /// This rank.
-    pub rank: Rank,
-    /// N.
-    pub images_per_lane: u32,
-    /// Montages a lane, by level; the published numbers when `None`.
-    pub montages: Option<Vec<i64>>,
-    /// How much of the official graph is computed.
-    pub compute: ComputeMode,
-    /// The update rule.
-    pub optimizer: OptimizerSettings,
-    /// Gradients are scaled down to this total norm; 0 switches it off.
-    pub clip_norm: f64,
-}
 
 /// One lane's pictures, both sides: u8 (normalised on the device) or already numbers.
 #[derive(Debug)]
@@ -44,6 +22,8 @@ pub struct LaneInput {
     pub q: LaneSide,
     /// ... and of side k.
     pub k: LaneSide,
+    /// What all ranks are to know of this lane before they apply the step; the same number a lane on all ranks.
+    pub notes: Vec<i64>,
 }
 
 /// The schedules' values for a step.
@@ -57,28 +37,43 @@ pub struct Rates {
 
 /// What goes into a step.
 #[derive(Debug)]
-pub struct StepInput {
+pub struct StepInput<'a> {
     /// Which step, for messages and the regular comparison of digests.
     pub step: Step,
     /// This rank's lanes, in order.
-    pub lanes: Vec<LaneInput>,
+    pub lanes: &'a [LaneInput],
     /// The schedules' values.
     pub rates: Rates,
-    /// This rank wants training to stop after this step.
-    pub wants_stop: bool,
+    /// What this rank wants after this step.
+    pub halt: Halt,
 }
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOutcome {
-    /// By lane of this rank: 2L weighted losses, q side by level, then k side.
+    /// By lane of the job, whoever carried it: 2L weighted losses, q side by level, then k side.
     pub lane_losses: Vec<Vec<f64>>,
+    /// By lane of the job: its notes.
+    pub notes: Vec<Vec<i64>>,
     /// Total norm of the averaged gradients, before clipping.
     pub grad_norm: f64,
     /// Every rank skipped the update: a loss or a reduced gradient was not finite.
     pub skipped: bool,
-    /// Some rank wanted training to stop after this step; all ranks see the same.
-    pub stop: bool,
+    /// What ranks wanted after this step; all see the same.
+    pub halt: Halt,
+    /// What took how long.
+    pub times: StepTimes,
+}
+
+/// Where a step's time went; what remains is the update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepTimes {
+    /// Montages, targets, forward pass and agreement.
+    pub forward: Duration,
+    /// Backward pass and the gradients' norm, which waits for the device.
+    pub backward: Duration,
+    /// Of both: threads blocked in collectives of norms, targets and agreement. Not the Reducer's, which overlap.
+    pub collective: Duration,
 }
 
 /// Tensors of a step that parity checks look at.
@@ -100,113 +95,9 @@ pub struct StepProbe {
     pub grads: Vec<Tensor>,
 }
 
-/// A rank's model, optimiser and its part in the group.
-#[derive(Debug)]
-pub struct Trainer {
-    model: Model,
-    optimizer: Optimizer,
-    settings: TrainerSettings,
-    layout: PyramidLayout,
-    normalization: Normalization,
-    reducer: Option<Reducer>,
-    group: Option<Group>,
-    not_finite: u32,
-}
-
 impl Trainer {
-    /// A trainer for one rank. `group` is `None` for a world of one.
-    ///
-    /// # Errors
-    /// When settings and group do not fit each other, or a peer is lost.
-    pub fn new(model: Model, settings: TrainerSettings, group: Option<Group>) -> Result<Self, TrainError> {
-        let world = group.as_ref().map_or(1, Group::world);
-        if world != settings.lanes.world() {
-            return Err(TrainError::State(format!(
-                "a group of {world} for a layout of {} ranks",
-                settings.lanes.world()
-            )));
-        }
-        let lanes = settings.lanes.lanes_of(settings.rank);
-        let layout = match &settings.montages {
-            None => PyramidLayout::new(model.spec(), settings.images_per_lane, lanes)?,
-            Some(m) => {
-                PyramidLayout::with_montages(model.spec(), settings.images_per_lane, lanes, m.clone())?
-            }
-        };
-        let optimizer = Optimizer::new(settings.optimizer, &model.trainable())?;
-        let normalization = Normalization::new(model.kind(), model.device())?;
-        let mut trainer =
-            Self { model, optimizer, settings, layout, normalization, reducer: None, group, not_finite: 0 };
-        if let Some(group) = trainer.group.clone() {
-            trainer.reducer = Some(trainer.build_reducer(&group)?);
-        }
-        Ok(trainer)
-    }
-
-    /// The model.
-    pub const fn model(&self) -> &Model {
-        &self.model
-    }
-
-    /// The model, to be initialised or loaded.
-    pub const fn model_mut(&mut self) -> &mut Model {
-        &mut self.model
-    }
-
-    /// How this rank's batch is laid out.
-    pub const fn layout(&self) -> &PyramidLayout {
-        &self.layout
-    }
-
-    /// The optimiser's tensors by name.
-    ///
-    /// # Errors
-    /// When host memory runs out.
-    pub fn optimizer_state(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
-        self.optimizer.state()
-    }
-
-    /// A dry backward pass over a small batch of zeros tells in which order gradients come; the buckets are
-    /// built from that. Weights, buffers and counters stay as they are.
-    fn build_reducer(&self, group: &Group) -> Result<Reducer, TrainError> {
-        let device = self.model.device();
-        let spec = self.model.spec();
-        let lanes = self.settings.lanes.lanes_of(self.settings.rank);
-        let layout = PyramidLayout::new(spec, 2, lanes.start..lanes.start + 1)?;
-        tch::manual_seed(0);
-        let shape = [layout.pictures(), 3, spec.image_size, spec.image_size];
-        let pictures = Tensor::f_randn(shape, (self.model.kind(), device))?;
-        let buffers = self.model.stage_buffers()?;
-        let pass = Pass::new(&LocalBatchNorm, &buffers);
-        let online = [
-            self.model.online(&pictures, &layout, self.settings.compute, &pass)?,
-            self.model.online(&pictures, &layout, self.settings.compute, &pass)?,
-        ];
-        let (q, k) = self.model.predict(&online[0], &online[1], &pass)?;
-        let mut total = Tensor::f_zeros([], (self.model.kind(), device))?;
-        for rows in q.iter().chain(&k) {
-            total = total.f_add(&rows.f_square()?.f_mean(self.model.kind())?)?;
-        }
-        let params: Vec<Tensor> =
-            self.model.trainable().into_iter().map(|(_, p)| p.shallow_clone()).collect();
-        let order = ready_order(&total, &params, group.membership())?;
-        self.zero_grads()?;
-        let ready: Vec<Tensor> =
-            order.iter().filter_map(|i| params.get(*i)).map(Tensor::shallow_clone).collect();
-        Ok(Reducer::new(group, &ready)?)
-    }
-
-    fn zero_grads(&self) -> Result<(), TrainError> {
-        for (_, param) in self.model.trainable() {
-            let mut grad = param.grad();
-            if grad.defined() {
-                let _ = no_grad(|| grad.f_zero_())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// One step. On an error nothing of it is left behind but gradients, which the next step clears.
+    /// One step. On an error nothing of it is left behind but gradients, which the next step clears, and the group
+    /// is left; [`TrainError::Torn`] alone says that the state is lost.
     ///
     /// # Errors
     /// When a peer is lost, the device fails, or numbers were not finite too often.
@@ -221,45 +112,86 @@ impl Trainer {
     pub fn step_probed(
         &mut self,
         input: &StepInput,
+        probe: Option<&mut StepProbe>,
+    ) -> Result<StepOutcome, TrainError> {
+        let outcome = self.attempt(input, probe);
+        if outcome.is_err() {
+            self.abandon();
+        }
+        outcome
+    }
+
+    fn attempt(
+        &mut self,
+        input: &StepInput,
         mut probe: Option<&mut StepProbe>,
     ) -> Result<StepOutcome, TrainError> {
+        self.check_seat(input)?;
+        let (started, waited_before) = (Instant::now(), waited());
+        self.activity.set(Doing::Forward, Some(input.step));
+        failpoint::pass(Failpoint::Forward);
         self.zero_grads()?;
         let staged = self.model.stage_buffers()?;
         if let Some(reducer) = &self.reducer {
             reducer.prepare_forward()?;
         }
         let losses = self.forward(input, &staged, probe.as_deref_mut())?;
-        let lane_losses = values_by_lane(&losses.losses)?;
-        let finite = lane_losses.iter().flatten().all(|v| v.is_finite());
-        let (any_bad, stop) = self.agree(!finite, input.wants_stop)?;
-        if any_bad {
-            let named = if finite {
-                "a loss on another rank".to_owned()
-            } else {
-                first_bad_loss(&lane_losses, self.layout.levels())
-            };
-            return self.skip(input, lane_losses, f64::NAN, stop, named);
+        let own = values_by_lane(&losses.losses)?;
+        let agreed = self.agree(input, &own)?;
+        let mut times = StepTimes { forward: started.elapsed(), ..StepTimes::default() };
+        if agreed.bad {
+            times.collective = waited().saturating_sub(waited_before);
+            let named = first_bad_loss(&agreed.losses, self.seat.layout.levels());
+            return self.skip(input, agreed, f64::NAN, times, named);
         }
+        self.activity.set(Doing::Backward, Some(input.step));
         self.backward(&losses)?;
         if let Some(probe) = probe {
-            for (_, param) in self.model.trainable() {
-                let grad = param.grad();
-                let mut copy = param.f_zeros_like()?;
-                if grad.defined() {
-                    no_grad(|| copy.f_copy_(&grad))?;
-                }
-                probe.grads.push(copy);
-            }
+            self.probe_gradients(probe)?;
         }
         let trainable = self.model.trainable();
         let norm = grad_norm(&trainable, self.model.kind(), self.model.device())?.f_double_value(&[])?;
+        times.backward = started.elapsed().saturating_sub(times.forward);
+        times.collective = waited().saturating_sub(waited_before);
+        // With NCCL a group that was aborted leaves half-reduced gradients behind and no error of its own.
+        if let Some(group) = &self.group {
+            group.check()?;
+        }
         if !norm.is_finite() {
             let named = first_bad_gradient(&trainable)?;
-            return self.skip(input, lane_losses, norm, stop, named);
+            return self.skip(input, agreed, norm, times, named);
         }
-        self.update(norm, input.rates, staged)?;
+        self.activity.set(Doing::Update, Some(input.step));
+        failpoint::pass(Failpoint::BeforeUpdate);
+        self.update(norm, input.rates, staged)
+            .map_err(|source| TrainError::Torn { source: Box::new(source) })?;
         self.not_finite = 0;
-        Ok(StepOutcome { lane_losses, grad_norm: norm, skipped: false, stop })
+        let Agreed { losses, notes, halt, .. } = agreed;
+        Ok(StepOutcome { lane_losses: losses, notes, grad_norm: norm, skipped: false, halt, times })
+    }
+
+    fn check_seat(&self, input: &StepInput) -> Result<(), TrainError> {
+        let (group, seat) = (self.group.is_some(), &self.seat);
+        let (found, expected) = (input.lanes.len(), seat.lanes.lanes_of(seat.rank).len());
+        if seat.lanes.world() > 1 && !group {
+            return Err(TrainError::State("a rank of several has left its group".to_owned()));
+        }
+        if found != expected {
+            return Err(TrainError::State(format!("{found} lanes of input, expected {expected}")));
+        }
+        Ok(())
+    }
+
+    fn probe_gradients(&self, probe: &mut StepProbe) -> Result<(), TrainError> {
+        for (_, param) in self.model.trainable() {
+            let grad = param.grad();
+            let mut copy = param.f_zeros_like()?;
+            if grad.defined() {
+                no_grad(|| copy.f_copy_(&grad))?;
+            }
+            probe.grads.push(copy);
+        }
+        Ok(())
     }
 
     fn forward(
@@ -273,16 +205,16 @@ impl Trainer {
         let mode = self.settings.compute;
         let (q, k) = self.pyramids(input)?;
         let own = [
-            self.model.targets(&q.pictures, &self.layout, mode, &pass)?,
-            self.model.targets(&k.pictures, &self.layout, mode, &pass)?,
+            self.model.targets(&q.pictures, &self.seat.layout, mode, &pass)?,
+            self.model.targets(&k.pictures, &self.seat.layout, mode, &pass)?,
         ];
         let [tq, tk] = self.gather_targets(&own)?;
-        let online_q = self.model.online(&q.pictures, &self.layout, mode, &pass)?;
-        let online_k = self.model.online(&k.pictures, &self.layout, mode, &pass)?;
+        let online_q = self.model.online(&q.pictures, &self.seat.layout, mode, &pass)?;
+        let online_k = self.model.online(&k.pictures, &self.seat.layout, mode, &pass)?;
         let (pred_q, pred_k) = self.model.predict(&online_q, &online_k, &pass)?;
         let losses = level_losses(
             self.model.spec(),
-            self.layout.lane_count(),
+            self.seat.layout.lane_count(),
             &Contrast { predictions: &pred_q, targets: &tk, labels: &q.labels },
             &Contrast { predictions: &pred_k, targets: &tq, labels: &k.labels },
         )?;
@@ -302,13 +234,13 @@ impl Trainer {
         let device = self.model.device();
         let side = |pick: fn(&LaneInput) -> &LaneSide| -> Result<Pyramid, TrainError> {
             let mut sides = Vec::with_capacity(input.lanes.len());
-            for lane in &input.lanes {
+            for lane in input.lanes {
                 let side = pick(lane);
                 let views: Result<Vec<Tensor>, _> =
                     side.views.iter().map(|v| v.f_to_device(device)).collect();
                 sides.push(LaneSide { views: views?, permutations: side.permutations.clone() });
             }
-            let mut pyramid = Pyramid::assemble(&self.layout, &sides)?;
+            let mut pyramid = Pyramid::assemble(&self.seat.layout, &sides)?;
             if pyramid.pictures.kind() == Kind::Uint8 {
                 pyramid.pictures = self.normalization.apply(&pyramid.pictures)?;
             }
@@ -324,7 +256,7 @@ impl Trainer {
             return Ok([own[0].shallow_clone(), own[1].shallow_clone()]);
         };
         let n = i64::from(self.settings.images_per_lane);
-        let most = i64::from(self.settings.lanes.most_lanes()) * n;
+        let most = i64::from(self.seat.lanes.most_lanes()) * n;
         no_grad(|| {
             let both = Tensor::f_stack(own, 0)?;
             let missing = most - both.size()[1];
@@ -333,8 +265,8 @@ impl Trainer {
             let mut sides = Vec::with_capacity(2);
             for side in 0..2 {
                 let mut rows = Vec::new();
-                for rank in 0..self.settings.lanes.world() {
-                    let lanes = self.settings.lanes.lanes_of(Rank::new(rank)).len();
+                for rank in 0..self.seat.lanes.world() {
+                    let lanes = self.seat.lanes.lanes_of(Rank::new(rank)).len();
                     let count = i64::try_from(lanes).unwrap_or(0) * n;
                     rows.push(all.f_select(0, i64::from(rank))?.f_select(0, side)?.f_narrow(0, 0, count)?);
                 }
@@ -349,18 +281,22 @@ impl Trainer {
         })
     }
 
-    /// Whether any rank saw a loss that is not finite, and whether any wants to stop.
-    fn agree(&self, bad: bool, stop: bool) -> Result<(bool, bool), TrainError> {
-        let Some(group) = &self.group else { return Ok((bad, stop)) };
-        let flags = Tensor::f_from_slice(&[f32::from(u8::from(bad)), f32::from(u8::from(stop))])?;
-        let flags = flags.f_to_device(self.model.device())?;
-        let all = group.all_gather(&flags)?.f_amax([0_i64].as_slice(), false)?;
-        let flags: Vec<f32> = Vec::try_from(all.f_to_device(tch::Device::Cpu)?)?;
-        Ok((flags.first().is_some_and(|f| *f > 0.0), flags.get(1).is_some_and(|f| *f > 0.0)))
+    /// What all ranks know before they go on to backward.
+    fn agree(&self, input: &StepInput, own: &[Vec<f64>]) -> Result<Agreed, TrainError> {
+        let word = Word {
+            bad: own.iter().flatten().any(|v| !v.is_finite()),
+            halt: input.halt,
+            losses: own,
+            notes: input.lanes.iter().map(|lane| lane.notes.as_slice()).collect(),
+        };
+        match &self.group {
+            Some(group) => word.agree(group, self.seat.lanes, self.model.device()),
+            None => Ok(word.alone()),
+        }
     }
 
     fn backward(&self, losses: &LevelLosses) -> Result<(), TrainError> {
-        let (world, lanes) = (f64::from(self.settings.lanes.world()), f64::from(self.settings.lanes.lanes()));
+        let (world, lanes) = (f64::from(self.seat.lanes.world()), f64::from(self.seat.lanes.lanes()));
         let total = losses.total(world / lanes)?;
         if let Some(reducer) = &self.reducer {
             reducer.prepare_backward()?;
@@ -370,8 +306,8 @@ impl Trainer {
 
     fn membership(&self) -> Membership {
         self.group.as_ref().map_or(
-            Membership { token: FencingToken::default(), rank: self.settings.rank, world: 1 },
-            Group::membership,
+            Membership { token: FencingToken::default(), rank: self.seat.rank, world: 1 },
+            mcl_collective::Group::membership,
         )
     }
 
@@ -389,6 +325,7 @@ impl Trainer {
             }
         }
         self.optimizer.step(rates.lr)?;
+        failpoint::pass(Failpoint::MidUpdate);
         no_grad(|| -> Result<(), TrainError> {
             for pair in self.model.momentum_pairs() {
                 let mut key = pair.key.shallow_clone();
@@ -404,9 +341,9 @@ impl Trainer {
     fn skip(
         &mut self,
         input: &StepInput,
-        lane_losses: Vec<Vec<f64>>,
+        agreed: Agreed,
         grad_norm: f64,
-        stop: bool,
+        times: StepTimes,
         tensor: String,
     ) -> Result<StepOutcome, TrainError> {
         self.not_finite += 1;
@@ -415,56 +352,8 @@ impl Trainer {
         if self.not_finite >= PATIENCE {
             return Err(TrainError::NotFinite { step, tensor, in_a_row: self.not_finite });
         }
-        Ok(StepOutcome { lane_losses, grad_norm, skipped: true, stop })
-    }
-
-    /// Everything that a resumed run needs, by name: model, buffers, optimiser, counters.
-    ///
-    /// # Errors
-    /// When host memory runs out.
-    pub fn state(&self) -> Result<BTreeMap<String, Tensor>, TrainError> {
-        let mut state: BTreeMap<String, Tensor> = self
-            .model
-            .state()
-            .into_iter()
-            .map(|(n, t)| (n.to_owned(), t.f_detach().unwrap_or_else(|_| t.shallow_clone())))
-            .collect();
-        state.extend(self.optimizer.state()?);
-        state.insert(NOT_FINITE.to_owned(), Tensor::f_from_slice(&[i64::from(self.not_finite)])?);
-        Ok(state)
-    }
-
-    /// Takes a saved state.
-    ///
-    /// # Errors
-    /// Names what is missing, unexpected or of another shape.
-    pub fn load(&mut self, mut state: BTreeMap<String, Tensor>) -> Result<(), TrainError> {
-        let count = state
-            .remove(NOT_FINITE)
-            .ok_or_else(|| TrainError::State(format!("`{NOT_FINITE}` is missing")))?;
-        let count = count.f_int64_value(&[0])?;
-        self.optimizer.load(&mut state)?;
-        self.model.load(&state)?;
-        self.not_finite = u32::try_from(count).unwrap_or(0);
-        Ok(())
-    }
-
-    /// Digest of the whole state: equal on all ranks after every step.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn digest(&self) -> Result<Digest, TrainError> {
-        digest_of(self.state()?.iter().map(|(n, t)| (n.as_str(), t)))
-    }
-
-    /// Compares digests over the group.
-    ///
-    /// # Errors
-    /// [`TrainError::Diverged`] names the ranks that differ from rank 0.
-    pub fn check_agreement(&self, step: Step) -> Result<(), TrainError> {
-        let Some(group) = &self.group else { return Ok(()) };
-        let ranks = disagreement(group, self.digest()?, self.model.device())?;
-        if ranks.is_empty() { Ok(()) } else { Err(TrainError::Diverged { step: step.get(), ranks }) }
+        let Agreed { losses, notes, halt, .. } = agreed;
+        Ok(StepOutcome { lane_losses: losses, notes, grad_norm, skipped: true, halt, times })
     }
 }
 
@@ -478,7 +367,7 @@ fn first_bad_loss(by_lane: &[Vec<f64>], levels: usize) -> String {
     for (lane, losses) in by_lane.iter().enumerate() {
         if let Some(at) = losses.iter().position(|v| !v.is_finite()) {
             let side = if at < levels { "q" } else { "k" };
-            return format!("the loss of this rank's lane {lane}, side {side}, level {}", at % levels.max(1));
+            return format!("the loss of lane {lane}, side {side}, level {}", at % levels.max(1));
         }
     }
     "no loss".to_owned()

@@ -30,7 +30,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// highest token cannot be kept.
 pub async fn run(
     mut config: WorkerConfig,
-    shutdown: impl Future<Output = Farewell>,
+    mut farewells: mpsc::Receiver<Farewell>,
 ) -> Result<WorkerOutcome, WorkerError> {
     config.rank_program = check(&config)?;
     let fence = Fence::new(config.state_dir.as_deref(), &config.name);
@@ -47,7 +47,7 @@ pub async fn run(
         ranks: BTreeMap::new(),
         stream: None,
     };
-    let ended = rim.live(&mut state, effects, &mut events, shutdown).await;
+    let ended = rim.live(&mut state, effects, &mut events, &mut farewells).await;
     if ended.is_ok() && state.is_connected() {
         rim.farewell(&mut events).await;
     }
@@ -103,21 +103,17 @@ impl Rim {
         state: &mut State,
         effects: Vec<Effect>,
         events: &mut mpsc::Receiver<Event>,
-        shutdown: impl Future<Output = Farewell>,
+        farewells: &mut mpsc::Receiver<Farewell>,
     ) -> Result<Ending, WorkerError> {
         let start = Instant::now();
-        tokio::pin!(shutdown);
-        let mut asked = false;
         if let Some(ending) = self.perform(state, effects, start).await? {
             return Ok(ending);
         }
         loop {
             let deadline = state.deadline();
             let event = tokio::select! {
-                farewell = &mut shutdown, if !asked => {
-                    asked = true;
-                    Event::Farewell(farewell)
-                }
+                // A later word may be more urgent than the first one.
+                Some(farewell) = farewells.recv() => Event::Farewell(farewell),
                 Some(event) = events.recv() => event,
                 Some(_) = self.tasks.join_next() => continue,
                 () = sleep_until(start, deadline), if deadline.is_some() => Event::Tick,

@@ -247,28 +247,21 @@ pub fn token(term: u64, generation: u64) -> Option<FencingToken> {
 /// A worker in a task.
 pub struct Running {
     task: JoinHandle<Result<WorkerOutcome, WorkerError>>,
-    stop: Option<oneshot::Sender<Farewell>>,
+    stop: mpsc::Sender<Farewell>,
 }
 
 impl Running {
     pub fn start(config: WorkerConfig) -> Self {
-        let (stop, stopped) = oneshot::channel();
-        let shutdown = async move {
-            match stopped.await {
-                Ok(farewell) => farewell,
-                // A test that drops the sender does not mean it.
-                Err(_) => std::future::pending().await,
-            }
-        };
-        Self { task: tokio::spawn(mcl_worker::run(config, shutdown)), stop: Some(stop) }
+        let (stop, farewells) = mpsc::channel(4);
+        Self { task: tokio::spawn(mcl_worker::run(config, farewells)), stop }
     }
 
-    pub fn shut_down(&mut self) {
+    pub fn shut_down(&self) {
         self.leave(Farewell::Now);
     }
 
-    pub fn leave(&mut self, farewell: Farewell) {
-        self.stop.take().unwrap().send(farewell).unwrap();
+    pub fn leave(&self, farewell: Farewell) {
+        self.stop.try_send(farewell).unwrap();
     }
 
     pub async fn outcome(self) -> Result<WorkerOutcome, WorkerError> {

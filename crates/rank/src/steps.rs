@@ -1,0 +1,199 @@
+//! The training loop of one generation.
+
+use crate::feed::{fed_samples, lane_report};
+use crate::generation::{Held, Member, Process};
+use crate::records::samples_of;
+use anyhow::{Context, Result};
+use mcl_config::Job;
+use mcl_plan::Schedule;
+use mcl_proto::v1::{self, rank_event::Event};
+use mcl_train::failpoint::{self, Failpoint};
+use mcl_train::{Doing, Halt, LearningRate, Momentum, Rates, StepInput, StepOutcome};
+use mcl_types::Step;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+use tch::Device;
+
+/// Ranks compare digests every so many steps.
+const DIGEST_EVERY: u64 = 100;
+/// A collective may wait so many times the median step.
+const STEPS_OF_PATIENCE: u32 = 10;
+/// Steps that the median is taken of.
+const RECENT: usize = 21;
+
+/// Learning rate and momentum of the job.
+struct Schedules {
+    lr: LearningRate,
+    momentum: Momentum,
+}
+
+impl Schedules {
+    fn new(job: &Job, schedule: Schedule) -> Self {
+        let (o, total) = (job.optimizer(), job.schedule_steps(schedule.steps_per_epoch()));
+        Self {
+            lr: LearningRate {
+                base: o.lr,
+                min: o.min_lr,
+                warmup_steps: o.warmup_steps,
+                warmup_ratio: o.warmup_ratio,
+                total,
+            },
+            momentum: Momentum { base: job.method().base_momentum, end: job.method().end_momentum, total },
+        }
+    }
+
+    fn at(&self, step: Step) -> Rates {
+        Rates { lr: self.lr.at(step.get()), momentum: self.momentum.at(step.get()) }
+    }
+}
+
+/// Durations of the generation's last steps.
+#[derive(Default)]
+struct Pace(VecDeque<Duration>);
+
+impl Pace {
+    fn note(&mut self, step: Duration) {
+        if self.0.len() == RECENT {
+            self.0.pop_front();
+        }
+        self.0.push_back(step);
+    }
+
+    fn median(&self) -> Duration {
+        let mut sorted: Vec<Duration> = self.0.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+    }
+}
+
+/// The loop's own parts.
+struct Loop<'a> {
+    member: &'a Member,
+    rates: Schedules,
+    pace: Pace,
+    timeout: Duration,
+    last_staged: Option<u64>,
+}
+
+impl Process {
+    /// Steps from `first` on until the job's last one, or until a halt is agreed upon. `stored` is the
+    /// checkpoint that the state was loaded from.
+    pub(crate) fn run_steps(&mut self, member: &Member, first: Step, stored: Option<u64>) -> Result<()> {
+        let total = self.schedule.total_steps();
+        let mut turn = Loop {
+            member,
+            rates: Schedules::new(&self.job, self.schedule),
+            pace: Pace::default(),
+            timeout: self.first_timeout(),
+            last_staged: stored,
+        };
+        let mut step = first;
+        while step.get() < total {
+            let halt = self.one(&mut turn, step)?;
+            step = step.next();
+            let done = step.get();
+            let drains = halt == Halt::Drain || done == total;
+            let due = done.is_multiple_of(self.job.checkpoint().every_steps) || drains;
+            if due || done.is_multiple_of(DIGEST_EVERY) {
+                self.activity.set(Doing::Checkpoint, None);
+                self.trainer.check_agreement(step)?;
+            }
+            if due {
+                self.stage(&mut turn, step)?;
+            }
+            if done < total && halt != Halt::No {
+                return self.halt(member, step, halt);
+            }
+        }
+        self.activity.set(Doing::Checkpoint, None);
+        // Resumed at the very end: the checkpoint that was loaded is the last one.
+        if turn.last_staged != Some(total) {
+            self.stage(&mut turn, step)?;
+        }
+        self.snapshots.finish_or_fail(&member.lifeline)?;
+        self.trainer.part();
+        member.reporter.send(Event::Finished(v1::Finished { step: step.get() }));
+        Ok(())
+    }
+
+    fn halt(&mut self, member: &Member, step: Step, halt: Halt) -> Result<()> {
+        let at = step.get();
+        if halt == Halt::Drain {
+            self.snapshots.finish_or_fail(&member.lifeline)?;
+        }
+        self.trainer.part();
+        member.reporter.send(match halt {
+            Halt::Drain => Event::Drained(v1::Drained { step: at }),
+            _ => Event::Paused(v1::Paused { step: at }),
+        });
+        Ok(())
+    }
+
+    fn stage(&mut self, turn: &mut Loop<'_>, step: Step) -> Result<()> {
+        turn.last_staged = Some(step.get());
+        self.snapshots.stage(turn.member, step, &self.trainer.state()?)
+    }
+
+    /// One step; what all ranks agreed to do after it.
+    fn one(&mut self, turn: &mut Loop<'_>, step: Step) -> Result<Halt> {
+        let started = Instant::now();
+        self.activity.set(Doing::Data, Some(step));
+        let feed = self.feed.as_mut().context("no loader")?;
+        let fed = feed.take(step)?;
+        let data_wait = started.elapsed();
+        let rates = turn.rates.at(step);
+        let input = StepInput { step, lanes: &fed.lanes, rates, halt: self.orders.halt() };
+        let outcome = self.trainer.step(&input)?;
+        let trained_in = turn.member.token.generation.get();
+        self.held = Some(Held { applied: step.next(), trained_in });
+        failpoint::pass(Failpoint::AfterUpdateBeforeReport);
+        let epoch = self.schedule.locate(step).epoch;
+        if self.orders.granted_epochs() <= epoch.get() {
+            // The plan is a pure function, so work goes on; a coordinator that is away grants later.
+            tracing::debug!(%epoch, "epoch not yet granted");
+        }
+        let StepOutcome { lane_losses, notes, grad_norm, skipped, halt, times } = outcome;
+        let own = turn.member.layout.lanes_of(turn.member.rank);
+        let mut lanes = Vec::with_capacity(lane_losses.len());
+        for ((lane, losses), notes) in (0_u32..).zip(&lane_losses).zip(&notes) {
+            let mine = fed.samples.iter().find(|(l, _)| *l == lane);
+            let samples = mine.map_or_else(|| samples_of(notes, &self.dataset), |(_, s)| fed_samples(s));
+            lanes.push(lane_report(lane, losses, samples));
+        }
+        let record = v1::StepReport {
+            step: step.get(),
+            epoch: epoch.get(),
+            lanes,
+            learning_rate: rates.lr,
+            momentum: rates.momentum,
+            grad_norm,
+            skipped,
+            step_seconds: started.elapsed().as_secs_f64(),
+            data_wait_seconds: data_wait.as_secs_f64(),
+            forward_seconds: times.forward.as_secs_f64(),
+            backward_seconds: times.backward.as_secs_f64(),
+            collective_seconds: times.collective.as_secs_f64(),
+        };
+        let lanes = record.lanes.iter().filter(|l| own.contains(&l.lane)).cloned().collect();
+        let report = v1::StepReport { lanes, ..record };
+        self.records.note(trained_in, record);
+        turn.member.reporter.send(Event::Step(report));
+        feed.applied();
+        self.adapt_timeout(turn, started.elapsed())?;
+        Ok(halt)
+    }
+
+    /// A collective may wait for the slowest rank: three times the silence after which a machine is lost, or ten
+    /// median steps, whichever is longer.
+    fn adapt_timeout(&mut self, turn: &mut Loop<'_>, step: Duration) -> Result<()> {
+        turn.pace.note(step);
+        let wanted =
+            (self.job.elastic().lost_after * 3).max(turn.pace.median().saturating_mul(STEPS_OF_PATIENCE));
+        // With NCCL no wait blocks: its own deadline stays, and the lifeline ends what hangs.
+        if self.device == Device::Cpu && wanted.abs_diff(turn.timeout) > turn.timeout / 4 {
+            self.trainer.set_timeout(wanted)?;
+            turn.timeout = wanted;
+        }
+        Ok(())
+    }
+}
