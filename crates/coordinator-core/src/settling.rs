@@ -58,9 +58,12 @@ impl Line {
         }
     }
 
-    /// Everything before is left behind.
-    pub(crate) fn cut(&mut self) {
-        self.0.clear();
+    /// What came after this generation, or all of it, is left behind.
+    pub(crate) fn cut_after(&mut self, generation: Option<Generation>) {
+        match generation {
+            Some(last) => drop(self.0.split_off(&last.next())),
+            None => self.0.clear(),
+        }
     }
 
     /// The last one.
@@ -157,12 +160,16 @@ impl Turn<'_> {
             reason: cause
                 .map_or_else(|| "nobody holds the state of later steps".to_owned(), ToString::to_string),
         });
+        let source = match origin {
+            Origin::Rank(rank) => live.holdings().and_then(|h| h.get(rank.get() as usize).copied()),
+            _ => None,
+        };
         live.started = true;
         live.first = first;
         live.origin = Some(origin);
         live.members.fill(Member::Training);
         if rolled_back.is_some() || origin == Origin::Seed {
-            job.line.cut();
+            job.line.cut_after(source.map(|s| s.trained_in));
         }
         job.line.extend(generation, first);
         job.committed = first;
