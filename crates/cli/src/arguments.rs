@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Resume(ServerArguments),
     /// Stop a job for good, without a checkpoint; its run directory stays.
     Cancel(ServerArguments),
+    /// Look for what would keep this machine from taking part in a run.
+    Doctor(DoctorArguments),
     /// Check a job file and, where its pictures are here, that they fit.
     Validate(ValidateArguments),
     /// Pack, index, inspect, preview or generate pictures.
@@ -60,6 +62,52 @@ pub(crate) enum Command {
     /// Evaluate frozen features.
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Measure parts of this program on this machine.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// How many workers a coordinator can carry: a load generator that speaks the real protocol.
+    Coordinator(BenchCoordinatorArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchCoordinatorArguments {
+    /// Workers to play; with --curve the most that are tried.
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) agents: u32,
+    /// Rank processes of each.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) ranks_per_agent: u32,
+    /// Heartbeats of one worker in a second; default: what the coordinator assigns.
+    #[arg(long)]
+    pub(crate) hz: Option<f64>,
+    /// Steps that every rank reports in a second.
+    #[arg(long, default_value_t = 1.0, conflicts_with = "heartbeats_only")]
+    pub(crate) steps_per_second: f64,
+    /// No job: heartbeats alone.
+    #[arg(long)]
+    pub(crate) heartbeats_only: bool,
+    /// How long is measured after everybody has joined.
+    #[arg(long, default_value_t = 10.0)]
+    pub(crate) seconds: f64,
+    /// Double the workers until the coordinator does not hold, and say what the limit is.
+    #[arg(long)]
+    pub(crate) curve: bool,
+    /// Workers that share a TCP connection; real ones have one each.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) agents_per_connection: u32,
+    /// A coordinator that runs on this machine; default: one of its own.
+    #[arg(long)]
+    pub(crate) coordinator: Option<String>,
+    /// Its process, to look at its CPU time and memory.
+    #[arg(long, requires = "coordinator")]
+    pub(crate) pid: Option<u32>,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -172,6 +220,33 @@ pub(crate) struct SubmitArguments {
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) server: ServerArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArguments {
+    /// A job to check: its file, and that its pictures are here.
+    pub(crate) job: Option<PathBuf>,
+    /// Override of a job key.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", requires = "job")]
+    pub(crate) overrides: Vec<Override>,
+    /// What ranks would run on.
+    #[arg(long, default_value = "auto")]
+    pub(crate) devices: String,
+    /// Address that other ranks would reach this machine at.
+    #[arg(long, conflicts_with = "interface")]
+    pub(crate) advertise: Option<String>,
+    /// Network interface whose address it would be.
+    #[arg(long)]
+    pub(crate) interface: Option<String>,
+    /// Coordinator to reach.
+    #[arg(long, env = "MCL_COORDINATOR")]
+    pub(crate) coordinator: Option<String>,
+    /// Checkpoint service to reach.
+    #[arg(long)]
+    pub(crate) checkpoint: Option<String>,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

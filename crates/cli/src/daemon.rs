@@ -158,12 +158,14 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
     runtime()?.block_on(async {
         std::fs::create_dir_all(&a.run_dir)
             .with_context(|| format!("creating the run directory {}", a.run_dir.display()))?;
+        raise_file_limit();
         if a.standby {
             stand_by(&a.run_dir).await?;
         }
         let (listener, address) = bind(&a.listen).await?;
         let mut config = CoordinatorConfig::new(&a.run_dir, &a.checkpoint, listener);
         config.settings.expected_workers = a.expected_workers;
+        config.settings.build = env!("CARGO_PKG_VERSION").to_owned();
         config.heartbeat_interval = HEARTBEAT;
         // A parent that started us for one job has workers that are to end with it.
         config.settings.leave_when_done = a.listen.stop_with_stdin;
@@ -186,6 +188,17 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
             refused = submit => finish(refused?),
         }
     })
+}
+
+/// A stream a worker: as many as the machine allows.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 /// Waits until no other coordinator has the run directory.

@@ -7,10 +7,12 @@
 
 mod address;
 mod arguments;
+mod bench;
 mod checkpoint;
 mod client;
 mod daemon;
 mod data;
+mod doctor;
 mod exit;
 mod ledger;
 mod progress;
@@ -59,10 +61,12 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pause(a) => client::tell(&a, client::Wish::Pause),
         Command::Resume(a) => client::tell(&a, client::Wish::Resume),
         Command::Cancel(a) => client::tell(&a, client::Wish::Cancel),
+        Command::Doctor(a) => doctor::doctor(&a),
         Command::Validate(a) => validate::validate(&a),
         Command::Data(a) => data::data(&a),
         Command::Checkpoint(a) => checkpoint::checkpoint(&a),
         Command::Ledger(a) => ledger::ledger(&a),
         Command::Eval(a) => rank_program::eval(&a),
+        Command::Bench(a) => bench::bench(&a),
     }
 }

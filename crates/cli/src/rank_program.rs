@@ -49,8 +49,8 @@ impl RankProgram {
         })
     }
 
-    /// Devices that libtorch finds here: every GPU, else one CPU slot.
-    pub(crate) fn devices(&self) -> Result<Vec<String>> {
+    /// What `mcl-rank` says of its engine.
+    pub(crate) fn engine(&self) -> Result<serde_json::Value> {
         let output = Command::new(&self.path)
             .arg("engine")
             .envs(self.environment.iter().cloned())
@@ -60,7 +60,12 @@ impl RankProgram {
             let said = String::from_utf8_lossy(&output.stderr);
             anyhow::bail!("{} does not start: {}", self.path.display(), said.trim());
         }
-        let engine: serde_json::Value = serde_json::from_slice(&output.stdout).context("mcl-rank engine")?;
+        serde_json::from_slice(&output.stdout).context("mcl-rank engine")
+    }
+
+    /// Devices that libtorch finds here: every GPU, else one CPU slot.
+    pub(crate) fn devices(&self) -> Result<Vec<String>> {
+        let engine = self.engine()?;
         let count = engine.get("cuda_devices").and_then(serde_json::Value::as_i64).unwrap_or(0);
         if count > 0 {
             Ok((0..count).map(|n| format!("cuda:{n}")).collect())

@@ -82,7 +82,8 @@ pub enum Effect {
 pub enum Persisted {
     /// A job was accepted: from now on it is run, also after a restart.
     Job(JobSpec),
-    /// A generation, before anyone hears of it.
+    /// A generation, before anyone hears of it. The ledger is durable before this is: ranks forget what they
+    /// recorded of steps that stand.
     Formed(GenerationRecord),
     /// All its ranks are ready and told to start: a later coordinator may take it over. The ledger is durable
     /// before this is.

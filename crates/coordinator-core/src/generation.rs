@@ -90,6 +90,8 @@ pub(crate) struct Live {
     pub(crate) origin: Option<Origin>,
     /// The furthest step ever committed when it was formed.
     pub(crate) furthest_before: u64,
+    /// Steps that stood then, durably: what its ranks may forget.
+    pub(crate) committed_before: u64,
     pub(crate) formed_at: Duration,
     pub(crate) places: Vec<Place>,
     /// In rank order.
@@ -131,6 +133,7 @@ impl Live {
             first: 0,
             origin: None,
             furthest_before: furthest,
+            committed_before: 0,
             formed_at: now,
             places: record.places.clone(),
             members: vec![Member::Joining; world],
@@ -216,7 +219,8 @@ impl Turn<'_> {
     pub(crate) fn form(&mut self, record: GenerationRecord, layout: LaneLayout) {
         let now = self.now;
         let Some(job) = self.state.job.as_mut() else { return };
-        let live = Live::new(&record, layout, job.furthest, now);
+        let mut live = Live::new(&record, layout, job.furthest, now);
+        live.committed_before = job.committed;
         self.state.last_generation = record.generation;
         self.out.push(Effect::Persist(Persisted::Formed(record)));
         job.stage = Stage::Live(live);
@@ -225,8 +229,8 @@ impl Turn<'_> {
 
     /// Sends the live generation's assignments, to one worker or to all of them.
     pub(crate) fn assign(&mut self, only: Option<&WorkerName>) {
-        let committed = self.state.committed();
         let Some(live) = self.state.live() else { return };
+        let committed = live.committed_before;
         let mut messages = Vec::new();
         for worker in live.workers() {
             if only.is_some_and(|o| o != worker) {

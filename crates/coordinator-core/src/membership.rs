@@ -61,6 +61,13 @@ impl Turn<'_> {
                 hello.worker, hello.highest
             ));
         }
+        let build = &self.state.settings.build;
+        if !build.is_empty() && !hello.build.is_empty() && hello.build != *build {
+            return Some(format!(
+                "worker {} is mcl {}, this coordinator is mcl {build}: install the same version on both",
+                hello.worker, hello.build
+            ));
+        }
         if hello.devices.is_empty() {
             return Some(format!("worker {} offers no device: expected at least one", hello.worker));
         }

@@ -23,6 +23,8 @@ pub struct Settings {
     /// How long a process must have been ready before ranks pause to take it in, so that several that become
     /// ready together cost one pause; none: never.
     pub grow_after: Option<Duration>,
+    /// The coordinator's version: workers of another one are refused; empty takes any.
+    pub build: String,
     /// Whether worker daemons are asked to go when the job is over.
     pub leave_when_done: bool,
 }
@@ -40,6 +42,7 @@ impl Default for Settings {
             echo_wait: Duration::from_millis(200),
             fruitless_limit: 8,
             grow_after: Some(Duration::from_millis(200)),
+            build: String::new(),
             leave_when_done: false,
         }
     }

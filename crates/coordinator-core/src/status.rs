@@ -36,6 +36,8 @@ pub struct Status {
     pub data_wait_share: f64,
     /// Newest visible checkpoint.
     pub last_checkpoint: Option<u64>,
+    /// The coordinator's version.
+    pub build: String,
     /// The ranks of the live generation, in order.
     pub ranks: Vec<RankStatus>,
 }
@@ -129,6 +131,7 @@ impl State {
             last_step: job.and_then(|j| j.last_step.clone()),
             data_wait_share: job.map_or(0.0, |j| j.data_wait_share),
             last_checkpoint: job.and_then(|j| j.last_checkpoint),
+            build: self.settings.build.clone(),
             ranks: self.rank_statuses(),
         }
     }

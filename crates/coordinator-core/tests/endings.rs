@@ -363,6 +363,13 @@ fn who_may_not_take_part_is_told_why() {
     assert!(refusal(&mut cluster, other_torch).unwrap().contains("all workers of a run need the same one"));
     let no_device = Hello { devices: Vec::new(), ..hello("w3", "h3") };
     assert!(refusal(&mut cluster, no_device).unwrap().contains("offers no device"));
+    cluster.state = {
+        let mut text = serde_json::to_value(&cluster.state).unwrap();
+        text["settings"]["build"] = "0.1.0".into();
+        serde_json::from_value(text).unwrap()
+    };
+    let other_build = Hello { build: "0.2.0".to_owned(), ..hello("w3", "h3") };
+    assert!(refusal(&mut cluster, other_build).unwrap().contains("w3 is mcl 0.2.0, this coordinator is mcl 0.1.0"));
     let twice = Hello { devices: vec!["cpu".to_owned(), "cpu".to_owned()], ..hello("w3", "h3") };
     assert!(refusal(&mut cluster, twice).unwrap().contains("offers device cpu twice"));
     let highest = FencingToken { term: Term::new(9), generation: Generation::new(1) };

@@ -63,8 +63,9 @@ impl Rim {
             let (run_id, facts) = (offer.run_id.clone(), offer.facts.clone());
             self.adopt(run_id, facts);
         }
-        // The first step of a generation counts on the ledger before it.
-        if let Persisted::Over(_) | Persisted::Started(_) = persisted {
+        // A generation's first step counts on the ledger before it, and its ranks forget what they are told is
+        // committed.
+        if let Persisted::Over(_) | Persisted::Formed(_) | Persisted::Started(_) = persisted {
             self.sync()?;
         }
         self.journal.persist(persisted)

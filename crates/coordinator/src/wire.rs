@@ -283,6 +283,8 @@ pub(crate) fn status(status: Status) -> v1::GetStatusResponse {
         images_per_second: last.as_ref().map_or(0.0, |l| l.images_per_s),
         last_checkpoint: status.last_checkpoint,
         data_wait_share: status.data_wait_share,
+        protocol: mcl_proto::PROTOCOL,
+        build: status.build,
         ranks: status
             .ranks
             .into_iter()

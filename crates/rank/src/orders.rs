@@ -92,8 +92,15 @@ impl State {
         Heard::Noted
     }
 
+    /// Whether a command is for the newest generation: of the coordinator that formed it, or of a later one that
+    /// took it over.
+    fn is_current(&self, its: Option<v1::FencingToken>) -> bool {
+        let its = token(its);
+        its.generation == self.highest.generation && its.term >= self.highest.term
+    }
+
     fn halt(&mut self, its: Option<v1::FencingToken>, halt: Halt) -> Heard {
-        if token(its) != self.highest {
+        if !self.is_current(its) {
             return Heard::Stale("pause or drain");
         }
         self.halt = self.halt.max(halt);
@@ -128,7 +135,7 @@ impl Orders {
             }
             Command::Join(join) => state.join(join),
             Command::Break(leave) => state.leave(leave),
-            Command::Start(start) if token(start.token) == state.highest => {
+            Command::Start(start) if state.is_current(start.token) => {
                 state.start = Some(start);
                 Heard::Noted
             }
@@ -249,5 +256,23 @@ mod tests {
         orders.hear(Command::Break(v1::Break { token: at(3), reason: String::new() }));
         assert!(matches!(orders.next(), Next::Leave(_)), "a break takes the place of its join");
         assert_eq!(orders.stamp(), (at(3).unwrap().into(), 1));
+    }
+
+    #[test]
+    fn a_coordinator_that_took_the_generation_over_is_obeyed() {
+        let orders = Orders::default();
+        orders.hear(join(2));
+        assert!(matches!(orders.next(), Next::Join(_)));
+        let later = |term| Some(v1::FencingToken { term, generation: 2 });
+        let start = |term| {
+            let (token, store_address) = (later(term), String::new());
+            Command::Start(v1::Start { token, store_address, first_step: 0, origin: None })
+        };
+        assert_eq!(orders.hear(start(0)), Heard::Stale("start"), "an earlier one is not");
+        assert_eq!(orders.hear(start(2)), Heard::Noted);
+        assert!(orders.start().is_some());
+        assert_eq!(orders.hear(Command::Drain(v1::Drain { token: later(2) })), Heard::Noted);
+        assert_eq!(orders.halt(), Halt::Drain);
+        assert!(!orders.replaced(at(2).unwrap().into()));
     }
 }

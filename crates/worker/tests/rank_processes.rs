@@ -29,7 +29,7 @@ async fn failure(session: &mut Session) -> Failed {
     }
 }
 
-async fn leave(mut worker: Running, session: Session) -> Vec<RankEvent> {
+async fn leave(worker: Running, session: Session) -> Vec<RankEvent> {
     worker.shut_down();
     let last = session.drained().await;
     worker.outcome().await.unwrap();

@@ -34,7 +34,7 @@ async fn batches(session: &mut Session, count: usize) -> Vec<Vec<u64>> {
 #[tokio::test]
 async fn a_worker_says_who_it_is_keeps_processes_has_them_join_and_relays() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(config(coordinator.address));
+    let worker = Running::start(config(coordinator.address));
     let mut session = coordinator.welcome(1).await;
     let hello = &session.hello;
     assert_eq!((hello.worker.as_str(), hello.protocol, hello.devices.len()), ("w1", mcl_proto::PROTOCOL, 2));
@@ -70,7 +70,7 @@ async fn a_worker_says_who_it_is_keeps_processes_has_them_join_and_relays() {
 #[tokio::test]
 async fn step_reports_travel_together_and_what_is_urgent_takes_them_along() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(small(coordinator.address));
+    let worker = Running::start(small(coordinator.address));
     let mut session = coordinator.welcome(1).await;
     session.join_all("train", 1).await;
     session.grant(1, 1, None, 50);
@@ -93,7 +93,7 @@ async fn step_reports_travel_together_and_what_is_urgent_takes_them_along() {
 #[tokio::test]
 async fn heartbeats_come_as_often_as_the_coordinator_wants() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(config(coordinator.address));
+    let worker = Running::start(config(coordinator.address));
     let mut session = coordinator.accept().await;
     let welcome = mcl_proto::v1::Welcome { term: 1, heartbeat_interval_ms: 20, lost_after_ms: 200 };
     session.say(Message::Welcome(welcome));
@@ -108,7 +108,7 @@ async fn heartbeats_come_as_often_as_the_coordinator_wants() {
 #[tokio::test]
 async fn the_next_generation_is_joined_by_the_same_processes_and_an_older_one_is_refused() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(small(coordinator.address));
+    let worker = Running::start(small(coordinator.address));
     let mut session = coordinator.welcome(3).await;
     session.prepare("train");
     let slots = session.prepared(1).await;
@@ -134,7 +134,7 @@ async fn the_next_generation_is_joined_by_the_same_processes_and_an_older_one_is
 #[tokio::test]
 async fn another_job_takes_the_place_of_the_one_before() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(config(coordinator.address));
+    let worker = Running::start(config(coordinator.address));
     let mut session = coordinator.welcome(1).await;
     let (_, pids) = session.join_all("stubborn", 2).await;
     let other = Configure { run_id: "other".into(), job_toml: "train".into(), ..Configure::default() };
@@ -153,7 +153,7 @@ async fn another_job_takes_the_place_of_the_one_before() {
 async fn a_restarted_coordinator_hears_again_what_it_did_not_acknowledge() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut coordinator = Coordinator::start(listener.try_clone().unwrap());
-    let mut worker = Running::start(small(coordinator.address));
+    let worker = Running::start(small(coordinator.address));
     let mut session = coordinator.welcome(1).await;
     session.prepare("train");
     let slots = session.prepared(1).await;
@@ -210,7 +210,7 @@ async fn a_restarted_worker_remembers_the_highest_token() {
     worker.abort().await;
     support::vanishes(pid).await;
 
-    let mut worker = Running::start(config);
+    let worker = Running::start(config);
     let mut session = coordinator.welcome(1).await;
     assert_eq!(session.hello.highest, token(1, 7));
     assert_eq!(session.heartbeat().await.unwrap().token, token(1, 0), "it says that its ranks are gone");
@@ -250,7 +250,7 @@ async fn dismissal_leaves_nothing_and_ends_the_worker_only_where_it_says_so() {
 #[tokio::test]
 async fn a_worker_that_is_to_drain_says_so_and_its_ranks_train_until_it_is_dismissed() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(config(coordinator.address));
+    let worker = Running::start(config(coordinator.address));
     let mut session = coordinator.welcome(1).await;
     let (_, pids) = session.join_all("train", 2).await;
     session.relay(1, 1, None, Command::Start(Start::default()));
@@ -275,7 +275,7 @@ async fn a_worker_that_is_to_drain_says_so_and_its_ranks_train_until_it_is_dismi
 #[tokio::test]
 async fn a_worker_without_anything_to_drain_leaves_at_once() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(config(coordinator.address));
+    let worker = Running::start(config(coordinator.address));
     let mut session = coordinator.welcome(1).await;
     let (_, pids) = session.join_all("train", 2).await;
     worker.leave(Farewell::Drain);
@@ -287,7 +287,7 @@ async fn a_worker_without_anything_to_drain_leaves_at_once() {
 #[tokio::test]
 async fn shutdown_waits_for_nobody_longer_than_its_grace() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(config(coordinator.address));
+    let worker = Running::start(config(coordinator.address));
     let mut session = coordinator.welcome(1).await;
     let (_, pids) = session.join_all("stubborn", 2).await;
     let begin = Instant::now();
@@ -303,7 +303,7 @@ async fn shutdown_waits_for_nobody_longer_than_its_grace() {
 #[tokio::test]
 async fn a_stop_of_the_generation_is_enforced() {
     let mut coordinator = Coordinator::anywhere();
-    let mut worker = Running::start(small(coordinator.address));
+    let worker = Running::start(small(coordinator.address));
     let mut session = coordinator.welcome(1).await;
     let (_, pids) = session.join_all("stubborn", 1).await;
     session.relay(1, 1, None, Command::Stop(Stop { reason: "over".into() }));
@@ -343,7 +343,7 @@ async fn a_coordinator_that_comes_later_is_waited_for_and_silence_is_told_apart(
     let error = Running::start(quiet).outcome().await.unwrap_err();
     assert!(matches!(error, WorkerError::Unreachable { .. }), "{error}");
 
-    let mut worker = Running::start(config(listener.local_addr().unwrap()));
+    let worker = Running::start(config(listener.local_addr().unwrap()));
     let mut coordinator = Coordinator::start(listener);
     let session = coordinator.welcome(1).await;
     worker.shut_down();
@@ -355,7 +355,7 @@ async fn a_coordinator_that_comes_later_is_waited_for_and_silence_is_told_apart(
 async fn a_configuration_that_cannot_work_is_said_at_once() {
     let good = config("127.0.0.1:1".parse().unwrap());
     let end = async |config| {
-        let outcome = tokio::time::timeout(PATIENCE, mcl_worker::run(config, std::future::pending()));
+        let outcome = tokio::time::timeout(PATIENCE, mcl_worker::run(config, nobody_asks()));
         outcome.await.unwrap().unwrap_err().to_string()
     };
     let mut bad = good.clone();
@@ -370,4 +370,9 @@ async fn a_configuration_that_cannot_work_is_said_at_once() {
     let mut bad = good.clone();
     bad.coordinator_url = "http://".into();
     assert!(end(bad).await.contains("expected one like"));
+}
+
+/// Nobody asks the worker to leave.
+fn nobody_asks() -> tokio::sync::mpsc::Receiver<Farewell> {
+    tokio::sync::mpsc::channel(1).1
 }
