@@ -52,6 +52,9 @@ pub enum Effect {
         /// The ledger's line.
         record: Record,
     },
+    /// A worker has served a later coordinator: ask the checkpoint service whether this one still reigns. If it does
+    /// not, the coordinator ends.
+    CheckReign,
     /// Find the run's visible checkpoints; comes back as [`crate::Event::CheckpointsFound`].
     FindCheckpoints,
     /// Make the ledger durable, then make the staged checkpoint visible; comes back as

@@ -9,6 +9,10 @@ use mcl_types::{FencingToken, Rank, WorkerName};
 impl Turn<'_> {
     pub(crate) fn connected(&mut self, session: SessionId, hello: Hello) {
         if let Some(reason) = self.refusal(&hello) {
+            // The worker may be from another run altogether; the run's own store knows.
+            if hello.highest.term > self.state.term {
+                self.out.push(Effect::CheckReign);
+            }
             let worker = hello.worker;
             self.out.push(Effect::Warn(Warning::WorkerRefused { worker, reason: reason.clone() }));
             self.out.push(Effect::Send { session, message: ToWorker::Refused { reason } });

@@ -375,6 +375,7 @@ fn who_may_not_take_part_is_told_why() {
     let highest = FencingToken { term: Term::new(9), generation: Generation::new(1) };
     let newer = Hello { highest, ..hello("w3", "h3") };
     assert!(refusal(&mut cluster, newer).unwrap().contains("it was replaced"));
+    assert_eq!(cluster.reign_checks, 1, "whether that is so, the run's store knows");
     assert_eq!(refusal(&mut cluster, hello("w3", "h3")), None);
 }
 

@@ -26,6 +26,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 #[derive(Debug)]
 pub(crate) enum Ask {
     Find,
+    /// Does our term still reign?
+    CheckReign,
     Commit { step: u64, token: FencingToken, slices: u32, meta_json: String, keep: u32 },
 }
 
@@ -66,15 +68,13 @@ struct Caller {
 
 impl Caller {
     async fn work(mut self, mut asked: mpsc::UnboundedReceiver<Ask>, inbox: mpsc::Sender<Input>) {
-        if let Err(refused) = self.announce().await {
-            let run_id = self.run_id.to_string();
-            let reason = refused.message().to_owned();
-            let broken = Input::Broken(CoordinatorError::Superseded { run_id, reason });
-            let _ = inbox.send(broken).await;
+        if !self.reigns(&inbox).await {
             return;
         }
         while let Some(ask) = asked.recv().await {
             let event = match ask {
+                Ask::CheckReign if self.reigns(&inbox).await => continue,
+                Ask::CheckReign => return,
                 Ask::Find => self.find().await,
                 Ask::Commit { step, token, slices, meta_json, keep } => {
                     let request = v1::CommitCheckpointRequest {
@@ -93,6 +93,15 @@ impl Caller {
                 return;
             }
         }
+    }
+
+    /// Announces the term; a service that knows a later one ends the coordinator.
+    async fn reigns(&mut self, inbox: &mpsc::Sender<Input>) -> bool {
+        let Err(refused) = self.announce().await else { return true };
+        let run_id = self.run_id.to_string();
+        let reason = refused.message().to_owned();
+        let _ = inbox.send(Input::Broken(CoordinatorError::Superseded { run_id, reason })).await;
+        false
     }
 
     async fn announce(&mut self) -> Result<(), Status> {

@@ -34,6 +34,7 @@ impl Rim {
                 self.run_dir.roll_back(to, &record, schedule)?;
             }
             Effect::FindCheckpoints => self.ask(Ask::Find),
+            Effect::CheckReign => self.ask(Ask::CheckReign),
             Effect::CommitCheckpoint { step, generation, slices } => {
                 self.sync()?;
                 let token = FencingToken { term: self.state.term(), generation };

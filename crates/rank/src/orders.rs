@@ -63,7 +63,14 @@ impl State {
     }
 
     fn replaced(&self, its: FencingToken) -> bool {
-        self.highest != its || self.join.is_some() || self.leave.is_some()
+        self.highest.generation != its.generation || self.join.is_some() || self.leave.is_some()
+    }
+
+    /// A later coordinator that took the generation over speaks under its own term: so does this process then.
+    fn raise(&mut self, its: Option<v1::FencingToken>) {
+        if self.is_current(its) {
+            self.highest = token(its);
+        }
     }
 
     fn join(&mut self, join: v1::Join) -> Heard {
@@ -136,6 +143,7 @@ impl Orders {
             Command::Join(join) => state.join(join),
             Command::Break(leave) => state.leave(leave),
             Command::Start(start) if state.is_current(start.token) => {
+                state.raise(start.token);
                 state.start = Some(start);
                 Heard::Noted
             }
@@ -143,6 +151,7 @@ impl Orders {
             Command::Pause(pause) => state.halt(pause.token, Halt::Pause),
             Command::Drain(drain) => state.halt(drain.token, Halt::Drain),
             Command::EpochGrant(grant) => {
+                state.raise(grant.token);
                 state.granted = state.granted.max(grant.epoch + 1);
                 Heard::Noted
             }
@@ -274,5 +283,6 @@ mod tests {
         assert_eq!(orders.hear(Command::Drain(v1::Drain { token: later(2) })), Heard::Noted);
         assert_eq!(orders.halt(), Halt::Drain);
         assert!(!orders.replaced(at(2).unwrap().into()));
+        assert_eq!(orders.stamp().0, later(2).unwrap().into(), "and answered under its term");
     }
 }

@@ -1,15 +1,17 @@
 //! This rank's slice of the state, to the checkpoint service and back.
 
 use crate::generation::Member;
+use crate::orders::Orders;
 use crate::weights;
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use mcl_checkpoint::CheckpointClient;
+use mcl_checkpoint::{CheckpointClient, ClientError};
 use mcl_checkpoint_core::{SliceView, TensorInfo, assign, write_slice};
 use mcl_collective::Lifeline;
 use mcl_proto::v1::{self, rank_event::Event};
-use mcl_types::{RunId, Step};
+use mcl_types::{FencingToken, RunId, Step};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tch::Tensor;
 use tokio::runtime::Runtime;
@@ -43,22 +45,30 @@ async fn unless_left<T>(lifeline: &Lifeline, work: impl Future<Output = T>) -> R
     }
 }
 
+/// Waits until this process speaks under a later term than `refused`.
+async fn later_term(orders: &Orders, refused: FencingToken) {
+    while orders.stamp().0 <= refused {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Uploads slices in the background, one at a time.
 pub(crate) struct Snapshots {
     runtime: Runtime,
     client: CheckpointClient,
     run: RunId,
+    orders: Arc<Orders>,
     pending: Option<JoinHandle<Result<()>>>,
 }
 
 impl Snapshots {
-    pub(crate) fn new(configure: &v1::Configure) -> Result<Self> {
+    pub(crate) fn new(configure: &v1::Configure, orders: Arc<Orders>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let client = {
             let _inside = runtime.enter();
             CheckpointClient::lazy(&configure.checkpoint_url)?
         };
-        Ok(Self { runtime, client, run: mcl_proto::run_id(&configure.run_id)?, pending: None })
+        Ok(Self { runtime, client, run: mcl_proto::run_id(&configure.run_id)?, orders, pending: None })
     }
 
     /// The state of a visible checkpoint, every byte verified.
@@ -88,13 +98,26 @@ impl Snapshots {
         self.finish(&member.lifeline)?;
         let (slice, slices) = (member.rank.get(), member.layout.world());
         let bytes = Bytes::from(Self::slice(state, slice, slices)?);
-        let (client, run, token, reporter) =
-            (self.client.clone(), self.run.clone(), member.token, member.reporter.clone());
+        let generation = member.token.generation;
+        let (client, run, orders, reporter) =
+            (self.client.clone(), self.run.clone(), Arc::clone(&self.orders), member.reporter.clone());
         self.pending = Some(self.runtime.spawn(async move {
-            client
-                .put_slice(token, &run, step, slice, slices, bytes)
-                .await
-                .with_context(|| format!("checkpoint of {step}: slice {slice} of {slices}"))?;
+            loop {
+                let (token, _) = orders.stamp();
+                if token.generation != generation {
+                    return Err(Left.into());
+                }
+                match client.put_slice(token, &run, step, slice, slices, bytes.clone()).await {
+                    Ok(()) => break,
+                    // A new coordinator has announced itself to the service and not yet to this rank; if it takes the
+                    // generation over, its term comes.
+                    Err(ClientError::Fenced { .. }) => later_term(&orders, token).await,
+                    Err(error) => {
+                        let what = format!("checkpoint of {step}: slice {slice} of {slices}");
+                        return Err(anyhow::Error::from(error).context(what));
+                    }
+                }
+            }
             reporter.send(Event::Staged(v1::Staged { step: step.get(), slice, slices }));
             Ok(())
         }));

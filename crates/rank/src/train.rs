@@ -128,7 +128,7 @@ fn prepare(
     };
     let mut trainer = Trainer::new(model, settings)?;
     trainer.tell(activity.clone());
-    let snapshots = Snapshots::new(&configure)?;
+    let snapshots = Snapshots::new(&configure, Arc::clone(&orders))?;
     Ok(Process {
         configure,
         job,

@@ -87,6 +87,8 @@ pub struct Cluster {
     pub sessions: u64,
     pub spec: JobSpec,
     pub warnings: Vec<String>,
+    /// How often the service was asked whether this coordinator still reigns.
+    pub reign_checks: usize,
     /// Where the state of each started generation came from.
     pub origins: Vec<Origin>,
     pub over: Option<Outcome>,
@@ -140,6 +142,7 @@ impl Cluster {
             sessions: 0,
             spec,
             warnings: Vec::new(),
+            reign_checks: 0,
             origins: Vec::new(),
             over: None,
             answers: Vec::new(),
@@ -203,6 +206,7 @@ impl Cluster {
                 self.ledger.truncate(usize::try_from(to).unwrap());
             }
             Effect::FindCheckpoints => self.service.push_back(Asked::Find),
+            Effect::CheckReign => self.reign_checks += 1,
             Effect::CommitCheckpoint { step, generation, slices } => {
                 assert!(
                     step <= self.ledger.len() as u64,
