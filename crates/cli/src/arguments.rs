@@ -75,9 +75,9 @@ pub(crate) enum BenchCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchCoordinatorArguments {
-    /// Workers to play; with --curve the most that are tried.
-    #[arg(long, default_value_t = 1000)]
-    pub(crate) agents: u32,
+    /// Workers to play, default 1000; with --curve the most that are tried, default 16000.
+    #[arg(long)]
+    pub(crate) agents: Option<u32>,
     /// Rank processes of each.
     #[arg(long, default_value_t = 1)]
     pub(crate) ranks_per_agent: u32,

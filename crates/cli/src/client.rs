@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use mcl_proto::v1::{
-    CancelJobRequest, DrainJobRequest, GetStatusRequest, GetStatusResponse, PauseJobRequest, ResumeJobRequest,
-    SubmitJobRequest,
+    CancelJobRequest, DrainJobRequest, GetStatusRequest, GetStatusResponse, PauseJobRequest,
+    ResumeJobRequest, SubmitJobRequest,
 };
 use std::process::ExitCode;
 use std::time::Duration;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -26,6 +26,9 @@ use tokio::sync::mpsc;
 const STANDBY_LOOK: Duration = Duration::from_millis(100);
 /// What a standby prints while it waits.
 const STANDING_BY: &str = "standing by for ";
+/// Connections that may wait to be accepted: a whole cluster comes at once after an outage, and each one that finds
+/// no room waits a second before it tries again.
+const BACKLOG: u32 = 4096;
 /// How often workers speak when nothing is urgent.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -33,8 +36,7 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// (where that was asked for) the end of standard input at once.
 fn farewells(stop_with_stdin: bool) -> Result<mpsc::Receiver<Farewell>> {
     let (say, said) = mpsc::channel(4);
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     if stop_with_stdin {
         let say = say.clone();
         // A plain thread: the runtime would wait for a blocking read when the process wants to end.
@@ -70,9 +72,14 @@ async fn asked_to_stop(stop_with_stdin: bool) {
     }
 }
 
-async fn bind(listen: &Listen) -> Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(listen.listen)
-        .await
+fn bind(listen: &Listen) -> Result<(TcpListener, SocketAddr)> {
+    let attempt = || -> std::io::Result<TcpListener> {
+        let socket = if listen.listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(listen.listen)?;
+        socket.listen(BACKLOG)
+    };
+    let listener = attempt()
         .with_context(|| format!("listening at {}: choose a free port, or 0 for any", listen.listen))?;
     let address = listener.local_addr()?;
     Ok((listener, address))
@@ -87,7 +94,7 @@ pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCod
     mcl_checkpoint::check_bind(a.listen.listen, a.listen.insecure).map_err(|e| Usage(e.to_string()))?;
     runtime()?.block_on(async {
         std::fs::create_dir_all(&a.root).with_context(|| format!("creating {}", a.root.display()))?;
-        let (listener, address) = bind(&a.listen).await?;
+        let (listener, address) = bind(&a.listen)?;
         announce(address)?;
         let layout = if a.flat { Layout::Flat } else { Layout::RunFolders };
         mcl_checkpoint::serve(
@@ -162,7 +169,7 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         if a.standby {
             stand_by(&a.run_dir).await?;
         }
-        let (listener, address) = bind(&a.listen).await?;
+        let (listener, address) = bind(&a.listen)?;
         let mut config = CoordinatorConfig::new(&a.run_dir, &a.checkpoint, listener);
         config.settings.expected_workers = a.expected_workers;
         config.settings.build = env!("CARGO_PKG_VERSION").to_owned();

@@ -67,7 +67,8 @@ fn as_text(f: &Finding) -> String {
 fn rank_program() -> Result<String> {
     let program = RankProgram::find(1)?;
     let engine = program.engine()?;
-    let text = |key: &str| engine.get(key).and_then(serde_json::Value::as_str).unwrap_or("unknown").to_owned();
+    let text =
+        |key: &str| engine.get(key).and_then(serde_json::Value::as_str).unwrap_or("unknown").to_owned();
     Ok(format!("{} with libtorch {}; CUDA: {}", program.path.display(), text("libtorch"), text("cuda")))
 }
 
@@ -137,10 +138,8 @@ fn coordinator(url: &str) -> Result<String> {
 /// Somebody takes connections there.
 fn reach(url: &str) -> Result<String> {
     let host = url.rsplit("://").next().unwrap_or(url).split('/').next().unwrap_or(url);
-    let addresses: Vec<SocketAddr> = host
-        .to_socket_addrs()
-        .with_context(|| format!("{url}: expected http://host:port"))?
-        .collect();
+    let addresses: Vec<SocketAddr> =
+        host.to_socket_addrs().with_context(|| format!("{url}: expected http://host:port"))?.collect();
     let mut last = None;
     for address in addresses {
         match TcpStream::connect_timeout(&address, CONNECT) {

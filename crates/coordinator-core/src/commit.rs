@@ -49,6 +49,9 @@ impl Turn<'_> {
         let Some(job) = self.state.job.as_mut() else { return };
         let Stage::Live(live) = &mut job.stage else { return };
         let world = live.layout.world() as usize;
+        if live.pending.get(&job.committed).is_none_or(|reports| reports.len() != world) {
+            return;
+        }
         let workers = u32::try_from(live.workers().len()).unwrap_or(u32::MAX);
         let generation = live.generation;
         let before = job.committed;

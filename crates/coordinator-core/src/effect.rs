@@ -3,9 +3,9 @@
 use crate::commit::StepMetrics;
 use crate::event::{ProcessId, SessionId};
 use crate::generation::{DrainFor, GenerationRecord};
-use crate::settling::{Origin, Started};
 use crate::job::{JobSpec, SubmitError};
 use crate::reason::Outcome;
+use crate::settling::{Origin, Started};
 use mcl_plan::ledger::{Committed, Record};
 use mcl_types::{Generation, Rank, WorkerName};
 use serde::{Deserialize, Serialize};

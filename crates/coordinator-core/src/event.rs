@@ -14,9 +14,7 @@ use serde::{Deserialize, Serialize};
 pub struct SessionId(pub u64);
 
 /// One rank process of a worker; a number is never used twice under a worker's name.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProcessId(pub u64);
 

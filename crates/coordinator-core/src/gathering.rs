@@ -7,7 +7,6 @@ use crate::slots::Slot;
 use crate::state::{Gathering, Job, Lookup, Stage, State, Turn};
 use crate::{Failure, Persisted};
 use mcl_types::{LaneLayout, WorkerName};
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Turn<'_> {
@@ -16,6 +15,12 @@ impl Turn<'_> {
         let now = self.now;
         let Some(job) = self.state.job.as_ref() else { return };
         let Stage::Gathering(gathering) = &job.stage else { return };
+        // Said in full by whoever asks; while many workers join it is not worth the words.
+        let plain = !job.drain && !job.held && job.committed < job.spec.total_steps();
+        if plain && self.state.ready_workers() < job.spec.min_workers {
+            self.give_up_if_unfit();
+            return;
+        }
         let missing = self.state.missing(job, gathering, now);
         // Whoever wants the job to stop does not wait for machines; but a state that is there is saved first.
         let no_use_in_waiting = match &missing {
@@ -60,7 +65,8 @@ impl Turn<'_> {
     /// Where every process of every device failed too often there is nothing to wait for.
     fn give_up_if_unfit(&mut self) {
         let limit = self.state.settings.fruitless_limit;
-        let mut slots = self.state.workers.values().filter(|w| w.takes_part()).flat_map(|w| &w.slots).peekable();
+        let mut slots =
+            self.state.workers.values().filter(|w| w.takes_part()).flat_map(|w| &w.slots).peekable();
         if slots.peek().is_none() || !slots.all(|s| s.failures >= limit) {
             return;
         }
@@ -153,6 +159,14 @@ impl State {
         count(self.workers.values().filter(|w| w.takes_part()).count())
     }
 
+    /// Workers with a process that can join.
+    pub(crate) fn ready_workers(&self) -> u32 {
+        let ready = |w: &&crate::state::Worker| {
+            w.takes_part() && w.slots.iter().any(|s| s.is_prepared() && s.process.is_some())
+        };
+        count(self.workers.values().filter(ready).count())
+    }
+
     /// The processes of the next generation, at most one a lane: first those that may hold the state, then others;
     /// ranks are numbered in order of worker names and devices.
     pub(crate) fn places(&self, lanes: u32) -> Vec<Place> {
@@ -173,9 +187,9 @@ impl State {
         let worth_saying = self.lost_after() / 3;
         self.workers
             .iter()
-            .map(|(name, w)| (name.clone(), now.saturating_sub(w.last_heard), w.session.is_none()))
+            .map(|(name, w)| (name, now.saturating_sub(w.last_heard), w.session.is_none()))
             .filter(|(_, silent, gone)| *gone || *silent > worth_saying)
-            .map(|(name, silent, _)| (name, silent))
+            .map(|(name, silent, _)| (name.clone(), silent))
             .collect()
     }
 
@@ -196,12 +210,19 @@ impl State {
         {
             return Some(Reason::ExpectedWorkers { connected, expected, left });
         }
-        let ready = count(self.usable().map(|(name, _)| name).collect::<BTreeSet<_>>().len());
+        let ready = self.ready_workers();
         let needed = job.spec.min_workers;
         let preparing = || self.preparing(now).map(|(name, s)| (name.clone(), s.device.clone())).collect();
         if ready < needed {
             let (silent, preparing) = (self.silent(now), preparing());
-            return Some(Reason::TooFewWorkers { connected, ready, needed, preparing, silent, after: after() });
+            return Some(Reason::TooFewWorkers {
+                connected,
+                ready,
+                needed,
+                preparing,
+                silent,
+                after: after(),
+            });
         }
         // Who holds the state goes on at once; without it nobody is left behind.
         if !self.usable().any(|(_, s)| s.holds) {

@@ -168,7 +168,10 @@ impl Live {
 
     /// The ranks of one worker.
     pub(crate) fn ranks_of(&self, worker: &WorkerName) -> Vec<Rank> {
-        self.ranks().filter(|r| self.place(*r).is_some_and(|p| p.worker == *worker)).collect()
+        // Places are in order of worker names.
+        let from = self.places.partition_point(|p| p.worker < *worker);
+        let more = self.places.iter().skip(from).take_while(|p| p.worker == *worker).count();
+        (from..from + more).filter_map(|r| u32::try_from(r).ok()).map(Rank::new).collect()
     }
 
     /// Where a rank runs.
@@ -178,8 +181,7 @@ impl Live {
 
     /// The rank that a process is.
     pub(crate) fn rank_of(&self, worker: &WorkerName, process: ProcessId) -> Option<Rank> {
-        self.ranks()
-            .find(|r| self.place(*r).is_some_and(|p| p.worker == *worker && p.process == process))
+        self.ranks_of(worker).into_iter().find(|r| self.place(*r).is_some_and(|p| p.process == process))
     }
 
     /// How far a rank is.
@@ -298,10 +300,12 @@ impl Turn<'_> {
         job.causes.drain(..job.causes.len().saturating_sub(keep));
         // An echo says that something happened elsewhere: what it was is known in a moment.
         let wait = pause(job.fruitless).max(if cause.is_echo() { echo } else { Duration::ZERO });
-        let places = match std::mem::replace(&mut job.stage, Stage::Gathering(Gathering::new(now, now + wait, false))) {
-            Stage::Live(live) => live.places,
-            _ => Vec::new(),
-        };
+        let places =
+            match std::mem::replace(&mut job.stage, Stage::Gathering(Gathering::new(now, now + wait, false)))
+            {
+                Stage::Live(live) => live.places,
+                _ => Vec::new(),
+            };
         self.break_group(generation, &places, &culprits, &reason);
         let Some(job) = self.state.job.as_ref() else { return };
         if cause.is_fatal() {

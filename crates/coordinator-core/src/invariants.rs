@@ -31,7 +31,9 @@ const ALL: &[Invariant] = &[
     ("reports wait only for steps that are not committed", pending_is_ahead),
     ("a training generation has leave for its next step", grants_cover_next_step),
     ("the live generation is the end of the line", line_ends_live),
+    ("places are in order of worker names", places_are_in_order),
     ("a stream belongs to one worker", sessions_are_unique),
+    ("who is said to leave is who asked to", leavers_are_known),
     ("fruitless generations are bounded", budget_is_kept),
 ];
 
@@ -132,7 +134,25 @@ fn sessions_are_unique(state: &State) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     let twice =
         state.workers.iter().filter_map(|(n, w)| Some((n, w.session?))).find(|(_, s)| !seen.insert(*s));
-    demand(twice.is_none(), || format!("{twice:?} has another worker's stream"))
+    demand(twice.is_none(), || format!("{twice:?} has another worker's stream"))?;
+    let index: BTreeSet<_> = state.sessions.keys().copied().collect();
+    demand(index == seen, || format!("streams {seen:?} are open, {index:?} are known"))?;
+    let wrong = state
+        .sessions
+        .iter()
+        .find(|(s, name)| state.workers.get(*name).is_none_or(|w| w.session != Some(**s)));
+    demand(wrong.is_none(), || format!("{wrong:?} is not that worker's stream"))
+}
+
+fn places_are_in_order(state: &State) -> Result<(), String> {
+    let Some((_, live)) = live(state) else { return Ok(()) };
+    demand(live.places.is_sorted_by_key(|p| &p.worker), || format!("places are {:?}", live.places))
+}
+
+fn leavers_are_known(state: &State) -> Result<(), String> {
+    let asked: BTreeSet<_> =
+        state.workers.iter().filter(|(_, w)| w.leaving).map(|(name, _)| name.clone()).collect();
+    demand(asked == state.leavers, || format!("{asked:?} asked to leave, {:?} are noted", state.leavers))
 }
 
 fn budget_is_kept(state: &State) -> Result<(), String> {

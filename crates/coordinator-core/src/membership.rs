@@ -24,6 +24,7 @@ impl Turn<'_> {
         let run = self.state.job.as_ref().map(|j| j.spec.run_id.clone());
         let slots = Worker::slots_of(&hello, known, run.as_ref().map(mcl_types::RunId::as_str), self.now);
         if let Some(old) = before.and_then(|w| w.session) {
+            self.state.sessions.remove(&old);
             self.out.push(Effect::Close { session: old });
         }
         let name = hello.worker.clone();
@@ -38,6 +39,12 @@ impl Turn<'_> {
             released: false,
         };
         self.state.workers.insert(name.clone(), worker);
+        self.state.sessions.insert(session, name.clone());
+        if hello.leaving {
+            self.state.leavers.insert(name.clone());
+        } else {
+            self.state.leavers.remove(&name);
+        }
         self.out.push(Effect::Send { session, message: ToWorker::Welcome });
         self.greet(session);
         self.reattach(&name, &hello);
@@ -75,9 +82,13 @@ impl Turn<'_> {
         if hello.devices.is_empty() {
             return Some(format!("worker {} offers no device: expected at least one", hello.worker));
         }
-        let twice = hello.devices.iter().enumerate().find(|(i, d)| hello.devices.iter().take(*i).any(|o| o == *d));
+        let twice =
+            hello.devices.iter().enumerate().find(|(i, d)| hello.devices.iter().take(*i).any(|o| o == *d));
         if let Some((_, device)) = twice {
-            return Some(format!("worker {} offers device {device} twice: expected names that differ", hello.worker));
+            return Some(format!(
+                "worker {} offers device {device} twice: expected names that differ",
+                hello.worker
+            ));
         }
         if let Some(known) = self.state.workers.get(&hello.worker)
             && known.session.is_some()
@@ -116,7 +127,8 @@ impl Turn<'_> {
         let generation = live.generation;
         let joined = |rank: &Rank| {
             let place = live.place(*rank)?;
-            let found = hello.processes.iter().find(|p| p.process == place.process && p.device == place.device)?;
+            let found =
+                hello.processes.iter().find(|p| p.process == place.process && p.device == place.device)?;
             Some(found.generation)
         };
         let joined: Vec<_> = ranks.iter().map(joined).collect();
@@ -173,6 +185,9 @@ impl Turn<'_> {
             worker.last_heard = self.now;
             worker.leaving |= leaving;
         }
+        if leaving {
+            self.state.leavers.insert(name.clone());
+        }
         for event in events {
             self.rank_event(&name, event);
         }
@@ -180,6 +195,7 @@ impl Turn<'_> {
 
     pub(crate) fn disconnected(&mut self, session: SessionId) {
         let Some(name) = self.state.worker_of(session).cloned() else { return };
+        self.state.sessions.remove(&session);
         if let Some(worker) = self.state.workers.get_mut(&name) {
             worker.session = None;
         }
@@ -192,11 +208,14 @@ impl Turn<'_> {
             .state
             .workers
             .iter()
-            .map(|(name, w)| (name.clone(), self.now.saturating_sub(w.last_heard)))
+            .map(|(name, w)| (name, self.now.saturating_sub(w.last_heard)))
             .filter(|(_, silent)| *silent >= patience)
+            .map(|(name, silent)| (name.clone(), silent))
             .collect();
         for (name, silent) in lost {
+            self.state.leavers.remove(&name);
             if let Some(session) = self.state.workers.remove(&name).and_then(|w| w.session) {
+                self.state.sessions.remove(&session);
                 self.out.push(Effect::Close { session });
             }
             let ranks = self.state.live().map(|l| l.ranks_of(&name)).unwrap_or_default();

@@ -175,7 +175,8 @@ impl EndCause {
     pub const fn is_fatal(&self) -> bool {
         matches!(
             self,
-            Self::RankFailed { kind: FailureKind::Fatal, .. } | Self::ProcessFailed { kind: FailureKind::Fatal, .. }
+            Self::RankFailed { kind: FailureKind::Fatal, .. }
+                | Self::ProcessFailed { kind: FailureKind::Fatal, .. }
         )
     }
 }
@@ -402,11 +403,9 @@ impl fmt::Display for Reason {
                 write!(f, "{}{}{}", on_their_way(preparing), silence(silent), since(after.as_ref()))
             }
             Self::Preparing { preparing } => write!(f, "processes start{}", on_their_way(preparing)),
-            Self::HolderAway { worker, after } => write!(
-                f,
-                "worker {worker} is away and may hold the newest state{}",
-                since(after.as_ref())
-            ),
+            Self::HolderAway { worker, after } => {
+                write!(f, "worker {worker} is away and may hold the newest state{}", since(after.as_ref()))
+            }
             Self::Recounting { rank, first, end } => {
                 write!(f, "{rank} is asked what steps {first} to {} used", end.saturating_sub(1))
             }

@@ -19,10 +19,6 @@ impl Turn<'_> {
             live.spare_since = None;
         }
         let since = if spare { Some(*live.spare_since.get_or_insert(now)) } else { None };
-        let steady = live.started && live.drain.is_none() && live.members.iter().all(|m| *m == Member::Training);
-        if !steady {
-            return;
-        }
         // Only a generation that has brought the run forward is interrupted to grow.
         let grow = since.zip(grow_after).is_some_and(|(since, after)| now.saturating_sub(since) >= after)
             && committed > live.first;
@@ -31,6 +27,11 @@ impl Turn<'_> {
             (true, _) | (_, true) => DrainFor::Regroup,
             _ => return,
         };
+        let steady =
+            live.started && live.drain.is_none() && live.members.iter().all(|m| *m == Member::Training);
+        if !steady {
+            return;
+        }
         live.drain = Some(why);
         let generation = live.generation;
         self.out.push(Effect::Persist(Persisted::Drain(why)));
@@ -52,11 +53,13 @@ impl Turn<'_> {
 
     /// Workers that asked to leave go once no rank of the live generation is theirs.
     pub(crate) fn release_leaving(&mut self) {
-        let needed = |state: &State, name: &WorkerName| state.live().is_some_and(|l| !l.ranks_of(name).is_empty());
+        let needed =
+            |state: &State, name: &WorkerName| state.live().is_some_and(|l| !l.ranks_of(name).is_empty());
         let free: Vec<WorkerName> = self
             .state
-            .workers
+            .leavers
             .iter()
+            .filter_map(|name| Some((name, self.state.workers.get(name)?)))
             .filter(|(name, w)| w.leaving && !w.released && w.session.is_some() && !needed(self.state, name))
             .map(|(name, _)| name.clone())
             .collect();
@@ -74,7 +77,9 @@ impl Turn<'_> {
 impl State {
     fn leaving_members(&self) -> bool {
         let Some(live) = self.live() else { return false };
-        live.workers().iter().any(|name| self.workers.get(*name).is_some_and(|w| w.leaving))
+        self.leavers
+            .iter()
+            .any(|name| self.workers.get(name).is_some_and(|w| w.leaving) && !live.ranks_of(name).is_empty())
     }
 
     /// Whether every rank is on a worker that leaves: then the state would leave too.

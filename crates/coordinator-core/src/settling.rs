@@ -180,8 +180,13 @@ impl Turn<'_> {
             _ => job.last_checkpoint.filter(|s| *s <= first),
         };
         let record = GenerationRecord { generation, places: live.places.clone() };
-        let started =
-            Started { record, store_address: store_address.clone(), first, origin, rolled_back: rolled_back.clone() };
+        let started = Started {
+            record,
+            store_address: store_address.clone(),
+            first,
+            origin,
+            rolled_back: rolled_back.clone(),
+        };
         self.out.push(Effect::Persist(Persisted::Started(started)));
         if let Some(record) = rolled_back {
             self.out.push(Effect::RollBack { to: first, record: Record::RolledBack(record) });
@@ -214,7 +219,8 @@ fn settle(job: &Job, live: &Live) -> Settled {
     let Some(holdings) = live.holdings() else { return Settled::Wait };
     let usable = |h: &Holding| h.applied.filter(|a| job.line.holds(h.trained_in, *a));
     let told = |h: &Holding, applied: u64| {
-        applied == job.committed || (h.recorded_from <= job.committed && Some(h.trained_in) == job.line.newest())
+        applied == job.committed
+            || (h.recorded_from <= job.committed && Some(h.trained_in) == job.line.newest())
     };
     let holders = || (0..).map(Rank::new).zip(&holdings).filter_map(|(r, h)| Some((usable(h)?, r, h)));
     // Of equals the lowest rank.
@@ -249,11 +255,7 @@ fn settle(job: &Job, live: &Live) -> Settled {
     }
 }
 
-fn judge_recount(
-    job: &Job,
-    expected: &Range<u64>,
-    steps: &[(Generation, StepReport)],
-) -> Result<(), String> {
+fn judge_recount(job: &Job, expected: &Range<u64>, steps: &[(Generation, StepReport)]) -> Result<(), String> {
     let found: Vec<u64> = steps.iter().map(|(_, r)| r.step).collect();
     if !expected.clone().eq(found.iter().copied()) {
         return Err(format!("it recounts steps {found:?}: expected {expected:?}"));

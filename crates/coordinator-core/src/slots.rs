@@ -171,7 +171,8 @@ impl Turn<'_> {
         let Some(job) = self.state.job.as_ref() else { return };
         let Stage::Live(live) = &job.stage else { return };
         for place in live.places.clone() {
-            if let Some(slot) = self.state.workers.get_mut(&place.worker).and_then(|w| w.slot(place.process)) {
+            if let Some(slot) = self.state.workers.get_mut(&place.worker).and_then(|w| w.slot(place.process))
+            {
                 slot.holds = true;
             }
         }

@@ -11,7 +11,7 @@ use crate::settling::{Line, Started};
 use crate::slots::{Slot, SlotStage};
 use mcl_types::{FencingToken, Generation, LaneLayout, LaneLayoutError, Term, WorkerName};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The coordinator's whole state. Changed by [`crate::step`] only.
@@ -23,6 +23,10 @@ pub struct State {
     pub(crate) last_generation: Generation,
     /// Connected workers, and members or recent ones that are silent.
     pub(crate) workers: BTreeMap<WorkerName, Worker>,
+    /// Whose stream each is, to find a heartbeat's worker without a search.
+    pub(crate) sessions: BTreeMap<SessionId, WorkerName>,
+    /// Those that asked to leave: few, and looked at after every event.
+    pub(crate) leavers: BTreeSet<WorkerName>,
     pub(crate) job: Option<Job>,
 }
 
@@ -154,7 +158,15 @@ pub struct RecoveredJob {
 impl State {
     /// An idle coordinator in its first or later reign.
     pub const fn new(settings: Settings, term: Term) -> Self {
-        Self { settings, term, last_generation: Generation::new(0), workers: BTreeMap::new(), job: None }
+        Self {
+            settings,
+            term,
+            last_generation: Generation::new(0),
+            workers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            leavers: BTreeSet::new(),
+            job: None,
+        }
     }
 
     /// A coordinator that goes on where its predecessor stopped, at time `now`. The members of a
@@ -187,7 +199,8 @@ impl State {
         } else if let Some(started) = found.started {
             // Whoever was in it may come back with the state.
             for place in &started.record.places {
-                let worker = state.workers.entry(place.worker.clone()).or_insert_with(|| Worker::unheard(now));
+                let worker =
+                    state.workers.entry(place.worker.clone()).or_insert_with(|| Worker::unheard(now));
                 worker.slots.push(Slot::remembered(place));
             }
             if found.live {
@@ -245,7 +258,8 @@ impl State {
     }
 
     pub(crate) fn worker_of(&self, session: SessionId) -> Option<&WorkerName> {
-        self.workers.iter().find(|(_, w)| w.session == Some(session)).map(|(name, _)| name)
+        let name = self.sessions.get(&session)?;
+        self.workers.get(name).filter(|w| w.session == Some(session)).map(|_| name)
     }
 }
 

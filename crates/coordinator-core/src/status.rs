@@ -116,6 +116,15 @@ impl fmt::Display for WorkerState {
 impl State {
     /// What is going on at time `now`.
     pub fn status(&self, now: Duration) -> Status {
+        self.told(now, true)
+    }
+
+    /// As [`State::status`], without workers and ranks one by one; and how many workers are there.
+    pub fn summary(&self, now: Duration) -> (Status, usize) {
+        (self.told(now, false), self.workers.values().filter(|w| w.session.is_some()).count())
+    }
+
+    fn told(&self, now: Duration, detail: bool) -> Status {
         let (phase, reason) = self.phase(now);
         let job = self.job.as_ref();
         Status {
@@ -127,12 +136,12 @@ impl State {
             committed_steps: self.committed(),
             total_steps: job.map_or(0, |j| j.spec.total_steps()),
             steps_per_epoch: job.map_or(0, |j| j.spec.schedule.steps_per_epoch()),
-            workers: self.worker_statuses(now),
+            workers: if detail { self.worker_statuses(now) } else { Vec::new() },
             last_step: job.and_then(|j| j.last_step.clone()),
             data_wait_share: job.map_or(0.0, |j| j.data_wait_share),
             last_checkpoint: job.and_then(|j| j.last_checkpoint),
             build: self.settings.build.clone(),
-            ranks: self.rank_statuses(),
+            ranks: if detail { self.rank_statuses() } else { Vec::new() },
         }
     }
 
@@ -177,7 +186,7 @@ impl State {
             return (Phase::Draining, Reason::Draining { parked, ranks, why });
         }
         let mut silent = self.silent(now);
-        silent.retain(|(name, _)| live.workers().contains(name));
+        silent.retain(|(name, _)| !live.ranks_of(name).is_empty());
         (Phase::Training, Reason::Training { generation, ranks, silent })
     }
 
@@ -195,7 +204,9 @@ impl State {
                 let state = match () {
                     () if worker.session.is_none() => WorkerState::Lost,
                     () if worker.leaving => WorkerState::Leaving,
-                    () if ranks.is_empty() && worker.slots.iter().any(|s| s.is_prepared()) => WorkerState::Ready,
+                    () if ranks.is_empty() && worker.slots.iter().any(|s| s.is_prepared()) => {
+                        WorkerState::Ready
+                    }
                     () if ranks.is_empty() && worker.slots.iter().any(|s| s.process.is_some()) => {
                         WorkerState::Preparing
                     }

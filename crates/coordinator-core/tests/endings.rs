@@ -3,11 +3,13 @@
 
 mod cluster;
 
-use cluster::story::{SECOND, come, failed, join, name, phase, rank_event, reason, tell, turn, two_workers, with};
+use cluster::story::{
+    SECOND, come, failed, join, name, phase, rank_event, reason, tell, turn, two_workers, with,
+};
 use cluster::{Cluster, report_of, spec};
 use mcl_coordinator_core::{
-    EndCause, Event, Failure, FailureKind, Hello, JobSpec, Outcome, Phase, RankSaid, SessionId,
-    Settings, StepReport,
+    EndCause, Event, Failure, FailureKind, Hello, JobSpec, Outcome, Phase, RankSaid, SessionId, Settings,
+    StepReport,
 };
 use mcl_types::{Digest, FencingToken, Generation, LaneLayout, Rank, RunId, Term};
 use std::time::Duration;
@@ -21,7 +23,11 @@ fn a_lost_worker_ends_the_generation_and_the_rest_goes_on() {
     cluster.machines.remove(&name("w2"));
     assert_eq!(cluster.run(500), Some(Outcome::Done { steps: 20 }));
     assert_eq!((cluster.state.generation(), cluster.rolled_back), (generation.next(), 0));
-    assert!(cluster.warnings[0].contains("lost its group: connection closed by peer"), "{:?}", cluster.warnings);
+    assert!(
+        cluster.warnings[0].contains("lost its group: connection closed by peer"),
+        "{:?}",
+        cluster.warnings
+    );
 }
 
 #[test]
@@ -236,7 +242,8 @@ fn a_checkpoint_waits_for_the_steps_before_it() {
     let layout = LaneLayout::new(4, 2).unwrap();
     for (rank, worker) in [(0, "w1"), (1, "w2")] {
         cluster.stored.entry((next + 1, generation)).or_default().insert(rank);
-        let staged = rank_event(&cluster, generation.get(), rank, RankSaid::Staged { step: next + 1, slices: 2 });
+        let staged =
+            rank_event(&cluster, generation.get(), rank, RankSaid::Staged { step: next + 1, slices: 2 });
         tell(&mut cluster, worker, staged);
         let drained = rank_event(&cluster, generation.get(), rank, RankSaid::Drained { step: next + 1 });
         tell(&mut cluster, worker, drained);
@@ -369,7 +376,11 @@ fn who_may_not_take_part_is_told_why() {
         serde_json::from_value(text).unwrap()
     };
     let other_build = Hello { build: "0.2.0".to_owned(), ..hello("w3", "h3") };
-    assert!(refusal(&mut cluster, other_build).unwrap().contains("w3 is mcl 0.2.0, this coordinator is mcl 0.1.0"));
+    assert!(
+        refusal(&mut cluster, other_build)
+            .unwrap()
+            .contains("w3 is mcl 0.2.0, this coordinator is mcl 0.1.0")
+    );
     let twice = Hello { devices: vec!["cpu".to_owned(), "cpu".to_owned()], ..hello("w3", "h3") };
     assert!(refusal(&mut cluster, twice).unwrap().contains("offers device cpu twice"));
     let highest = FencingToken { term: Term::new(9), generation: Generation::new(1) };

@@ -51,7 +51,11 @@ fn expected_workers_are_waited_for_a_while() {
         Reason::ExpectedWorkers { connected: 1, expected: 2, .. }
     ));
     join(&mut cluster, "w1");
-    assert_eq!(reason(&cluster), "processes start, cuda:0 of w1 on its way", "nobody is left behind at the start");
+    assert_eq!(
+        reason(&cluster),
+        "processes start, cuda:0 of w1 on its way",
+        "nobody is left behind at the start"
+    );
     turn(&mut cluster, "w1");
     assert!(reason(&cluster).contains("0 of 2 ranks ready"));
 
@@ -79,12 +83,17 @@ fn max_lanes_per_rank_is_kept_and_the_wait_explained() {
 
 #[test]
 fn ranks_are_dealt_in_name_order_and_the_rest_are_spares() {
-    let mut cluster = with(spec(3, 40, 8), Settings { expected_workers: Some(2), ..Settings::default() }, &[2, 2]);
+    let mut cluster =
+        with(spec(3, 40, 8), Settings { expected_workers: Some(2), ..Settings::default() }, &[2, 2]);
     let ranks = |c: &Cluster| {
         c.machines.values().map(|m| m.ranks().keys().copied().collect()).collect::<Vec<Vec<u32>>>()
     };
     cluster.run_to(2);
-    assert_eq!(ranks(&cluster), [vec![0, 1], vec![2]], "three lanes, four devices: w2's second one is a spare");
+    assert_eq!(
+        ranks(&cluster),
+        [vec![0, 1], vec![2]],
+        "three lanes, four devices: w2's second one is a spare"
+    );
     // The spare takes the place of one that dies, and the state comes from who has it.
     cluster.kill_rank(&name("w1"), 0);
     cluster.beat(&name("w1"));
@@ -222,7 +231,10 @@ fn a_killed_rank_costs_the_step_in_flight_and_its_replacement_one_pause() {
     cluster.run_to(30);
     assert_eq!(ranks(&cluster), 2, "and takes the replacement in");
     assert_eq!(cluster.run(500), Some(Outcome::Done { steps: 60 }));
-    assert_eq!((cluster.rolled_back, cluster.commits, cluster.state.generation()), (0, 60, Generation::new(3)));
+    assert_eq!(
+        (cluster.rolled_back, cluster.commits, cluster.state.generation()),
+        (0, 60, Generation::new(3))
+    );
 }
 
 #[test]
@@ -316,7 +328,11 @@ fn a_holder_that_is_away_is_waited_for_until_it_is_lost() {
     for _ in 0..3 {
         turn(&mut cluster, "w1");
     }
-    assert!(reason(&cluster).starts_with("worker w2 is away and may hold the newest state"), "{}", reason(&cluster));
+    assert!(
+        reason(&cluster).starts_with("worker w2 is away and may hold the newest state"),
+        "{}",
+        reason(&cluster)
+    );
     assert_eq!(cluster.run(500), Some(Outcome::Done { steps: 60 }));
     assert_eq!(cluster.rolled_back, 0, "it came back with it");
 }

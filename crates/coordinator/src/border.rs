@@ -43,9 +43,7 @@ impl Plans {
     pub(crate) fn judge(&mut self, event: RankEvent) -> RankEvent {
         let found = match &event.said {
             RankSaid::Step(report) => self.foreign(report).map(|message| (report.step, message)),
-            RankSaid::Recounted(steps) => {
-                steps.iter().find_map(|(_, r)| Some((r.step, self.foreign(r)?)))
-            }
+            RankSaid::Recounted(steps) => steps.iter().find_map(|(_, r)| Some((r.step, self.foreign(r)?))),
             _ => None,
         };
         match found {

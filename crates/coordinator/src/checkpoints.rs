@@ -28,7 +28,13 @@ pub(crate) enum Ask {
     Find,
     /// Does our term still reign?
     CheckReign,
-    Commit { step: u64, token: FencingToken, slices: u32, meta_json: String, keep: u32 },
+    Commit {
+        step: u64,
+        token: FencingToken,
+        slices: u32,
+        meta_json: String,
+        keep: u32,
+    },
 }
 
 /// Where to ask. Dropping it ends the task.

@@ -100,6 +100,7 @@ impl Coordinator {
             requests: 0,
             running: None,
             once_durable: Vec::new(),
+            acknowledging: BTreeMap::new(),
             sync_at: None,
             progress,
             told: None,

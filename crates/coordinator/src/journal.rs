@@ -133,7 +133,11 @@ impl Journal {
             // The stop of the job outlives what a generation is drained for besides.
             Persisted::Drain(why) => {
                 let stop = json(&DrainFor::Stop)?;
-                if values.get(DRAIN)?.is_some_and(|d| d.value() == stop) { Ok(()) } else { insert(values, DRAIN, why) }
+                if values.get(DRAIN)?.is_some_and(|d| d.value() == stop) {
+                    Ok(())
+                } else {
+                    insert(values, DRAIN, why)
+                }
             }
             Persisted::Held(held) => insert(values, HELD, held),
             Persisted::Checkpoint(step) => insert(values, CHECKPOINT, step),

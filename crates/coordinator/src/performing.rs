@@ -121,11 +121,11 @@ impl Rim {
         if !self.run_dir.is_dirty() {
             return self.send(session, message);
         }
-        let acknowledges = |m: &ToWorker| matches!(m, ToWorker::Committed { .. });
-        if acknowledges(&message) {
-            self.once_durable.retain(|(s, m)| *s != session || !acknowledges(m));
+        if matches!(message, ToWorker::Committed { .. }) {
+            self.acknowledging.insert(session, message);
+        } else {
+            self.once_durable.push((session, message));
         }
-        self.once_durable.push((session, message));
         self.sync_soon();
     }
 

@@ -32,9 +32,8 @@ pub struct Progress {
 
 impl Progress {
     pub(crate) fn of(state: &State, now: Duration) -> Self {
-        let status = state.status(now);
-        let workers = status.workers.iter().filter(|w| w.state != mcl_coordinator_core::WorkerState::Lost);
-        let workers = u32::try_from(workers.count()).unwrap_or(u32::MAX);
+        let (status, workers) = state.summary(now);
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX);
         let Status { phase, reason, last_step, .. } = status;
         Self {
             phase,

@@ -72,6 +72,8 @@ pub(crate) struct Rim {
     pub(crate) running: Option<Running>,
     /// To be sent once everything appended is durable.
     pub(crate) once_durable: Vec<(SessionId, ToWorker)>,
+    /// ... of acknowledgements only the last one of a stream.
+    pub(crate) acknowledging: BTreeMap<SessionId, ToWorker>,
     pub(crate) sync_at: Option<Instant>,
     pub(crate) progress: watch::Sender<Progress>,
     pub(crate) told: Option<(Phase, Discriminant<Reason>)>,
@@ -207,7 +209,8 @@ impl Rim {
     pub(crate) fn sync(&mut self) -> Result<(), CoordinatorError> {
         self.run_dir.sync()?;
         self.sync_at = None;
-        for (session, message) in std::mem::take(&mut self.once_durable) {
+        let acknowledging = std::mem::take(&mut self.acknowledging);
+        for (session, message) in std::mem::take(&mut self.once_durable).into_iter().chain(acknowledging) {
             self.send(session, message);
         }
         Ok(())

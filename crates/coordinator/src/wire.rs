@@ -172,9 +172,11 @@ impl Context<'_> {
                 let recount = v1::Recount { token: self.token(generation), first_step, end_step };
                 self.relay(generation, Some(rank), Command::Recount(recount))
             }
-            ToWorker::Break { generation, reason } => {
-                self.relay(generation, None, Command::Break(v1::Break { token: self.token(generation), reason }))
-            }
+            ToWorker::Break { generation, reason } => self.relay(
+                generation,
+                None,
+                Command::Break(v1::Break { token: self.token(generation), reason }),
+            ),
             ToWorker::Pause { generation } => {
                 self.relay(generation, None, Command::Pause(v1::Pause { token: self.token(generation) }))
             }
@@ -234,12 +236,8 @@ impl Context<'_> {
     }
 
     fn post(&self, generation: Generation, world: u32, committed: u64, post: RankPost) -> v1::Post {
-        let join = v1::Join {
-            token: self.token(generation),
-            rank: post.rank.get(),
-            world_size: world,
-            committed,
-        };
+        let join =
+            v1::Join { token: self.token(generation), rank: post.rank.get(), world_size: world, committed };
         v1::Post { device: post.device, process: post.process.0, join: Some(join) }
     }
 

@@ -231,7 +231,8 @@ impl Cluster {
                 machine.kept.retain(|e| !matches!(&e.said, RankSaid::Step(r) if r.step <= step));
                 for process in machine.processes.values_mut().filter(|p| p.joined == generation) {
                     if let Some(held) = &mut process.held {
-                        held.recorded_from = held.recorded_from.max((step + 1).min(held.history.len() as u64));
+                        held.recorded_from =
+                            held.recorded_from.max((step + 1).min(held.history.len() as u64));
                     }
                 }
             }
@@ -255,7 +256,8 @@ impl Cluster {
                 self.recount(name, rank.get(), steps);
             }
             ToWorker::Stop { generation, rank, .. } if generation == machine.generation => {
-                let device = machine.processes.iter().find(|(_, p)| p.joined == generation && p.rank == rank.get());
+                let device =
+                    machine.processes.iter().find(|(_, p)| p.joined == generation && p.rank == rank.get());
                 if let Some(device) = device.map(|(d, _)| d.clone()) {
                     self.end_process(name, &device, "exit status 0");
                 }
@@ -286,8 +288,10 @@ impl Cluster {
         machine.granted.clear();
         let unsent: Vec<RankEvent> = machine.fresh.clone();
         machine.kept.clear();
-        machine.fresh =
-            unsent.into_iter().filter(|e| !matches!(e.said, RankSaid::Step(_) | RankSaid::Staged { .. })).collect();
+        machine.fresh = unsent
+            .into_iter()
+            .filter(|e| !matches!(e.said, RankSaid::Step(_) | RankSaid::Staged { .. }))
+            .collect();
         for post in posts {
             match machine.processes.get_mut(&post.device).filter(|p| p.id == post.process) {
                 Some(process) => {
@@ -297,8 +301,7 @@ impl Cluster {
                     process.rank = post.rank.get();
                     process.stage = Stage::Joining;
                     if let Some(held) = &mut process.held {
-                        held.recorded_from =
-                            held.recorded_from.max(committed.min(held.history.len() as u64));
+                        held.recorded_from = held.recorded_from.max(committed.min(held.history.len() as u64));
                     }
                 }
                 None => {
@@ -346,10 +349,14 @@ impl Cluster {
         for rank in 0..fabric.world {
             fabric.applied.entry(rank).or_insert(first);
         }
-        // What leads to the weights is what the ledger says, to the step and generation.
-        if let Some(state) = &fabric.state {
+        // What leads to the weights is what the ledger says, to the step and generation. A start that arrives after
+        // the coordinator has gone on without this generation leads nowhere.
+        let lives =
+            self.journal.live && self.journal.formed.as_ref().is_some_and(|f| f.generation == generation);
+        if let Some(state) = fabric.state.as_ref().filter(|_| lives) {
             assert_eq!(state.len() as u64, first, "the state is not that of the first step");
-            let told: Vec<Generation> = ledger.iter().take(state.len()).map(|g| Generation::new(*g)).collect();
+            let told: Vec<Generation> =
+                ledger.iter().take(state.len()).map(|g| Generation::new(*g)).collect();
             assert_eq!(*state, told, "the state came about otherwise than the ledger says");
         }
     }
@@ -385,7 +392,10 @@ impl Cluster {
         let found = machine.processes.iter().find(|(_, p)| p.joined == generation && p.rank == rank);
         let Some((device, process)) = found.map(|(d, p)| (d.clone(), p.clone())) else { return };
         let held = process.held.as_ref().unwrap();
-        assert!(held.recorded_from <= steps.start && steps.end <= held.history.len() as u64, "{held:?} {steps:?}");
+        assert!(
+            held.recorded_from <= steps.start && steps.end <= held.history.len() as u64,
+            "{held:?} {steps:?}"
+        );
         let told = steps
             .map(|step| {
                 let generation = held.history[usize::try_from(step).unwrap()];
@@ -444,7 +454,8 @@ impl Cluster {
     /// A rank says that it cannot go on, and ends.
     pub fn fail(&mut self, name: &WorkerName, kind: FailureKind, message: &str) {
         let machine = self.machines.get_mut(name).unwrap();
-        let Some((device, process)) = machine.processes.iter().next().map(|(d, p)| (d.clone(), p.clone())) else {
+        let Some((device, process)) = machine.processes.iter().next().map(|(d, p)| (d.clone(), p.clone()))
+        else {
             return;
         };
         machine.say(&device, &process, RankSaid::Failed { kind, message: message.to_owned(), step: Some(3) });
@@ -531,7 +542,11 @@ impl Cluster {
             held.history.push(generation);
             held.trained_in = generation;
             let layout = LaneLayout::new(spec.lanes, fabric.world).unwrap();
-            machine.say(device, &process, RankSaid::Step(report_of(&spec, layout.lanes_of(Rank::new(rank)), applied)));
+            machine.say(
+                device,
+                &process,
+                RankSaid::Step(report_of(&spec, layout.lanes_of(Rank::new(rank)), applied)),
+            );
             machine.processes.insert(device.to_owned(), process);
             if (applied + 1).is_multiple_of(CHECKPOINT_EVERY) {
                 self.stage(name, device, applied + 1);

@@ -262,7 +262,11 @@ impl Cluster {
                 fabric.first = started.first;
                 fabric.applied = (0..fabric.world).map(|r| (r, started.first)).collect();
                 let behind = started.rolled_back.as_ref().map_or(started.first, |r| r.from.get());
-                assert_eq!(behind, self.ledger.len() as u64, "it begins where the ledger ends, or rolls back");
+                assert_eq!(
+                    behind,
+                    self.ledger.len() as u64,
+                    "it begins where the ledger ends, or rolls back"
+                );
                 self.origins.push(started.origin);
                 journal.started = Some(started);
                 journal.live = true;
@@ -273,7 +277,9 @@ impl Cluster {
                 journal.drain = journal.drain.filter(|d| *d == DrainFor::Stop);
             }
             Persisted::Held(held) => journal.held = held,
-            Persisted::Drain(why) => journal.drain = journal.drain.filter(|d| *d == DrainFor::Stop).or(Some(why)),
+            Persisted::Drain(why) => {
+                journal.drain = journal.drain.filter(|d| *d == DrainFor::Stop).or(Some(why))
+            }
             Persisted::Checkpoint(step) => journal.last_checkpoint = Some(step),
             Persisted::Over(outcome) => journal.outcome = Some(outcome),
         }
@@ -292,7 +298,9 @@ impl Cluster {
             | ToWorker::Break { generation, .. }
             | ToWorker::Recount { generation, .. }
             | ToWorker::Stop { generation, .. } => *generation,
-            ToWorker::Welcome | ToWorker::Prepare | ToWorker::Refused { .. } | ToWorker::Dismiss { .. } => return,
+            ToWorker::Welcome | ToWorker::Prepare | ToWorker::Refused { .. } | ToWorker::Dismiss { .. } => {
+                return;
+            }
         };
         assert!(generation <= self.journal.last_generation, "{message:?} is ahead of the journal");
         if let ToWorker::Committed { step, .. } = message {

@@ -26,11 +26,7 @@ impl Ledger {
 
     /// Finds how many steps stand, from what was written of the last generation; cuts a torn line; writes the roll
     /// back of that generation where a crash came between the journal and the ledger.
-    pub(super) fn recover(
-        &mut self,
-        last: &Started,
-        schedule: Schedule,
-    ) -> Result<u64, CoordinatorError> {
+    pub(super) fn recover(&mut self, last: &Started, schedule: Schedule) -> Result<u64, CoordinatorError> {
         let mut committed = last.first;
         let mut told = last.rolled_back.is_none();
         let from = schedule.locate(Step::new(last.first)).epoch;

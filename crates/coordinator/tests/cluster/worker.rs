@@ -176,7 +176,12 @@ impl Worker {
         (rank.started, rank.parked, rank.granted) = (false, false, 0);
         let store_address = if rank.rank == 0 { "127.0.0.1:4711".to_owned() } else { String::new() };
         let (applied, trained_in) = (rank.applied, rank.trained_in);
-        rank.say(Event::Ready(v1::Ready { store_address, applied, trained_in, recorded_from: join.committed }));
+        rank.say(Event::Ready(v1::Ready {
+            store_address,
+            applied,
+            trained_in,
+            recorded_from: join.committed,
+        }));
     }
 
     /// Its peers notice.
@@ -224,10 +229,8 @@ impl Worker {
             Command::Recount(recount) => {
                 let generation = rank.trained_in;
                 let lanes = 0..super::plan().lanes;
-                let step = |s| v1::RecountedStep {
-                    generation,
-                    report: Some(self.report(rank, s, lanes.clone())),
-                };
+                let step =
+                    |s| v1::RecountedStep { generation, report: Some(self.report(rank, s, lanes.clone())) };
                 let steps = (recount.first_step..recount.end_step).map(step).collect();
                 rank.say(Event::Recounted(v1::Recounted { steps }));
             }
@@ -345,7 +348,8 @@ impl Ranked {
             sent: 0,
             once: Vec::new(),
         };
-        rank.once = vec![rank.event(Event::Spawned(v1::Spawned {})), rank.event(Event::Prepared(v1::Prepared {}))];
+        rank.once =
+            vec![rank.event(Event::Spawned(v1::Spawned {})), rank.event(Event::Prepared(v1::Prepared {}))];
         rank
     }
 
