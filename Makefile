@@ -5,7 +5,7 @@ TOOLS := .libtorch/tools/bin
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
 
-.PHONY: help setup tools build demo test check fmt nccl gpu-check release clean
+.PHONY: help setup tools build demo test chaos check fmt nccl gpu-check release clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ demo: build ## pre-train on generated pictures with two workers and show that it
 
 test: tools build ## all tests
 	cargo nextest run --workspace
+
+chaos: build ## kill, stop, cut and starve a cluster by a seed and see what it keeps [SEED=n] [MINUTES=n] [FAMILY=steady|elastic|both]
+	cargo run --quiet -p mcl-system-tests --bin mcl-chaos -- --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) --family $(or $(FAMILY),both)
 
 check: tools ## what CI runs: format, clippy, licences, docs, tests
 	cargo fmt --all --check

@@ -4,6 +4,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
+pub mod chaos;
+pub mod cluster;
+pub mod processes;
+pub mod watch;
+
 use mcl_checkpoint_core::{CheckpointDir, OwnedTensor};
 use mcl_types::Step;
 use nix::sys::signal::{Signal, kill};
@@ -26,10 +31,11 @@ pub fn mcl() -> PathBuf {
         .join("mcl")
 }
 
-/// A folder of its own with 160 generated objects in `objects/`.
+/// A folder of its own with 160 generated objects in `objects/`. It goes with the test, unless the test fails: then it
+/// stays and its path is said.
 #[derive(Debug)]
 pub struct Sandbox {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
 }
 
 /// A small job over the sandbox's pictures; extra lines go to their sections by `--set`.
@@ -71,22 +77,32 @@ every_steps = 10
 impl Sandbox {
     /// A new one.
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap().keep(), 160)
+    }
+
+    /// One in a folder that is there, with so many pictures.
+    pub fn at(folder: PathBuf, pictures: u32) -> Self {
         let sandbox = Self { folder };
-        sandbox.ok(&["data", "generate", "objects", "--out", "objects", "--count", "160", "--seed", "5"]);
+        let count = pictures.to_string();
+        sandbox.ok(&["data", "generate", "objects", "--out", "objects", "--count", &count, "--seed", "5"]);
         std::fs::write(sandbox.path("job.toml"), JOB).unwrap();
         sandbox
     }
 
+    /// Its folder stays when it goes.
+    pub fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.folder)
+    }
+
     /// A path in it.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.join(name)
     }
 
     /// `mcl` with arguments, in the sandbox.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(mcl());
-        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
+        command.args(arguments).current_dir(&self.folder).stdin(Stdio::null());
         command
     }
 
@@ -162,6 +178,19 @@ impl Sandbox {
     }
 }
 
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if self.folder.as_os_str().is_empty() {
+            return;
+        }
+        if std::thread::panicking() {
+            eprintln!("what is left to look at: {}", self.folder.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
 impl Default for Sandbox {
     fn default() -> Self {
         Self::new()
@@ -216,31 +245,8 @@ impl Running {
     }
 
     /// The command and everything below it, by parent.
-    pub fn processes(&self) -> Vec<i32> {
-        let mut all = vec![i32::try_from(self.child.id()).unwrap()];
-        let parents: Vec<(i32, i32)> = std::fs::read_dir("/proc")
-            .unwrap()
-            .flatten()
-            .filter_map(|e| {
-                let pid: i32 = e.file_name().to_str()?.parse().ok()?;
-                let stat = std::fs::read_to_string(e.path().join("stat")).ok()?;
-                let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-                Some((pid, parent))
-            })
-            .collect();
-        let mut at = 0;
-        while at < all.len() {
-            let parent = all[at];
-            all.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
-            at += 1;
-        }
-        all
-    }
-
-    /// Command lines of its processes.
-    pub fn command_line(pid: i32) -> String {
-        let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).replace('\0', " ")
+    pub fn processes(&self) -> Vec<processes::ProcessId> {
+        processes::family(i32::try_from(self.child.id()).unwrap())
     }
 
     /// Waits for the end.
@@ -259,21 +265,37 @@ pub fn committed(run_dir: &Path) -> usize {
     std::fs::read_to_string(run_dir.join("metrics.jsonl")).map_or(0, |t| t.lines().count())
 }
 
+/// The newest line of a run directory's metrics.
+pub fn last_metric(run_dir: &Path) -> Option<Value> {
+    let text = std::fs::read_to_string(run_dir.join("metrics.jsonl")).ok()?;
+    let whole = &text[..=text.rfind('\n')?];
+    serde_json::from_str(whole.lines().last()?).ok()
+}
+
 /// Largest difference of two states, tensor by tensor, relative to the tensor's largest entry.
 pub fn largest_error(a: &BTreeMap<String, OwnedTensor>, b: &BTreeMap<String, OwnedTensor>) -> f64 {
+    let errors = tensor_errors(a, b);
+    for (error, name) in errors.iter().take(3) {
+        println!("  {error:.1e} {name}");
+    }
+    errors.first().map_or(0.0, |(error, _)| *error)
+}
+
+/// The same for every tensor, largest first.
+pub fn tensor_errors(
+    a: &BTreeMap<String, OwnedTensor>,
+    b: &BTreeMap<String, OwnedTensor>,
+) -> Vec<(f64, String)> {
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     let errors = a.iter().map(|(name, a)| {
         let (a, b) = (values(a), values(&b[name]));
         let floor = if has_no_gradient(name) { 1.0 } else { 1e-6_f64 };
         let scale = b.iter().fold(floor, |m, v| m.max(v.abs()));
-        (a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale, name)
+        (a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale, name.clone())
     });
     let mut errors: Vec<_> = errors.collect();
     errors.sort_by(|a, b| b.0.total_cmp(&a.0));
-    for (error, name) in errors.iter().take(3) {
-        println!("  {error:.1e} {name}");
-    }
-    errors.first().map_or(0.0, |(error, _)| *error)
+    errors
 }
 
 /// Biases before a batch norm: their gradient is zero but for rounding noise, so they are compared absolutely.

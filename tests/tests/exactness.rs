@@ -1,7 +1,7 @@
 //! Same weights whatever happens and however many workers there are.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use mcl_system_tests::{Sandbox, checkpoint_visible, largest_error};
+use mcl_system_tests::{Sandbox, checkpoint_visible, largest_error, processes};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -89,13 +89,13 @@ fn one_two_three_and_four_workers_over_six_lanes_agree() {
 #[test]
 fn a_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed_run() {
     let sandbox = Sandbox::new();
-    sandbox.train("straight", 2, &[]);
-    let mut run = sandbox.start("disturbed", 2, &[]);
+    // Fewer workers would go on at once, with the same pictures and other roundings.
+    let waits = ["elastic.min_workers=2"];
+    sandbox.train("straight", 2, &waits);
+    let mut run = sandbox.start("disturbed", 2, &waits);
     run.until("the checkpoint of step 10", |dir| checkpoint_visible(dir, 10));
-    let rank = run
-        .processes()
-        .into_iter()
-        .find(|pid| mcl_system_tests::Running::command_line(*pid).contains("mcl-rank train"));
+    let rank =
+        run.processes().into_iter().find(|pid| processes::command_line(*pid).contains("mcl-rank train"));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(rank.expect("a rank process")), Signal::SIGKILL)
         .unwrap();
     let output = run.end();

@@ -1,0 +1,129 @@
+//! Open files and memory of every process, over its life.
+//!
+//! Left out of the judgement: processes that did not live long enough to have a warm start and an end.
+
+use super::arena::{Arena, Who};
+use super::family::WORKERS;
+use crate::processes::{self, ProcessId};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Until a process has done everything for the first time.
+const WARM: Duration = Duration::from_secs(20);
+/// A process that lived so long after it was warm is judged.
+const LONG: Duration = Duration::from_secs(40);
+/// How many samples a start and an end are the median of.
+const FEW: usize = 5;
+/// What a process may hold more at its end: a share ...
+const GROWTH: f64 = 1.1;
+/// ... and so many files, for connections that are about to end ...
+const FILES: f64 = 8.0;
+/// ... and so many bytes, for what an allocator keeps.
+const BYTES: f64 = 16.0 * 1024.0 * 1024.0;
+
+#[derive(Debug)]
+struct Track {
+    kind: &'static str,
+    name: String,
+    first: Instant,
+    /// Age, files, bytes.
+    samples: Vec<(Duration, u64, u64)>,
+}
+
+/// What was seen of all processes.
+#[derive(Debug, Default)]
+pub(super) struct Resources {
+    tracks: BTreeMap<ProcessId, Track>,
+}
+
+impl Resources {
+    /// Looks at everything that is up.
+    pub(super) fn sample(&mut self, arena: &Arena) {
+        for (who, kind) in [(Who::Coordinator, "coordinator"), (Who::Checkpoint, "checkpoint")] {
+            if let Some(pid) = arena.pid(who) {
+                self.take(pid, kind, kind.to_owned());
+            }
+        }
+        for worker in 0..WORKERS {
+            let Some(pid) = arena.pid(Who::Worker(worker)) else { continue };
+            self.take(pid, "worker", arena.name(Who::Worker(worker)));
+            for rank in processes::ranks(pid) {
+                self.take(rank, "rank", format!("rank of {}", arena.name(Who::Worker(worker))));
+            }
+        }
+    }
+
+    fn take(&mut self, pid: ProcessId, kind: &'static str, name: String) {
+        let (Some(files), Some(bytes)) = (processes::open_files(pid), processes::resident_bytes(pid)) else {
+            return;
+        };
+        let track = self.tracks.entry(pid).or_insert_with(|| Track {
+            kind,
+            name,
+            first: Instant::now(),
+            samples: Vec::new(),
+        });
+        track.samples.push((track.first.elapsed(), files, bytes));
+    }
+
+    /// By kind: how many there were, how many were judged, and start and end of the one that grew most.
+    pub(super) fn summary(&self) -> Value {
+        let kinds = ["coordinator", "checkpoint", "worker", "rank"].map(|kind| {
+            let tracks: Vec<&Track> = self.tracks.values().filter(|t| t.kind == kind).collect();
+            let judged: Vec<_> = tracks.iter().filter_map(|t| t.ends()).collect();
+            let most = |of: fn(&Ends) -> [f64; 2]| {
+                let all = judged.iter().map(of);
+                all.max_by(|a, b| (a[1] - a[0]).total_cmp(&(b[1] - b[0])))
+            };
+            let megabytes = most(|e| e.bytes).map(|b| b.map(|b| (b / 104_857.6).round() / 10.0));
+            let entry = json!({
+                "processes": tracks.len(), "judged": judged.len(),
+                "open_files": most(|e| e.files), "memory_mib": megabytes,
+            });
+            (kind.to_owned(), entry)
+        });
+        Value::Object(kinds.into_iter().collect())
+    }
+
+    /// Processes that ended with much more than they had when they were warm.
+    pub(super) fn leaks(&self) -> Vec<String> {
+        let mut leaks = Vec::new();
+        for (pid, track) in &self.tracks {
+            let Some(ends) = track.ends() else { continue };
+            for (what, [start, end], allowance) in
+                [("open files", ends.files, FILES), ("bytes of memory", ends.bytes, BYTES)]
+            {
+                if end > start * GROWTH + allowance {
+                    leaks.push(format!("{} ({pid}) went from {start:.0} to {end:.0} {what}", track.name));
+                }
+            }
+        }
+        leaks
+    }
+}
+
+/// Start and end of a process that lived long enough.
+#[derive(Debug)]
+struct Ends {
+    files: [f64; 2],
+    bytes: [f64; 2],
+}
+
+impl Track {
+    fn ends(&self) -> Option<Ends> {
+        let warm: Vec<_> = self.samples.iter().filter(|s| s.0 >= WARM).collect();
+        if warm.last()?.0 < WARM + LONG || warm.len() < 2 * FEW {
+            return None;
+        }
+        let median = |of: fn(&(Duration, u64, u64)) -> u64, part: &[&(Duration, u64, u64)]| {
+            let mut values: Vec<u64> = part.iter().map(|s| of(s)).collect();
+            values.sort_unstable();
+            #[expect(clippy::cast_precision_loss, reason = "files and bytes")]
+            let middle = values[values.len() / 2] as f64;
+            middle
+        };
+        let ends = |of| [median(of, &warm[..FEW]), median(of, &warm[warm.len() - FEW..])];
+        Some(Ends { files: ends(|s| s.1), bytes: ends(|s| s.2) })
+    }
+}

@@ -1,0 +1,105 @@
+//! What `/proc` says of processes: who descends from whom, what they hold open, how much memory they use.
+//!
+//! Left out: anything that needs a process's cooperation.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How a rank process is called in its command line.
+const RANK: &str = "mcl-rank train";
+
+/// Number of a process.
+pub type ProcessId = i32;
+
+fn file(pid: ProcessId, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+/// State letter and parent of a process.
+fn stat(pid: ProcessId) -> Option<(char, ProcessId)> {
+    let text = std::fs::read_to_string(file(pid, "stat")).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// Parent of every process there is.
+fn parents() -> BTreeMap<ProcessId, ProcessId> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|e| {
+            let pid: ProcessId = e.file_name().to_str()?.parse().ok()?;
+            Some((pid, stat(pid)?.1))
+        })
+        .collect()
+}
+
+/// A process and everything below it, by parent.
+pub fn family(pid: ProcessId) -> Vec<ProcessId> {
+    let parents = parents();
+    let mut all = vec![pid];
+    let mut at = 0;
+    while at < all.len() {
+        let parent = all[at];
+        all.extend(parents.iter().filter(|(_, p)| **p == parent).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    all
+}
+
+/// Rank processes below a process.
+pub fn ranks(pid: ProcessId) -> Vec<ProcessId> {
+    family(pid).into_iter().filter(|pid| command_line(*pid).contains(RANK)).collect()
+}
+
+/// Whether it is there and has not ended.
+pub fn alive(pid: ProcessId) -> bool {
+    stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+}
+
+/// Whether SIGSTOP holds it.
+pub fn stopped(pid: ProcessId) -> bool {
+    stat(pid).is_some_and(|(state, _)| state == 'T')
+}
+
+/// Its arguments, with blanks between.
+pub fn command_line(pid: ProcessId) -> String {
+    let bytes = std::fs::read(file(pid, "cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+/// Processes anywhere that work in a folder or have it in their command line: what a run left behind.
+pub fn of_folder(folder: &Path) -> Vec<ProcessId> {
+    let own = i32::try_from(std::process::id()).unwrap();
+    let name = folder.display().to_string();
+    let belongs = |pid: ProcessId| {
+        let works_there = std::fs::read_link(file(pid, "cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
+        works_there || command_line(pid).contains(&name)
+    };
+    parents().into_keys().filter(|pid| *pid != own && alive(*pid) && belongs(*pid)).collect()
+}
+
+/// File descriptors it holds.
+pub fn open_files(pid: ProcessId) -> Option<u64> {
+    Some(std::fs::read_dir(file(pid, "fd")).ok()?.count() as u64)
+}
+
+/// Memory it has resident, in bytes.
+pub fn resident_bytes(pid: ProcessId) -> Option<u64> {
+    let text = std::fs::read_to_string(file(pid, "status")).ok()?;
+    let line = text.lines().find(|l| l.starts_with("VmRSS:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// Sends a signal; whether the process was there to get it.
+pub fn signal(pid: ProcessId, signal: Signal) -> bool {
+    kill(Pid::from_raw(pid), signal).is_ok()
+}
+
+/// SIGKILL for a process and everything below it.
+pub fn kill_family(pid: ProcessId) {
+    for pid in family(pid) {
+        signal(pid, Signal::SIGKILL);
+    }
+}
