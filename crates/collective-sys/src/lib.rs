@@ -8,11 +8,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod cuda;
+mod exit;
 mod ffi;
 mod handles;
 mod sockets;
 
 pub use cuda::{CudaError, load_cuda, load_nccl};
+pub use exit::exit_at_once;
 pub use handles::{
     EngineError, Group, NcclFactory, ReduceOp, Reducer, Store, Work, backward, gloo_sizes, on_gradient,
     ready_order, sync_batch_norm, waited,

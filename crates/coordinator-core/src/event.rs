@@ -7,6 +7,7 @@ use crate::job::JobSpec;
 use mcl_plan::ledger::LaneRecord;
 use mcl_types::{FencingToken, Generation, Rank, RunId, WorkerName};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// One stream of one worker; a worker that comes back has a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -69,6 +70,11 @@ pub enum Event {
         step: u64,
         /// Its digest, or why it was refused.
         result: Result<String, String>,
+    },
+    /// The coordinator itself did nothing for so long: nobody's silence counts for that time.
+    HeldUp {
+        /// How long.
+        by: Duration,
     },
     /// Time passed. To be sent several times within `lost_after`.
     Tick,

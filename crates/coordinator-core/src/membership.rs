@@ -196,8 +196,20 @@ impl Turn<'_> {
     pub(crate) fn disconnected(&mut self, session: SessionId) {
         let Some(name) = self.state.worker_of(session).cloned() else { return };
         self.state.sessions.remove(&session);
-        if let Some(worker) = self.state.workers.get_mut(&name) {
-            worker.session = None;
+        let Some(worker) = self.state.workers.get_mut(&name) else { return };
+        worker.session = None;
+        // It was let go: it is not missed.
+        if worker.released {
+            self.state.workers.remove(&name);
+            self.state.leavers.remove(&name);
+        }
+    }
+
+    /// Nobody could be heard for so long.
+    pub(crate) fn held_up(&mut self, by: std::time::Duration) {
+        for worker in self.state.workers.values_mut() {
+            // Who was given time to come back keeps it.
+            worker.last_heard = (worker.last_heard + by).min(self.now.max(worker.last_heard));
         }
     }
 

@@ -18,6 +18,8 @@ pub struct Settings {
     pub joining_timeout: Duration,
     /// How long the cause of a broken collective is waited for: it comes over another worker's stream.
     pub echo_wait: Duration,
+    /// How long, beyond `lost_after`, workers have to find a coordinator that was started again.
+    pub return_grace: Duration,
     /// Generations in a row that may end without a new step before the job fails.
     pub fruitless_limit: u32,
     /// How long a process must have been ready before ranks pause to take it in, so that several that become
@@ -40,6 +42,7 @@ impl Default for Settings {
             // Its training thread only has to come back from an aborted collective.
             joining_timeout: Duration::from_secs(15),
             echo_wait: Duration::from_millis(200),
+            return_grace: Duration::from_secs(3),
             fruitless_limit: 8,
             grow_after: Some(Duration::from_millis(200)),
             build: String::new(),

@@ -170,7 +170,7 @@ impl State {
     }
 
     /// A coordinator that goes on where its predecessor stopped, at time `now`. The members of a
-    /// generation that was training have `lost_after` to come back.
+    /// generation that was training have `return_grace` and `lost_after` to come back.
     ///
     /// # Errors
     /// When the recorded generation could not have existed.
@@ -327,6 +327,7 @@ impl<'a> Turn<'a> {
             Event::Cancel => self.cancel(),
             Event::CheckpointsFound { steps } => self.checkpoints_found(&steps),
             Event::CheckpointResult { step, result } => self.checkpoint_result(step, result),
+            Event::HeldUp { by } => self.held_up(by),
             Event::Tick => self.tick(),
         }
         self.commit_steps();

@@ -295,7 +295,7 @@ fn a_restarted_coordinator_without_one_of_its_workers_goes_on_with_the_others() 
     cluster.restart_coordinator(true);
     cluster.kill_machine(&name("w2"), true, true);
     cluster.machines.remove(&name("w2"));
-    for _ in 0..9 {
+    for _ in 0..14 {
         cluster.round();
         cluster.advance(SECOND);
     }

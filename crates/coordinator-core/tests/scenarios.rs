@@ -129,6 +129,20 @@ fn a_worker_silent_for_longer_than_lost_after_is_lost() {
 }
 
 #[test]
+fn a_coordinator_that_was_stopped_itself_blames_nobody() {
+    let mut cluster = two_workers(4, 40);
+    cluster.run_to(7);
+    let generation = cluster.state.generation();
+    let asleep = SECOND * 30;
+    cluster.now += asleep;
+    cluster.apply(mcl_coordinator_core::Event::HeldUp { by: asleep });
+    cluster.advance(SECOND / 10);
+    assert_eq!(cluster.state.generation(), generation);
+    cluster.advance(SECOND * 11);
+    assert!(cluster.warnings[0].contains("was silent for 11."), "{:?}", cluster.warnings);
+}
+
+#[test]
 fn a_worker_that_reconnects_within_its_generation_goes_on() {
     let mut cluster = two_workers(4, 20);
     cluster.run_to(7);
@@ -288,8 +302,12 @@ fn a_worker_that_asks_to_leave_is_let_go_at_a_step_boundary() {
     while !cluster.machines[&name("w2")].dismissed {
         cluster.round();
     }
-    cluster.machines.remove(&name("w2"));
+    let session = cluster.machines.remove(&name("w2")).and_then(|m| m.session);
+    if let Some(session) = session {
+        cluster.apply(mcl_coordinator_core::Event::Disconnected { session });
+    }
     assert_eq!(cluster.run(500), Some(Outcome::Done { steps: 60 }));
+    assert_eq!(cluster.state.status(cluster.now).workers.len(), 1, "nobody misses it");
     assert_eq!((cluster.rolled_back, cluster.warnings.len()), (0, 0), "{:?}", cluster.warnings);
     assert_eq!(cluster.state.generation(), generation.next());
 }

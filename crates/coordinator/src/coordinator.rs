@@ -79,7 +79,6 @@ impl Coordinator {
                 outcome: found.outcome.clone(),
             }),
         };
-        let leave_when_done = settings.leave_when_done;
         let state = State::recover(settings, term, recovered, Duration::ZERO)?;
         tracing::info!(term = term.get(), dir = %root.display(), committed, "run directory opened");
         let (progress, watched) = watch::channel(Progress::of(&state, Duration::ZERO));
@@ -92,7 +91,6 @@ impl Coordinator {
             checkpoint_url,
             tempo: heartbeat_interval,
             heartbeat_interval,
-            leave_when_done,
             inbox,
             answers,
             sessions: BTreeMap::new(),

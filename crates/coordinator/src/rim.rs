@@ -25,6 +25,8 @@ const TICK: Duration = Duration::from_millis(100);
 const TELL: Duration = Duration::from_millis(20);
 /// How long inputs alone may be heard.
 const FLOOD: Duration = Duration::from_secs(1);
+/// A clock that is later than this was stopped, not flooded.
+const HELD_UP: Duration = Duration::from_secs(2);
 /// How long a committed step may wait for others before all of them are made durable at once.
 const GROUP: Duration = Duration::from_millis(100);
 
@@ -62,7 +64,6 @@ pub(crate) struct Rim {
     pub(crate) heartbeat_interval: Duration,
     /// How often workers are told to speak now: the interval, stretched with their number.
     pub(crate) tempo: Duration,
-    pub(crate) leave_when_done: bool,
     pub(crate) inbox: mpsc::Receiver<Input>,
     /// For tasks that bring answers.
     pub(crate) answers: mpsc::Sender<Input>,
@@ -87,13 +88,9 @@ impl Rim {
         mut stop: watch::Receiver<bool>,
     ) -> Result<JobOutcome, CoordinatorError> {
         let result = self.turn(&mut stop).await;
-        // A coordinator that merely leaves says nothing: workers keep their ranks for the next one.
+        // Whether it leaves or breaks down, workers hear nothing of it: their ranks train on for the next one.
         if let Err(error) = &result {
             tracing::error!(%error, "coordinator stops");
-            let (reason, leave) = (error.to_string(), self.leave_when_done);
-            for session in self.sessions.keys().copied().collect::<Vec<_>>() {
-                self.send(session, ToWorker::Dismiss { reason: reason.clone(), leave });
-            }
         }
         result
     }
@@ -104,7 +101,12 @@ impl Rim {
             let sync_at = self.sync_at;
             // What came is heard before time is said to have passed, so that nobody is lost for our own delay;
             // but a flood must not stop the clock.
-            let flooded = next_tick.elapsed() > FLOOD;
+            let late = next_tick.elapsed();
+            let flooded = late > FLOOD;
+            if late > HELD_UP {
+                // This process was stopped, or starved: what others said meanwhile is still unread.
+                self.apply(Event::HeldUp { by: late })?;
+            }
             let over = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => {

@@ -85,10 +85,9 @@ pub(crate) fn keep_alive(reporter: Reporter, orders: Arc<Orders>, activity: Acti
 
 /// Ends the process from the control thread, whatever the training loop waits for. Peers notice the closed
 /// connections; nothing here needs a destructor.
-#[expect(clippy::disallowed_methods, reason = "the main thread may wait in a collective that nobody joins")]
 fn leave(reason: &str) -> ! {
     tracing::debug!(reason, "rank leaves");
-    std::process::exit(0)
+    mcl_collective::exit_at_once(0)
 }
 
 fn read_command(input: &mut impl Read) -> Result<Option<Command>> {

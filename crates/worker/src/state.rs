@@ -25,9 +25,12 @@ use std::time::Duration;
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
 /// How long a worker that is leaving waits to be dismissed: some steps, a checkpoint, a coordinator's restart.
 pub(crate) const LEAVE_LIMIT: Duration = Duration::from_secs(60);
-/// First pause before the coordinator is tried again; it doubles up to [`MAX_PAUSE`].
+/// First pause before the coordinator is tried again; it doubles up to [`MAX_PAUSE`], or to a part of the silence that
+/// would make this worker lost.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(3);
+/// A coordinator that is started again hears of every worker well before it could take it for lost.
+const TRIES_BEFORE_LOST: u32 = 4;
 /// What ranks are told where the worker itself is to go.
 const ASKED: &str = "the worker was asked to stop";
 /// Shortest heartbeat interval that is obeyed.
@@ -76,6 +79,7 @@ pub(crate) struct State {
     link: Link,
     attempt: Attempt,
     pause: Duration,
+    longest_pause: Duration,
     /// How the last attempt ended; nothing once there was a welcome.
     first_contact: Option<String>,
     /// The generation that was assigned last.
@@ -102,6 +106,7 @@ impl State {
             link: Link::Opening,
             attempt: Attempt::default(),
             pause: FIRST_PAUSE,
+            longest_pause: MAX_PAUSE,
             first_contact: Some("no answer".to_owned()),
             current: None,
             standing,
@@ -211,6 +216,8 @@ impl State {
         tracing::info!(term = welcome.term, ?interval, "welcome");
         self.link = Link::Live { interval, next_beat: self.now };
         self.pause = FIRST_PAUSE;
+        let lost_after = Duration::from_millis(welcome.lost_after_ms);
+        self.longest_pause = (lost_after / TRIES_BEFORE_LOST).clamp(FIRST_PAUSE, MAX_PAUSE);
         self.first_contact = None;
         self.outbox.rewind();
     }
@@ -234,7 +241,7 @@ impl State {
         self.link = Link::Opening;
         if self.ending.is_none() {
             let pause = self.pause;
-            self.pause = (pause * 2).min(MAX_PAUSE);
+            self.pause = (pause * 2).min(self.longest_pause);
             self.connect(pause);
         }
     }
