@@ -33,7 +33,6 @@ impl Turn<'_> {
             last_heard: self.now,
             advertise: hello.advertise.clone(),
             libtorch: hello.libtorch.clone(),
-            highest: hello.highest,
             slots,
             leaving: hello.leaving,
             released: false,

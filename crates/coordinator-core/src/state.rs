@@ -9,7 +9,7 @@ use crate::reason::{EndCause, Outcome};
 use crate::settings::Settings;
 use crate::settling::{Line, Started};
 use crate::slots::{Slot, SlotStage};
-use mcl_types::{FencingToken, Generation, LaneLayout, LaneLayoutError, Term, WorkerName};
+use mcl_types::{Generation, LaneLayout, LaneLayoutError, Term, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -38,8 +38,6 @@ pub(crate) struct Worker {
     pub(crate) last_heard: Duration,
     pub(crate) advertise: String,
     pub(crate) libtorch: String,
-    /// What it had seen when it said hello.
-    pub(crate) highest: FencingToken,
     /// One a device, in the order in which it offers them.
     pub(crate) slots: Vec<Slot>,
     /// It was asked to leave.
@@ -270,7 +268,6 @@ impl Worker {
             last_heard: now,
             advertise: String::new(),
             libtorch: String::new(),
-            highest: FencingToken::default(),
             slots: Vec::new(),
             leaving: false,
             released: false,
