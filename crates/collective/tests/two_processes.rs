@@ -195,6 +195,7 @@ fn a_killed_peer_is_an_error_and_the_next_generation_works() {
     ranks("a_killed_peer_is_an_error_and_the_next_generation_works", 3, |store, rank, mut children| {
         let group = form(store, rank, 3, 1, TIMEOUT);
         group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+        meet(store, rank, 3);
         if rank == 2 {
             std::thread::sleep(TIMEOUT);
             return;
@@ -208,7 +209,7 @@ fn a_killed_peer_is_an_error_and_the_next_generation_works() {
         let error = group.all_reduce(&Tensor::ones([1 << 20], F64), ReduceOp::Sum).unwrap_err();
         assert!(error.is_peer_loss(), "{error}");
         assert!(matches!(error, CollectiveError::Peer { .. }), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(10));
+        assert!(started.elapsed() < TIMEOUT / 2);
         drop(group);
         let group = form(store, rank, 2, 2, TIMEOUT);
         let t = Tensor::ones([4], F64);
@@ -228,6 +229,7 @@ fn leaving_a_group_ends_the_peers_wait_before_its_timeout() {
             None => form(store, rank, 2, 1, TIMEOUT),
         };
         group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+        meet(store, rank, 2);
         if rank == 0 {
             let started = Instant::now();
             let error = group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap_err();
@@ -241,6 +243,14 @@ fn leaving_a_group_ends_the_peers_wait_before_its_timeout() {
         }
         finish(children);
     });
+}
+
+/// Returns once all ranks of `world` are here: one rank's collective may end while another's still runs.
+fn meet(store: &Store, rank: u32, world: u32) {
+    store.set(&format!("here/{rank}"), b"1").unwrap();
+    for other in 0..world {
+        store.get(&format!("here/{other}")).unwrap();
+    }
 }
 
 fn store_done(store: &Store) {
@@ -274,7 +284,7 @@ fn stop(child: &Child) {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
 }
 
-/// Aborts `lifeline` from another thread after a while; `wait` must then fail within the second.
+/// Aborts `lifeline` from another thread after a while; `wait` must then fail well before its timeout.
 fn aborted<T>(what: &str, lifeline: &Lifeline, wait: impl FnOnce() -> Result<T, CollectiveError>) {
     let handle = lifeline.clone();
     let control = std::thread::spawn(move || {
@@ -286,7 +296,7 @@ fn aborted<T>(what: &str, lifeline: &Lifeline, wait: impl FnOnce() -> Result<T, 
     let error = wait().err().expect("nothing ended the wait");
     let woken = control.join().unwrap().elapsed();
     assert!(error.is_peer_loss(), "{what}: {error}");
-    assert!(woken < Duration::from_secs(1), "{what}: {woken:?}");
+    assert!(woken < TIMEOUT / 3, "{what}: {woken:?}");
     println!("abort to error, {what}: {woken:?} ({error})");
 }
 
@@ -315,7 +325,7 @@ fn with_a_stopped_peer(name: &str, what: &str, wait: impl FnOnce(&Group) -> Resu
         let started = Instant::now();
         drop(group);
         println!("freeing the old group: {:?}", started.elapsed());
-        assert!(started.elapsed() < Duration::from_secs(1));
+        assert!(started.elapsed() < TIMEOUT / 3);
         lifeline.close();
         children[0].kill().unwrap();
         children[0].wait().unwrap();
@@ -381,7 +391,7 @@ fn abort_wakes_backward_with_a_reducer() {
         drop(reducer);
         drop(group);
         println!("freeing reducer and group: {:?}", started.elapsed());
-        assert!(started.elapsed() < Duration::from_secs(1));
+        assert!(started.elapsed() < TIMEOUT / 3);
         children[0].kill().unwrap();
         children[0].wait().unwrap();
     });
@@ -401,7 +411,7 @@ fn abort_wakes_a_rendezvous_that_nobody_joins() {
     let started = Instant::now();
     assert!(form(&lifeline, &store, 1).unwrap_err().is_peer_loss(), "an aborted lifeline formed a group");
     assert!(lifeline.connect(&address, TIMEOUT).unwrap_err().is_peer_loss());
-    assert!(started.elapsed() < Duration::from_millis(200));
+    assert!(started.elapsed() < TIMEOUT / 3);
     lifeline.close();
 
     // A key that never comes, and an address where nobody is.
@@ -429,7 +439,7 @@ fn a_timeout_can_be_shortened() {
             group.set_timeout(Duration::from_secs(1)).unwrap();
             let started = Instant::now();
             assert!(group.all_gather(&Tensor::ones([4], F64)).unwrap_err().is_peer_loss());
-            assert!(started.elapsed() < Duration::from_secs(5));
+            assert!(started.elapsed() < TIMEOUT / 2);
             store_done(store);
         } else {
             wait_done(store);
