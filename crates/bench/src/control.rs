@@ -28,7 +28,7 @@ impl Control {
     }
 
     pub(crate) async fn submit(&mut self, run_id: String, job_toml: String) -> Result<(), BenchError> {
-        let request = SubmitJobRequest { run_id, job_toml };
+        let request = SubmitJobRequest { run_id, job_toml, initial_digest: None };
         let answer = self.client.submit_job(request).await;
         answer.map(drop).map_err(|s| failure("the job was refused", &self.url, &s.message()))
     }

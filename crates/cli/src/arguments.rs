@@ -34,7 +34,7 @@ pub(crate) enum Command {
     CheckpointServer(CheckpointServerArguments),
     /// Start a worker: one rank process a device.
     Worker(WorkerArguments),
-    /// Hand a coordinator its job.
+    /// Hand a coordinator a job.
     Submit(SubmitArguments),
     /// What a coordinator is doing, and why.
     Status(ServerArguments),
@@ -44,8 +44,8 @@ pub(crate) enum Command {
     Pause(ServerArguments),
     /// Let a held job go on.
     Resume(ServerArguments),
-    /// Stop a job for good, without a checkpoint; its run directory stays.
-    Cancel(ServerArguments),
+    /// Stop a job for good, without a checkpoint, or take one that waits out of the queue; its run directory stays.
+    Cancel(CancelArguments),
     /// Look for what would keep this machine from taking part in a run.
     Doctor(DoctorArguments),
     /// Check a job file and, where its pictures are here, that they fit.
@@ -123,6 +123,9 @@ pub(crate) struct RunArguments {
     /// Run directory; default runs/<job file's name>. An existing one is resumed.
     #[arg(long)]
     pub(crate) run_dir: Option<PathBuf>,
+    /// Begin a new run with the weights of another run, a checkpoint or an exported file.
+    #[arg(long)]
+    pub(crate) from: Option<PathBuf>,
     /// Override of a job key, as in train.steps=20.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) overrides: Vec<Override>,
@@ -146,9 +149,8 @@ pub(crate) struct Listen {
 
 #[derive(Debug, Args)]
 pub(crate) struct CoordinatorArguments {
-    /// Run directory, owned by this coordinator.
-    #[arg(long)]
-    pub(crate) run_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) home: Home,
     /// URL of the checkpoint service.
     #[arg(long)]
     pub(crate) checkpoint: String,
@@ -166,6 +168,25 @@ pub(crate) struct CoordinatorArguments {
     pub(crate) expected_workers: Option<u32>,
     #[command(flatten)]
     pub(crate) listen: Listen,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Home {
+    /// Run directory, owned by this coordinator: one run, after which it ends.
+    #[arg(long)]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Folder of run directories, owned by this coordinator: jobs are run one after another, each in a directory of its
+    /// name; those handed in meanwhile wait in a queue.
+    #[arg(long)]
+    pub(crate) runs: Option<PathBuf>,
+}
+
+impl Home {
+    /// The directory, whichever it is.
+    pub(crate) fn path(&self) -> Option<&PathBuf> {
+        self.run_dir.as_ref().or(self.runs.as_ref())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -218,6 +239,20 @@ pub(crate) struct SubmitArguments {
     /// Name of the run; default: the job file's name.
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Begin a new run with the weights of another run (its directory), a checkpoint or an exported safetensors file.
+    #[arg(long)]
+    pub(crate) from: Option<PathBuf>,
+    /// Checkpoint service, as this machine reaches it, for --from; default: as the coordinator names it.
+    #[arg(long, requires = "from")]
+    pub(crate) checkpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelArguments {
+    /// Name of a run; default: the one that is run.
+    pub(crate) run: Option<String>,
     #[command(flatten)]
     pub(crate) server: ServerArguments,
 }

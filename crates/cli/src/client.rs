@@ -1,14 +1,16 @@
 //! Talking to a coordinator.
 
-use crate::arguments::{ServerArguments, SubmitArguments};
-use crate::run_dir;
+use crate::arguments::{CancelArguments, ServerArguments, SubmitArguments};
+use crate::{initial, run_dir};
 use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use mcl_proto::v1::{
     CancelJobRequest, DrainJobRequest, GetStatusRequest, GetStatusResponse, PauseJobRequest,
-    ResumeJobRequest, SubmitJobRequest,
+    ResumeJobRequest, SubmitJobRequest, SubmitJobResponse,
 };
+use mcl_types::{Digest, RunId};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
@@ -41,15 +43,35 @@ impl Coordinator {
         anyhow::anyhow!("{what} at {}: {}", self.url, status.message())
     }
 
-    /// Hands over the job; steps that the run directory already holds.
-    pub(crate) async fn submit(&mut self, run_id: &str, job: &Job) -> Result<u64> {
-        let request = SubmitJobRequest { run_id: run_id.to_owned(), job_toml: job.to_toml()? };
+    /// Hands over the job, to begin with `initial` where that is given; steps that stand already, and jobs that come
+    /// before it.
+    pub(crate) async fn submit(
+        &mut self,
+        run_id: &RunId,
+        job: &Job,
+        initial: Option<Digest>,
+    ) -> Result<SubmitJobResponse> {
+        let (run_id, job_toml) = (run_id.to_string(), job.to_toml()?);
+        let initial_digest = initial.map(|d| d.to_string());
+        let request = SubmitJobRequest { run_id, job_toml, initial_digest };
         let answer = self
             .inner
             .submit_job(request)
             .await
             .map_err(|s| self.failed("job refused by the coordinator", &s))?;
-        Ok(answer.into_inner().committed_steps)
+        Ok(answer.into_inner())
+    }
+
+    /// Stores the state that a run is to begin with where the coordinator's checkpoints are; its digest.
+    pub(crate) async fn store_initial(
+        &mut self,
+        from: &Path,
+        run_id: &RunId,
+        job: &Job,
+        checkpoint: Option<&str>,
+    ) -> Result<Digest> {
+        let status = self.status().await?;
+        initial::store(from, run_id, job, checkpoint.unwrap_or(&status.checkpoint_url)).await
     }
 
     pub(crate) async fn status(&mut self) -> Result<GetStatusResponse> {
@@ -62,13 +84,17 @@ impl Coordinator {
         self.tell(Wish::Drain).await
     }
 
+    async fn cancel(&mut self, run_id: Option<String>) -> Result<()> {
+        let told = self.inner.cancel_job(CancelJobRequest { run_id }).await;
+        told.map(drop).map_err(|s| self.failed("cancel", &s))
+    }
+
     async fn tell(&mut self, wish: Wish) -> Result<()> {
         let inner = &mut self.inner;
         let told = match wish {
             Wish::Drain => inner.drain_job(DrainJobRequest {}).await.map(drop),
             Wish::Pause => inner.pause_job(PauseJobRequest {}).await.map(drop),
             Wish::Resume => inner.resume_job(ResumeJobRequest {}).await.map(drop),
-            Wish::Cancel => inner.cancel_job(CancelJobRequest {}).await.map(drop),
         };
         told.map_err(|s| self.failed(wish.verb(), &s))
     }
@@ -80,7 +106,6 @@ pub(crate) enum Wish {
     Drain,
     Pause,
     Resume,
-    Cancel,
 }
 
 impl Wish {
@@ -89,7 +114,6 @@ impl Wish {
             Self::Drain => "drain",
             Self::Pause => "pause",
             Self::Resume => "resume",
-            Self::Cancel => "cancel",
         }
     }
 
@@ -98,7 +122,6 @@ impl Wish {
             Self::Drain => "draining: the run stops after the step in flight and its checkpoint",
             Self::Pause => "pausing: the run holds after the step in flight and its checkpoint",
             Self::Resume => "the run goes on",
-            Self::Cancel => "cancelled",
         }
     }
 }
@@ -109,7 +132,7 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 /// The job of a file with its pictures' path absolute, so that daemons started elsewhere find them.
-pub(crate) fn load_job(path: &std::path::Path, overrides: &[mcl_config::Override]) -> Result<Job> {
+pub(crate) fn load_job(path: &Path, overrides: &[mcl_config::Override]) -> Result<Job> {
     let job = Job::load(path, overrides)?;
     let absolute = std::path::absolute(&job.data().source)?;
     let mut all = overrides.to_vec();
@@ -123,16 +146,42 @@ pub(crate) fn load_job(path: &std::path::Path, overrides: &[mcl_config::Override
 pub(crate) fn submit(a: &SubmitArguments) -> Result<ExitCode> {
     let job = load_job(&a.job, &a.overrides)?;
     let name = match &a.name {
-        Some(name) => mcl_types::RunId::new(name.clone()).map_err(|e| crate::exit::Usage(e.to_string()))?,
+        Some(name) => RunId::new(name.clone()).map_err(|e| crate::exit::Usage(e.to_string()))?,
         None => run_dir::run_id(&run_dir::default_for(&a.job))?,
     };
     runtime()?.block_on(async {
         let mut coordinator = Coordinator::connect(&a.server.coordinator).await?;
-        let committed = coordinator.submit(name.as_str(), &job).await?;
+        let initial = match &a.from {
+            Some(from) => Some(coordinator.store_initial(from, &name, &job, a.checkpoint.as_deref()).await?),
+            None => None,
+        };
+        let taken = coordinator.submit(&name, &job, initial).await?;
+        let (committed, before) = (taken.committed_steps, taken.jobs_before);
         if a.server.json {
-            println!("{}", serde_json::json!({ "run": name.as_str(), "committed_steps": committed }));
+            let initial = initial.map(|d| d.to_string());
+            println!(
+                "{}",
+                serde_json::json!({
+                    "run": name.as_str(), "committed_steps": committed, "jobs_before": before, "initial": initial,
+                })
+            );
+        } else if before > 0 {
+            println!("{name} waits: {before} before it; {committed} steps are already done");
         } else {
             println!("submitted {name}; {committed} steps are already done");
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Stops a job, or takes it out of the queue.
+pub(crate) fn cancel(a: &CancelArguments) -> Result<ExitCode> {
+    runtime()?.block_on(async {
+        Coordinator::connect(&a.server.coordinator).await?.cancel(a.run.clone()).await?;
+        if a.server.json {
+            println!("{}", serde_json::json!({ "told": "cancel", "run": a.run }));
+        } else {
+            println!("cancelled");
         }
         Ok(ExitCode::SUCCESS)
     })

@@ -4,8 +4,8 @@ use crate::arguments::{CheckpointServerArguments, CoordinatorArguments, Listen, 
 use crate::client::{Coordinator as Client, load_job, runtime};
 use crate::exit::{INTERRUPTED, Usage};
 use crate::rank_program::{RankProgram, parse_devices};
+use crate::run_dir;
 use crate::spawn::{DONE, LISTENING};
-use crate::{ledger, run_dir};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint::{Layout, ServeConfig};
 use mcl_config::Job;
@@ -14,7 +14,7 @@ use mcl_data::Dataset;
 use mcl_worker::{Farewell, WorkerConfig, WorkerOutcome};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,14 +138,12 @@ fn default_name() -> String {
     format!("{host}-{}", std::process::id())
 }
 
-/// What the coordinator needs to know of a job, from its file and its pictures. Leaves the plan's inputs in
-/// the run directory for `mcl ledger verify`.
-fn interpret(run_dir: &Path, job_toml: &str) -> Result<JobFacts> {
+/// What the coordinator needs to know of a job, from its file and its pictures.
+fn interpret(job_toml: &str) -> Result<JobFacts> {
     let job = Job::parse(job_toml, "the submitted job")?;
     let dataset = Dataset::open(&job.data().source)?;
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
-    ledger::record_plan(run_dir, &plan)?;
     Ok(JobFacts {
         job_digest: job.digest()?,
         job_toml: job.to_toml()?,
@@ -162,31 +160,28 @@ fn interpret(run_dir: &Path, job_toml: &str) -> Result<JobFacts> {
 pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
     mcl_coordinator::check_bind(a.listen.listen, a.listen.insecure).map_err(|e| Usage(e.to_string()))?;
     let job = a.job.as_deref().map(|path| load_job(path, &a.overrides)).transpose()?;
+    let Some(home) = a.home.path() else { bail!(Usage("give --run-dir or --runs".to_owned())) };
     runtime()?.block_on(async {
-        std::fs::create_dir_all(&a.run_dir)
-            .with_context(|| format!("creating the run directory {}", a.run_dir.display()))?;
+        std::fs::create_dir_all(home).with_context(|| format!("creating {}", home.display()))?;
         raise_file_limit();
         if a.standby {
-            stand_by(&a.run_dir).await?;
+            stand_by(home).await?;
         }
         let (listener, address) = bind(&a.listen)?;
-        let mut config = CoordinatorConfig::new(&a.run_dir, &a.checkpoint, listener);
+        let mut config = CoordinatorConfig::new(home, &a.checkpoint, listener);
         config.settings.expected_workers = a.expected_workers;
         config.settings.build = env!("CARGO_PKG_VERSION").to_owned();
         config.heartbeat_interval = HEARTBEAT;
         // A parent that started us for one job has workers that are to end with it.
-        config.settings.leave_when_done = a.listen.stop_with_stdin;
-        let folder: PathBuf = a.run_dir.clone();
-        let coordinator = Coordinator::open(
-            config,
-            Arc::new(move |toml: &str| interpret(&folder, toml).map_err(|e| format!("{e:#}"))),
-        )
-        .await?;
+        config.settings.leave_when_done = a.listen.stop_with_stdin && a.home.runs.is_none();
+        config.settings.many_runs = a.home.runs.is_some();
+        let interpret = |toml: &str| interpret(toml).map_err(|e| format!("{e:#}"));
+        let coordinator = Coordinator::open(config, Arc::new(interpret)).await?;
         announce(address)?;
-        let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(&a.run_dir)))?;
+        let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(home)))?;
         let submit = async {
             if let Some(job) = &job {
-                Client::connect(&format!("http://{address}")).await?.submit(run_id.as_str(), job).await?;
+                Client::connect(&format!("http://{address}")).await?.submit(&run_id, job, None).await?;
             }
             std::future::pending::<Result<JobOutcome>>().await
         };

@@ -4,15 +4,12 @@ use crate::arguments::LedgerCommand;
 use crate::exit::{FAILED, Usage};
 use crate::run_dir;
 use anyhow::{Context, Result};
+use mcl_coordinator::PLAN_FILE as PLAN;
 use mcl_data::Dataset;
 use mcl_plan::PlanSpec;
 use mcl_plan::ledger::VerifyReport;
 use std::path::Path;
 use std::process::ExitCode;
-
-/// What the plan is a function of, written when the job was submitted.
-pub(crate) const PLAN: &str = "plan.json";
-const FOLDER: &str = "ledger";
 
 pub(crate) fn ledger(command: &LedgerCommand) -> Result<ExitCode> {
     let LedgerCommand::Verify { run_dir, json } = command;
@@ -54,17 +51,6 @@ fn check_source(run_dir: &Path, plan: &PlanSpec) -> Result<bool> {
             Ok(false)
         }
     }
-}
-
-/// Writes what the plan is a function of, unless steps are committed already: then it must not change.
-pub(crate) fn record_plan(run_dir: &Path, plan: &PlanSpec) -> Result<()> {
-    let begun = std::fs::read_dir(run_dir.join(FOLDER)).is_ok_and(|mut entries| entries.next().is_some());
-    let path = run_dir.join(PLAN);
-    if begun && path.is_file() {
-        return Ok(());
-    }
-    std::fs::write(&path, serde_json::to_vec_pretty(plan)?)
-        .with_context(|| format!("writing {}", path.display()))
 }
 
 fn tell(report: &VerifyReport, same_ids: bool) {

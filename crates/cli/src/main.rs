@@ -14,6 +14,7 @@ mod daemon;
 mod data;
 mod doctor;
 mod exit;
+mod initial;
 mod ledger;
 mod progress;
 mod rank_program;
@@ -60,7 +61,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Drain(a) => client::tell(&a, client::Wish::Drain),
         Command::Pause(a) => client::tell(&a, client::Wish::Pause),
         Command::Resume(a) => client::tell(&a, client::Wish::Resume),
-        Command::Cancel(a) => client::tell(&a, client::Wish::Cancel),
+        Command::Cancel(a) => client::cancel(&a),
         Command::Doctor(a) => doctor::doctor(&a),
         Command::Validate(a) => validate::validate(&a),
         Command::Data(a) => data::data(&a),

@@ -83,7 +83,11 @@ impl Fleet {
         let advertise =
             crate::address::advertised(network.advertise.as_deref(), network.interface.as_deref())?;
         let run_id = run_dir::run_id(folder)?;
-        let done = coordinator.submit(run_id.as_str(), job).await?;
+        let initial = match &a.from {
+            Some(from) => Some(coordinator.store_initial(from, &run_id, job, None).await?),
+            None => None,
+        };
+        let done = coordinator.submit(&run_id, job, initial).await?.committed_steps;
         if done > 0 {
             show(&format!("resuming {} after {done} committed steps", folder.display()));
         }

@@ -6,6 +6,9 @@ use anyhow::Result;
 use mcl_proto::v1::{GetStatusResponse, RankStatus};
 use std::process::ExitCode;
 
+/// So many earlier runs are shown to a person.
+const PAST_RUNS: usize = 5;
+
 pub(crate) fn status(a: &ServerArguments) -> Result<ExitCode> {
     runtime()?.block_on(async {
         let status = Coordinator::connect(&a.coordinator).await?.status().await?;
@@ -35,6 +38,11 @@ fn as_json(s: &GetStatusResponse) -> serde_json::Value {
         "steps_per_epoch": s.steps_per_epoch, "loss": s.loss, "images_per_s": s.images_per_second,
         "last_checkpoint": s.last_checkpoint, "data_wait_share": s.data_wait_share, "workers": workers,
         "ranks": s.ranks.iter().map(rank_json).collect::<Vec<_>>(),
+        "queue": s.queue.iter().map(|w| &w.run_id).collect::<Vec<_>>(),
+        "past_runs": s.past_runs.iter()
+            .map(|p| serde_json::json!({ "run": p.run_id, "outcome": p.outcome }))
+            .collect::<Vec<_>>(),
+        "checkpoint_url": s.checkpoint_url,
     })
 }
 
@@ -74,6 +82,13 @@ fn as_text(s: &GetStatusResponse) -> String {
             w.silent_seconds,
             w.advertise
         );
+    }
+    if !s.queue.is_empty() {
+        let waiting: Vec<&str> = s.queue.iter().map(|w| w.run_id.as_str()).collect();
+        text += &format!("  waiting for their turn: {}\n", waiting.join(", "));
+    }
+    for past in s.past_runs.iter().rev().take(PAST_RUNS) {
+        text += &format!("  before: {} {}\n", past.run_id, past.outcome);
     }
     if !s.ranks.is_empty() {
         text += "  rank  worker/device          step ms    data  forward  backward  of it in collectives\n";

@@ -57,6 +57,10 @@ int mcl_store_port(const MclStore* store, uint16_t* out) {
   })
 }
 
+int mcl_store_set_timeout(const MclStore* store, int64_t timeout_ms) {
+  MCL_GUARD(store->store->setTimeout(milliseconds(timeout_ms)))
+}
+
 int mcl_store_set(const MclStore* store, const char* key, const uint8_t* value, size_t size) {
   MCL_GUARD(store->store->set(key, std::vector<uint8_t>(value, value + size)))
 }

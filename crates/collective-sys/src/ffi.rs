@@ -27,6 +27,7 @@ unsafe extern "C" {
     ) -> c_int;
     pub fn mcl_store_prefix(store: *const MclStore, prefix: *const c_char, out: *mut *mut MclStore) -> c_int;
     pub fn mcl_store_port(store: *const MclStore, out: *mut u16) -> c_int;
+    pub fn mcl_store_set_timeout(store: *const MclStore, timeout_ms: i64) -> c_int;
     pub fn mcl_store_set(store: *const MclStore, key: *const c_char, value: *const u8, size: usize) -> c_int;
     pub fn mcl_store_get(
         store: *const MclStore,

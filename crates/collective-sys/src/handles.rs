@@ -139,6 +139,15 @@ impl Store {
         Self::made(code, out)
     }
 
+    /// Bounds later waits for keys.
+    ///
+    /// # Errors
+    /// Never in practice; the engine may refuse.
+    pub fn set_timeout(&self, timeout_ms: i64) -> Result<(), EngineError> {
+        // SAFETY: self's pointer is live.
+        check(unsafe { ffi::mcl_store_set_timeout(self.0.as_ptr(), timeout_ms) })
+    }
+
     /// The port a server listens at.
     ///
     /// # Errors

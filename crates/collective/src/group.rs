@@ -115,6 +115,18 @@ impl Group {
         address: &str,
         nccl: Option<NcclFactory>,
     ) -> Result<Self, CollectiveError> {
+        Self::form_within(timeout, store, membership, timeout, address, nccl)
+    }
+
+    /// The same where all ranks are known to be there: they meet within `rendezvous`, or not at all.
+    pub(crate) fn form_within(
+        rendezvous: Duration,
+        store: &Store,
+        membership: Membership,
+        timeout: Duration,
+        address: &str,
+        nccl: Option<NcclFactory>,
+    ) -> Result<Self, CollectiveError> {
         let failed = |source| told("rendezvous", membership, source);
         // The key prefix is the fence: ranks of another generation never see these keys.
         let prefix =
@@ -123,7 +135,8 @@ impl Group {
         let rank = c_number(membership.rank.get());
         let world = c_number(membership.world);
         let mut inner =
-            sys::Group::gloo(&store, rank, world, milliseconds(timeout), address).map_err(failed)?;
+            sys::Group::gloo(&store, rank, world, milliseconds(rendezvous), address).map_err(failed)?;
+        inner.set_timeout(milliseconds(timeout)).map_err(failed)?;
         if let Some(factory) = nccl {
             inner.add_nccl(&store, factory, milliseconds(timeout)).map_err(failed)?;
         }

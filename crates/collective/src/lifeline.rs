@@ -5,7 +5,7 @@
 //! connection. Invariants: aborting is idempotent and sticky, so what is begun afterwards fails too, and
 //! connections that are opened meanwhile are found, until the lifeline is closed; after
 //! [`Lifeline::close`] returns it touches no socket any more. Not woken: a rank that waits in gloo's
-//! rendezvous for a peer that has published its address and not yet connected; its timeout ends that.
+//! rendezvous for a peer that has published its address and not yet connected; that ends by itself in seconds.
 
 use crate::group::{CollectiveError, Group, Membership};
 use crate::store::Store;
@@ -20,6 +20,12 @@ use sys::{EngineError, NcclFactory, SocketBaseline};
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long one attempt to reach a store may take before the lifeline is looked at again.
 const ATTEMPT: Duration = Duration::from_millis(500);
+/// How long the engine may go on with its own attempts once somebody answers: these cannot be interrupted, and a host
+/// that dies in the middle leaves it trying for as long as it may.
+const ENGINE_ATTEMPT: Duration = Duration::from_secs(1);
+/// How long ranks may take to meet that are all there already: less than a coordinator waits for a rank to come back
+/// from a generation that is over.
+const RENDEZVOUS: Duration = Duration::from_secs(10);
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -122,18 +128,25 @@ impl Lifeline {
             source: EngineError::Communication(reason),
         };
         // The engine's own attempts cannot be interrupted while nothing answers, so it is called only once
-        // somebody does.
-        loop {
+        // somebody does, and not for long.
+        let store = loop {
             if self.is_aborted() {
                 return Err(failed("told to leave".to_owned()));
             }
-            match reach(address) {
-                Ok(()) => break,
-                Err(reason) if started.elapsed() >= timeout => return Err(failed(reason)),
-                Err(_) => std::thread::sleep(PAUSE),
+            let left = timeout.saturating_sub(started.elapsed());
+            let refused = match reach(address) {
+                Ok(()) => match Store::connect(address, left.min(ENGINE_ATTEMPT)) {
+                    Ok(store) => break store,
+                    Err(refused) => refused,
+                },
+                Err(reason) => failed(reason),
+            };
+            if left.is_zero() {
+                return Err(refused);
             }
-        }
-        let store = Store::connect(address, timeout.saturating_sub(started.elapsed()))?;
+            std::thread::sleep(PAUSE);
+        };
+        store.set_timeout(timeout)?;
         if self.is_aborted() { Err(failed("told to leave".to_owned())) } else { Ok(store) }
     }
 
@@ -150,7 +163,8 @@ impl Lifeline {
         nccl: Option<NcclFactory>,
     ) -> Result<Group, CollectiveError> {
         self.check("rendezvous", membership)?;
-        let mut group = Group::form(store, membership, timeout, address, nccl)?;
+        let rendezvous = timeout.min(RENDEZVOUS);
+        let mut group = Group::form_within(rendezvous, store, membership, timeout, address, nccl)?;
         self.state().group = Arc::downgrade(&group.inner);
         group.lifeline = Some(self.clone());
         self.check("rendezvous", membership)?;

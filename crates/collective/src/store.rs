@@ -54,6 +54,13 @@ impl Store {
 }
 
 impl Store {
+    /// Bounds later waits for keys.
+    pub(crate) fn set_timeout(&self, timeout: Duration) -> Result<(), CollectiveError> {
+        self.inner
+            .set_timeout(milliseconds(timeout))
+            .map_err(|source| CollectiveError::Store { address: "its timeout".to_owned(), source })
+    }
+
     /// Sets a key.
     ///
     /// # Errors

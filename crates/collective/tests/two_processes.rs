@@ -296,7 +296,7 @@ fn aborted<T>(what: &str, lifeline: &Lifeline, wait: impl FnOnce() -> Result<T, 
     let error = wait().err().expect("nothing ended the wait");
     let woken = control.join().unwrap().elapsed();
     assert!(error.is_peer_loss(), "{what}: {error}");
-    assert!(woken < TIMEOUT / 3, "{what}: {woken:?}");
+    assert!(woken < TIMEOUT / 6, "{what}: {woken:?}");
     println!("abort to error, {what}: {woken:?} ({error})");
 }
 
@@ -306,6 +306,7 @@ fn with_a_stopped_peer(name: &str, what: &str, wait: impl FnOnce(&Group) -> Resu
     ranks(name, 2, |store, rank, mut children| {
         let generation = std::env::var(GENERATION).map_or(1, |g| g.parse().unwrap());
         if rank == 1 {
+            store.set(&format!("alive/{generation}"), b"1").unwrap();
             let group = form(store, 1, 2, generation, TIMEOUT);
             group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
             if generation == 1 {
@@ -314,7 +315,8 @@ fn with_a_stopped_peer(name: &str, what: &str, wait: impl FnOnce(&Group) -> Resu
             return;
         }
         let lifeline = Lifeline::new(&[]).unwrap();
-        let meet = |l: &Lifeline, generation| {
+        let meet = |l: &Lifeline, generation: u64| {
+            store.get(&format!("alive/{generation}")).unwrap();
             l.form(store, membership(0, 2, generation), TIMEOUT, "127.0.0.1", None).unwrap()
         };
         let group = meet(&lifeline, 1);
@@ -363,6 +365,7 @@ fn abort_wakes_the_making_of_a_reducer() {
 fn abort_wakes_backward_with_a_reducer() {
     let name = "abort_wakes_backward_with_a_reducer";
     ranks(name, 2, |store, rank, mut children| {
+        meet(store, rank, 2);
         let lifeline = Lifeline::new(&[]).unwrap();
         let group = lifeline.form(store, membership(rank, 2, 1), TIMEOUT, "127.0.0.1", None).unwrap();
         tch::manual_seed(1);
@@ -423,11 +426,47 @@ fn abort_wakes_a_rendezvous_that_nobody_joins() {
     aborted("connecting", &lifeline, || lifeline.connect("127.0.0.1:1", TIMEOUT));
     lifeline.close();
 
+    // A host that accepts and says nothing, and is gone a moment after the abort: the engine then tries to reach it
+    // again and again by itself.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = silent.local_addr().unwrap().to_string();
+    let host_of_a_moment = std::thread::spawn(move || {
+        let begun = Instant::now();
+        let mut held = Vec::new();
+        silent.set_nonblocking(true).unwrap();
+        while begun.elapsed() < Duration::from_secs(1) {
+            held.extend(silent.accept());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let lifeline = Lifeline::new(&[]).unwrap();
+    aborted("connecting to a silent host", &lifeline, || lifeline.connect(&gone, TIMEOUT));
+    lifeline.close();
+    host_of_a_moment.join().unwrap();
+
     // The same process goes on.
     let lifeline = Lifeline::new(&[]).unwrap();
     let store = lifeline.connect(&address, TIMEOUT).unwrap();
     let group = lifeline.form(&store, membership(0, 1, 2), TIMEOUT, "127.0.0.1", None).unwrap();
     group.all_reduce(&Tensor::ones([4], F64), ReduceOp::Sum).unwrap();
+}
+
+#[test]
+fn ranks_that_met_may_take_longer_for_a_step_than_for_meeting() {
+    let name = "ranks_that_met_may_take_longer_for_a_step_than_for_meeting";
+    ranks(name, 2, |store, rank, children| {
+        meet(store, rank, 2);
+        let lifeline = Lifeline::new(&[]).unwrap();
+        let group = lifeline.form(store, membership(rank, 2, 1), TIMEOUT, "127.0.0.1", None).unwrap();
+        if rank == 1 {
+            std::thread::sleep(Duration::from_secs(11));
+        }
+        let t = Tensor::ones([4], F64);
+        group.all_reduce(&t, ReduceOp::Sum).unwrap();
+        assert_eq!(values(&t), [2.0; 4]);
+        lifeline.close();
+        finish(children);
+    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Already parsed: tokens are present, hashes have their length, lists are lists. What a rank *says* is
 //! still a claim and judged by the core.
 
-use crate::job::JobSpec;
+use crate::job::{JobSpec, PastRun};
 use mcl_plan::ledger::LaneRecord;
 use mcl_types::{FencingToken, Generation, Rank, RunId, WorkerName};
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,8 @@ pub enum Event {
         request: u64,
         /// The job.
         spec: JobSpec,
+        /// What is on record of its run, where that is not the last one.
+        past: Option<Box<PastRun>>,
     },
     /// Finish the step in flight, checkpoint, stop.
     Drain,

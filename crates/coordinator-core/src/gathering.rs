@@ -93,7 +93,9 @@ impl Turn<'_> {
         if let Some(found) = steps.iter().copied().max().filter(|s| *s > committed) {
             self.out.push(Effect::Warn(Warning::CheckpointAhead { found, committed }));
         }
-        job.lookup = Lookup::Known(steps.iter().copied().filter(|s| *s <= committed).max());
+        // Step 0 has a checkpoint where the run was given one to begin with; any other is somebody else's.
+        let first = u64::from(job.spec.initial.is_none());
+        job.lookup = Lookup::Known(steps.iter().copied().filter(|s| (first..=committed).contains(s)).max());
     }
 
     /// Finish the step in flight, checkpoint, stop.

@@ -26,6 +26,22 @@ pub struct JobSpec {
     pub max_lanes_per_rank: Option<u32>,
     /// Silence after which a worker is lost, where the job says so.
     pub lost_after: Option<Duration>,
+    /// Digest of the state that the run begins with, kept as its checkpoint of step 0; none: the seed's.
+    #[serde(default)]
+    pub initial: Option<Digest>,
+}
+
+/// What is on record of a run that has ended, or was never begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastRun {
+    /// The job as it was.
+    pub spec: JobSpec,
+    /// Steps that stand.
+    pub committed: u64,
+    /// Its newest visible checkpoint, as far as known.
+    pub last_checkpoint: Option<u64>,
+    /// No generation of it was ever started.
+    pub fresh: bool,
 }
 
 /// A job that could never run.
@@ -66,7 +82,7 @@ pub enum JobSpecError {
 pub enum SubmitError {
     /// One job at a time.
     #[error(
-        "this coordinator is running `{running}`: it takes one job at a time; wait, drain it, or start another coordinator in another run directory"
+        "this coordinator is running `{running}` and has a directory for one run: wait, start another coordinator in another run directory, or start it with --runs, which queues jobs"
     )]
     Busy {
         /// The running job.
@@ -80,7 +96,7 @@ pub enum SubmitError {
     },
     /// The run directory belongs to another run.
     #[error(
-        "this run directory holds run `{found}`, not `{asked}`: use another directory, or submit as `{found}`"
+        "this run directory holds run `{found}`, not `{asked}`: use another directory, submit as `{found}`, or start the coordinator with --runs for one run after the other"
     )]
     OtherRun {
         /// Whose directory it is.
@@ -108,6 +124,16 @@ pub enum SubmitError {
         /// What it has.
         committed: u64,
     },
+    /// It began with another state.
+    #[error(
+        "run `{run_id}` began with {}, not with the state that is given: submit without --from to continue it, or under another name to begin anew", .found.map_or_else(|| "the weights of its seed".to_owned(), |d| format!("the state {}", d.short()))
+    )]
+    OtherInitial {
+        /// The run.
+        run_id: RunId,
+        /// What it began with.
+        found: Option<Digest>,
+    },
     /// It would end before where it is.
     #[error(
         "run `{run_id}` has {committed} committed steps, but the job now ends after {total}: raise [train] epochs or steps"
@@ -120,6 +146,29 @@ pub enum SubmitError {
         /// Where it would end.
         total: u64,
     },
+}
+
+impl PastRun {
+    /// Whether the run can be continued as `spec`.
+    ///
+    /// # Errors
+    /// When what stands is of another plan, job or initial state, or the job now ends before it.
+    pub fn judge(&self, spec: &JobSpec) -> Result<(), SubmitError> {
+        let (run_id, committed) = (spec.run_id.clone(), self.committed);
+        if committed > 0 && self.spec.plan_digest != spec.plan_digest {
+            return Err(SubmitError::OtherPlan { run_id, committed });
+        }
+        if committed > 0 && self.spec.job_digest != spec.job_digest {
+            return Err(SubmitError::OtherJob { run_id, committed });
+        }
+        if spec.initial.is_some() && self.spec.initial != spec.initial {
+            return Err(SubmitError::OtherInitial { run_id, found: self.spec.initial });
+        }
+        if committed > spec.total_steps() {
+            return Err(SubmitError::BeyondEnd { run_id, committed, total: spec.total_steps() });
+        }
+        Ok(())
+    }
 }
 
 impl JobSpec {

@@ -38,7 +38,7 @@ pub use event::{
     StepReport,
 };
 pub use generation::{DrainFor, GenerationRecord, Member, Place};
-pub use job::{JobSpec, JobSpecError, SubmitError};
+pub use job::{JobSpec, JobSpecError, PastRun, SubmitError};
 pub use reason::{Asking, EndCause, Failure, Outcome, Phase, Reason};
 pub use settings::Settings;
 pub use settling::{Origin, Started};

@@ -245,6 +245,11 @@ pub enum Failure {
         /// The last causes, oldest first.
         causes: Vec<EndCause>,
     },
+    /// The run has no state to begin with.
+    #[error(
+        "the state that the run was to begin with is not in the checkpoint service, or is damaged: submit it again with --from, under another name"
+    )]
+    NoInitial,
     /// Starting again did not help.
     #[error("{generations} generations in a row ended without a new step: {}", all(.causes))]
     NoProgress {

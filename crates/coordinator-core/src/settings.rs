@@ -29,6 +29,8 @@ pub struct Settings {
     pub build: String,
     /// Whether worker daemons are asked to go when the job is over.
     pub leave_when_done: bool,
+    /// Whether jobs of other runs may follow one that is over.
+    pub many_runs: bool,
 }
 
 impl Default for Settings {
@@ -47,6 +49,7 @@ impl Default for Settings {
             grow_after: Some(Duration::from_millis(200)),
             build: String::new(),
             leave_when_done: false,
+            many_runs: false,
         }
     }
 }

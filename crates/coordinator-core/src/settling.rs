@@ -8,7 +8,7 @@ use crate::commit::commit_recounted;
 use crate::effect::{Effect, Persisted, ToWorker};
 use crate::event::{Holding, StepReport};
 use crate::generation::{DrainFor, GenerationRecord, Live, Member};
-use crate::reason::EndCause;
+use crate::reason::{EndCause, Failure, Outcome};
 use crate::state::{Job, Lookup, Stage, Turn};
 use mcl_plan::ledger::{Record, Resumed, RolledBack};
 use mcl_types::{Generation, Rank, Step};
@@ -89,6 +89,8 @@ enum Settled {
     Ask,
     /// Something is on its way.
     Wait,
+    /// The state that the run was to begin with is gone.
+    NoInitial,
 }
 
 impl Turn<'_> {
@@ -104,6 +106,10 @@ impl Turn<'_> {
             Settled::Wait => {}
             Settled::At(first, origin) => self.start(first, origin),
             Settled::Recount(rank, steps) => self.recount(rank, steps),
+            Settled::NoInitial => {
+                self.close_generation();
+                self.over(Outcome::Failed(Failure::NoInitial));
+            }
             Settled::Ask => {
                 if let Some(job) = self.state.job.as_mut() {
                     job.lookup = Lookup::Asked;
@@ -249,6 +255,7 @@ fn settle(job: &Job, live: &Live) -> Settled {
             match (behind, found) {
                 (Some((applied, rank, _)), _) => Settled::At(applied, Origin::Rank(rank)),
                 (None, Some(step)) => Settled::At(step, Origin::Checkpoint(step)),
+                (None, None) if job.spec.initial.is_some() => Settled::NoInitial,
                 (None, None) => Settled::At(0, Origin::Seed),
             }
         }

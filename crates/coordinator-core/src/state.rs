@@ -9,7 +9,7 @@ use crate::reason::{EndCause, Outcome};
 use crate::settings::Settings;
 use crate::settling::{Line, Started};
 use crate::slots::{Slot, SlotStage};
-use mcl_types::{Generation, LaneLayout, LaneLayoutError, Term, WorkerName};
+use mcl_types::{Generation, LaneLayout, LaneLayoutError, RunId, Term, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -187,7 +187,10 @@ impl State {
         job.drain = found.drain == Some(DrainFor::Stop);
         job.held = found.held;
         job.last_checkpoint = found.last_checkpoint.filter(|s| *s <= found.committed);
-        job.fresh = found.started.is_none() && found.committed == 0 && found.last_checkpoint.is_none();
+        job.fresh = found.started.is_none()
+            && found.committed == 0
+            && found.last_checkpoint.is_none()
+            && job.spec.initial.is_none();
         if let Some(started) = &found.started {
             job.line.extend(started.record.generation, started.first);
         }
@@ -226,6 +229,11 @@ impl State {
     /// Silence after which a worker is lost.
     pub fn lost_after(&self) -> Duration {
         self.job.as_ref().and_then(|j| j.spec.lost_after).unwrap_or(self.settings.lost_after)
+    }
+
+    /// The run whose job is run, or was last.
+    pub fn run_id(&self) -> Option<&RunId> {
+        self.job.as_ref().map(|j| &j.spec.run_id)
     }
 
     /// Steps that stand.
@@ -317,7 +325,7 @@ impl<'a> Turn<'a> {
             Event::Connected { session, hello } => self.connected(session, hello),
             Event::Heartbeat { session, leaving, events } => self.heartbeat(session, leaving, events),
             Event::Disconnected { session } => self.disconnected(session),
-            Event::Submit { request, spec } => self.submit(request, spec),
+            Event::Submit { request, spec, past } => self.submit(request, spec, past.map(|p| *p)),
             Event::Drain => self.drain(),
             Event::Hold => self.hold(),
             Event::Resume => self.resume(),

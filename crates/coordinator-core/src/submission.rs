@@ -1,58 +1,81 @@
 //! A job is handed in: new, the running one again, or one to be continued.
 
 use crate::effect::{Effect, Persisted, ToWorker};
-use crate::job::{JobSpec, SubmitError};
+use crate::job::{JobSpec, PastRun, SubmitError};
 use crate::state::{Job, Stage, Turn};
 
 impl Turn<'_> {
-    pub(crate) fn submit(&mut self, request: u64, spec: JobSpec) {
-        let result = self.judge_submission(&spec);
-        if let Ok(committed) = result {
-            let running = self.state.job.as_ref().is_some_and(|j| !matches!(j.stage, Stage::Over(_)));
-            if !running {
-                let before = self.state.job.as_ref();
-                let last_checkpoint = before.and_then(|j| j.last_checkpoint);
-                let fresh = before.is_none_or(|j| j.fresh);
-                self.out.push(Effect::Persist(Persisted::Job(spec.clone())));
-                let mut job = Job::new(spec, committed, self.now);
-                job.last_checkpoint = last_checkpoint;
-                job.fresh = fresh;
-                self.state.job = Some(job);
-                let sessions: Vec<_> = self.state.workers.values().filter_map(|w| w.session).collect();
-                for session in sessions {
-                    self.out.push(Effect::Send { session, message: ToWorker::Prepare });
-                }
-            }
-        }
+    /// `past` is what is on record of a run that is not the last one.
+    pub(crate) fn submit(&mut self, request: u64, spec: JobSpec, past: Option<PastRun>) {
+        let result = match self.state.job.as_ref() {
+            Some(job) if !matches!(job.stage, Stage::Over(_)) => is_running(job, &spec),
+            last => match self.past_of(last, &spec, past) {
+                Ok(past) => Ok(self.begin(spec, past)),
+                Err(refused) => Err(refused),
+            },
+        };
         self.out.push(Effect::SubmitAnswered { request, result });
     }
 
-    /// Steps already committed, or why the job is not taken.
-    fn judge_submission(&self, spec: &JobSpec) -> Result<u64, SubmitError> {
-        let Some(job) = self.state.job.as_ref() else { return Ok(0) };
-        let committed = job.committed;
-        let (found, run_id) = (job.spec.run_id.clone(), spec.run_id.clone());
-        if !matches!(job.stage, Stage::Over(_)) {
-            if found != run_id {
-                return Err(SubmitError::Busy { running: found });
+    /// The run's past, where it has one; or why the job is not taken.
+    fn past_of(
+        &self,
+        last: Option<&Job>,
+        spec: &JobSpec,
+        past: Option<PastRun>,
+    ) -> Result<Option<PastRun>, SubmitError> {
+        let past = match last.map(past_run) {
+            Some(last) if last.spec.run_id == spec.run_id => Some(last),
+            Some(last) if !self.state.settings.many_runs => {
+                let (found, asked) = (last.spec.run_id, spec.run_id.clone());
+                return Err(SubmitError::OtherRun { found, asked });
             }
-            if job.spec.job_digest != spec.job_digest || job.spec.schedule != spec.schedule {
-                return Err(SubmitError::Changed { run_id });
-            }
-            return Ok(committed);
-        }
-        if found != run_id {
-            return Err(SubmitError::OtherRun { found, asked: run_id });
-        }
-        if committed > 0 && job.spec.plan_digest != spec.plan_digest {
-            return Err(SubmitError::OtherPlan { run_id, committed });
-        }
-        if committed > 0 && job.spec.job_digest != spec.job_digest {
-            return Err(SubmitError::OtherJob { run_id, committed });
-        }
-        if committed > spec.total_steps() {
-            return Err(SubmitError::BeyondEnd { run_id, committed, total: spec.total_steps() });
-        }
-        Ok(committed)
+            _ => past,
+        };
+        past.as_ref().map_or(Ok(()), |p| p.judge(spec))?;
+        Ok(past)
     }
+
+    /// Steps that stand already.
+    fn begin(&mut self, mut spec: JobSpec, past: Option<PastRun>) -> u64 {
+        if let Some(past) = &past {
+            spec.initial = past.spec.initial;
+        }
+        self.out.push(Effect::Persist(Persisted::Job(spec.clone())));
+        let fresh = spec.initial.is_none() && past.as_ref().is_none_or(|p| p.fresh);
+        let (committed, last_checkpoint) = past.map_or((0, None), |p| (p.committed, p.last_checkpoint));
+        let mut job = Job::new(spec, committed, self.now);
+        job.last_checkpoint = last_checkpoint;
+        job.fresh = fresh;
+        self.state.job = Some(job);
+        let sessions: Vec<_> = self.state.workers.values().filter_map(|w| w.session).collect();
+        for session in sessions {
+            self.out.push(Effect::Send { session, message: ToWorker::Prepare });
+        }
+        committed
+    }
+}
+
+fn past_run(job: &Job) -> PastRun {
+    PastRun {
+        spec: job.spec.clone(),
+        committed: job.committed,
+        last_checkpoint: job.last_checkpoint,
+        fresh: job.fresh,
+    }
+}
+
+/// Steps that the running job has committed, where it is this one.
+fn is_running(job: &Job, spec: &JobSpec) -> Result<u64, SubmitError> {
+    let (found, run_id) = (job.spec.run_id.clone(), spec.run_id.clone());
+    if found != run_id {
+        return Err(SubmitError::Busy { running: found });
+    }
+    if job.spec.job_digest != spec.job_digest || job.spec.schedule != spec.schedule {
+        return Err(SubmitError::Changed { run_id });
+    }
+    if spec.initial.is_some() && spec.initial != job.spec.initial {
+        return Err(SubmitError::OtherInitial { run_id, found: job.spec.initial });
+    }
+    Ok(job.committed)
 }

@@ -423,7 +423,7 @@ fn one_job_at_a_time_and_one_plan_a_run_directory() {
     let submit = |cluster: &mut Cluster, change: fn(&mut JobSpec)| {
         let mut spec = cluster.spec.clone();
         change(&mut spec);
-        cluster.apply(Event::Submit { request: 2, spec });
+        cluster.apply(Event::Submit { request: 2, spec, past: None });
         cluster.answers.pop().unwrap()
     };
     cluster.run_to(3);

@@ -52,10 +52,16 @@ impl Drop for Checkpoints {
 
 impl Checkpoints {
     /// Announces the term, then does what is asked, one by one.
-    pub(crate) fn start(url: &str, run_id: RunId, term: Term, inbox: mpsc::Sender<Input>) -> Self {
+    pub(crate) fn start(
+        url: &str,
+        run_id: RunId,
+        term: Term,
+        adoption: u64,
+        inbox: mpsc::Sender<Input>,
+    ) -> Self {
         let (asks, asked) = mpsc::unbounded_channel();
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let caller = Caller { url, run_id, term, channel: None };
+        let caller = Caller { url, run_id, term, adoption, channel: None };
         Self { asks, task: tokio::spawn(caller.work(asked, inbox)) }
     }
 
@@ -69,6 +75,8 @@ struct Caller {
     url: String,
     run_id: RunId,
     term: Term,
+    /// For which of the jobs that this coordinator took up.
+    adoption: u64,
     channel: Option<Channel>,
 }
 
@@ -95,7 +103,7 @@ impl Caller {
                     Event::CheckpointResult { step, result }
                 }
             };
-            if inbox.send(Input::Event(event)).await.is_err() {
+            if inbox.send(Input::Checkpoint { adoption: self.adoption, event }).await.is_err() {
                 return;
             }
         }

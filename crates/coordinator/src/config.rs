@@ -11,7 +11,8 @@ use std::time::Duration;
 /// What a coordinator needs to know.
 #[derive(Debug)]
 pub struct CoordinatorConfig {
-    /// The directory that it alone owns.
+    /// The directory that it alone owns: of one run, or with [`Settings::many_runs`] the folder of runs, each in a
+    /// directory of its name.
     pub run_dir: PathBuf,
     /// Where ranks and coordinator reach the checkpoint service, such as `http://10.0.0.1:7071`.
     pub checkpoint_url: String,
@@ -40,7 +41,7 @@ impl CoordinatorConfig {
     }
 }
 
-/// Reads a job file: what it says, and what its dataset is; or what is wrong with it, for a person.
+/// Reads a job file: what it says, and what its dataset is; or what is wrong with it, for a person. Leaves no trace.
 pub type Interpret = Arc<dyn Fn(&str) -> Result<JobFacts, String> + Send + Sync>;
 
 /// A job, as its file and its dataset define it.
@@ -68,7 +69,7 @@ pub struct JobFacts {
 
 impl JobFacts {
     /// What decisions depend on; or why the job could never run.
-    pub(crate) fn spec(&self, run_id: RunId) -> Result<JobSpec, String> {
+    pub(crate) fn spec(&self, run_id: RunId, initial: Option<Digest>) -> Result<JobSpec, String> {
         let steps_per_epoch = self.plan.steps_per_epoch().map_err(|e| e.to_string())?;
         if self.schedule.steps_per_epoch() != steps_per_epoch {
             return Err(format!(
@@ -91,6 +92,7 @@ impl JobFacts {
             min_workers: self.min_workers,
             max_lanes_per_rank: self.max_lanes_per_rank,
             lost_after: self.lost_after,
+            initial,
         };
         spec.check().map_err(|e| e.to_string())?;
         Ok(spec)

@@ -14,6 +14,7 @@ use mcl_types::RunId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
@@ -64,7 +65,9 @@ impl Coordinator {
             config;
         let (answers, inbox) = mpsc::channel(INBOX);
         let service = Service::new(answers.clone(), interpret.clone());
-        let opened = blocking(move || open_directory(root, interpret)).await?;
+        let many_runs = settings.many_runs;
+        let reader = Arc::clone(&interpret);
+        let opened = blocking(move || open_directory(root, many_runs, reader)).await?;
         let Opened { root, journal, term, found, run_dir, committed, facts } = opened;
         let recovered = Recovered {
             last_generation: found.last_generation(),
@@ -88,6 +91,10 @@ impl Coordinator {
             journal,
             run_dir,
             root,
+            many_runs,
+            interpret,
+            queue: found.queue.into(),
+            reading: false,
             checkpoint_url,
             tempo: heartbeat_interval,
             heartbeat_interval,
@@ -97,6 +104,7 @@ impl Coordinator {
             offer: None,
             requests: 0,
             running: None,
+            adoption: 0,
             once_durable: Vec::new(),
             acknowledging: BTreeMap::new(),
             sync_at: None,
@@ -184,7 +192,7 @@ impl CoordinatorHandle {
     /// # Errors
     /// When the job is not taken, or the coordinator has ended.
     pub async fn submit(&self, run_id: RunId, job_toml: String) -> Result<u64, HandleError> {
-        Ok(self.service.submit(run_id, job_toml).await?)
+        Ok(self.service.submit(run_id, job_toml, None).await?.committed)
     }
 
     /// Finish the step in flight, checkpoint, stop.
@@ -216,7 +224,7 @@ impl CoordinatorHandle {
     /// # Errors
     /// When the coordinator has ended.
     pub async fn status(&self) -> Result<Status, HandleError> {
-        Ok(self.service.status().await?)
+        Ok(self.service.status().await?.status)
     }
 
     /// Its progress, as it changes.
@@ -240,24 +248,30 @@ struct Opened {
     journal: Journal,
     term: mcl_types::Term,
     found: Found,
-    run_dir: RunDir,
+    run_dir: Option<RunDir>,
     committed: u64,
     /// Of a job that is to go on at once.
     facts: Option<crate::config::JobFacts>,
 }
 
-fn open_directory(root: PathBuf, interpret: Interpret) -> Result<Opened, CoordinatorError> {
+fn open_directory(root: PathBuf, many_runs: bool, interpret: Interpret) -> Result<Opened, CoordinatorError> {
     std::fs::create_dir_all(&root).map_err(CoordinatorError::file("create", &root))?;
     let (journal, term, found) = Journal::open(&root)?;
     let last = found.started.as_ref().zip(found.job.as_ref().map(|j| j.schedule));
-    let (run_dir, committed) = RunDir::open(&root, last)?;
+    let home = match &found.job {
+        Some(job) if many_runs => Some(root.join(job.run_id.as_str())),
+        None if many_runs => None,
+        _ => Some(root.clone()),
+    };
+    let opened = home.as_ref().map(|home| RunDir::open(home, last)).transpose()?;
+    let (run_dir, committed) = opened.map_or((None, 0), |(dir, committed)| (Some(dir), committed));
     let running = found.job.as_ref().filter(|_| found.outcome.is_none());
     let facts = running.map(|spec| {
-        let path = RunDir::job_path(&root);
+        let path = RunDir::job_path(home.as_ref().unwrap_or(&root));
         let text = std::fs::read_to_string(&path).map_err(CoordinatorError::file("read", &path))?;
         let job = |reason| CoordinatorError::Job { path: path.clone(), reason };
         let facts = interpret(&text).map_err(job)?;
-        let now = facts.spec(spec.run_id.clone()).map_err(job)?;
+        let now = facts.spec(spec.run_id.clone(), spec.initial).map_err(job)?;
         if now.plan_digest != spec.plan_digest {
             let reason = "the dataset is not the one that this run began with: restore it, or use another run directory";
             return Err(job(reason.to_owned()));

@@ -27,7 +27,7 @@ pub enum JobOutcome {
         /// Why, with the rank, worker and step where there is one.
         reason: String,
     },
-    /// The coordinator was told to leave; the job goes on with the next one in this run directory.
+    /// The coordinator was told to leave; the job goes on with the next one in this directory.
     Stopped,
 }
 
@@ -48,6 +48,12 @@ pub enum CoordinatorError {
     /// Two coordinators, one directory.
     #[error("another run is using {}: wait for it, stop it, or give this one another run directory", dir.display())]
     InUse {
+        /// The run directory.
+        dir: PathBuf,
+    },
+    /// The directory has a past that is in no journal of this coordinator.
+    #[error("{} holds steps of a run that this coordinator knows nothing of: submit under another name, or continue that run with a coordinator of its own (--run-dir)", dir.display())]
+    Foreign {
         /// The run directory.
         dir: PathBuf,
     },

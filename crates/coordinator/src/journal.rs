@@ -4,17 +4,23 @@
 //! of its own, higher than all before.
 
 use crate::CoordinatorError;
+use crate::queue::Queued;
 use mcl_coordinator_core::{DrainFor, GenerationRecord, JobSpec, Outcome, Persisted, Started};
-use mcl_types::{Generation, Term};
+use mcl_types::{Generation, RunId, Term};
 use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Current values by name, as JSON.
 const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 /// Every generation there ever was, as JSON: for whoever wants to know what happened.
 const GENERATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("generations");
+/// Jobs that wait for their turn, in the order in which they came, as JSON.
+const QUEUE: TableDefinition<u64, &[u8]> = TableDefinition::new("queue");
+/// Runs that made room for another one, by name, as JSON.
+const RUNS: TableDefinition<&str, &[u8]> = TableDefinition::new("runs");
 
 const TERM: &str = "term";
 const JOB: &str = "job";
@@ -50,6 +56,21 @@ pub(crate) struct Found {
     pub(crate) held: bool,
     pub(crate) checkpoint: Option<u64>,
     pub(crate) outcome: Option<Outcome>,
+    /// First in, first out.
+    pub(crate) queue: Vec<Queued>,
+    /// Runs before this one.
+    pub(crate) runs: Vec<RunRecord>,
+}
+
+/// What stays of a run that made room for another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunRecord {
+    pub(crate) spec: JobSpec,
+    pub(crate) started: Option<Started>,
+    pub(crate) checkpoint: Option<u64>,
+    pub(crate) outcome: Option<Outcome>,
+    /// Seconds since 1970.
+    pub(crate) until: u64,
 }
 
 impl Found {
@@ -83,7 +104,7 @@ impl Journal {
             other => journal_error(&path, other),
         })?;
         let journal = Self { path, database };
-        journal.write(|_, _| Ok(()))?;
+        journal.write(|_| Ok(()))?;
         let term = Term::new(journal.read::<u64>(TERM)?.unwrap_or(0)).next();
         journal.put(TERM, &term.get())?;
         let started: Option<Started> = journal.read(STARTED)?;
@@ -97,14 +118,18 @@ impl Journal {
             held: journal.read(HELD)?.unwrap_or(false),
             checkpoint: journal.read(CHECKPOINT)?,
             outcome: journal.read(OUTCOME)?,
+            queue: journal.queue()?,
+            runs: journal.runs()?,
         };
         Ok((journal, term, found))
     }
 
     /// Makes one record durable.
     pub(crate) fn persist(&self, persisted: &Persisted) -> Result<(), CoordinatorError> {
-        self.write(|values, generations| match persisted {
+        self.write(|Tables { values, generations, queue, runs }| match persisted {
             Persisted::Job(spec) => {
+                make_room(values, runs, &spec.run_id)?;
+                remove_waiting(queue, &spec.run_id)?;
                 values.remove(OUTCOME)?;
                 values.remove(DRAIN)?;
                 values.remove(HELD)?;
@@ -145,20 +170,64 @@ impl Journal {
         })
     }
 
+    /// Puts a job at the end of the queue.
+    pub(crate) fn enqueue(&self, waiting: &Queued) -> Result<(), CoordinatorError> {
+        self.write(|Tables { queue, .. }| {
+            let next = queue.last()?.map_or(0, |(place, _)| place.value() + 1);
+            queue.insert(next, json(waiting)?.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// Takes a job out of the queue.
+    pub(crate) fn dequeue(&self, run_id: &RunId) -> Result<(), CoordinatorError> {
+        self.write(|Tables { queue, .. }| remove_waiting(queue, run_id))
+    }
+
+    fn queue(&self) -> Result<Vec<Queued>, CoordinatorError> {
+        let mut waiting = Vec::new();
+        self.write(|Tables { queue, .. }| {
+            for entry in queue.iter()? {
+                waiting.push(entry?.1.value().to_vec());
+            }
+            Ok(())
+        })?;
+        waiting.iter().map(|bytes| self.parse("queue", bytes)).collect()
+    }
+
+    /// The runs that made room for others, oldest first.
+    pub(crate) fn runs(&self) -> Result<Vec<RunRecord>, CoordinatorError> {
+        let mut found = Vec::new();
+        self.write(|Tables { runs, .. }| {
+            for entry in runs.iter()? {
+                found.push(entry?.1.value().to_vec());
+            }
+            Ok(())
+        })?;
+        let mut records: Vec<RunRecord> =
+            found.iter().map(|bytes| self.parse("runs", bytes)).collect::<Result<_, _>>()?;
+        records.sort_by_key(|r| r.until);
+        Ok(records)
+    }
+
     fn put(&self, key: &'static str, value: &impl Serialize) -> Result<(), CoordinatorError> {
-        self.write(|values, _| insert(values, key, value))
+        self.write(|Tables { values, .. }| insert(values, key, value))
     }
 
     fn write(
         &self,
-        change: impl FnOnce(&mut Values<'_>, &mut Generations<'_>) -> Result<(), redb::Error>,
+        change: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
     ) -> Result<(), CoordinatorError> {
         let attempt = || -> Result<(), redb::Error> {
             let transaction = self.database.begin_write()?;
             {
-                let mut values = transaction.open_table(VALUES)?;
-                let mut generations = transaction.open_table(GENERATIONS)?;
-                change(&mut values, &mut generations)?;
+                let mut tables = Tables {
+                    values: transaction.open_table(VALUES)?,
+                    generations: transaction.open_table(GENERATIONS)?,
+                    queue: transaction.open_table(QUEUE)?,
+                    runs: transaction.open_table(RUNS)?,
+                };
+                change(&mut tables)?;
             }
             transaction.commit()?;
             Ok(())
@@ -174,21 +243,68 @@ impl Journal {
             Ok(found)
         };
         let bytes = attempt().map_err(|e| journal_error(&self.path, e))?;
-        let parse = |bytes: Vec<u8>| {
-            serde_json::from_slice(&bytes).map_err(|e| CoordinatorError::JournalRecord {
-                path: self.path.clone(),
-                key,
-                reason: e.to_string(),
-            })
-        };
-        bytes.map(parse).transpose()
+        bytes.map(|bytes| self.parse(key, &bytes)).transpose()
+    }
+
+    fn parse<T: DeserializeOwned>(&self, key: &'static str, bytes: &[u8]) -> Result<T, CoordinatorError> {
+        serde_json::from_slice(bytes).map_err(|e| CoordinatorError::JournalRecord {
+            path: self.path.clone(),
+            key,
+            reason: e.to_string(),
+        })
     }
 }
 
-type Values<'a> = redb::Table<'a, &'static str, &'static [u8]>;
-type Generations<'a> = redb::Table<'a, u64, &'static [u8]>;
+type Named<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+type Numbered<'a> = redb::Table<'a, u64, &'static [u8]>;
 
-fn insert(values: &mut Values<'_>, key: &'static str, value: &impl Serialize) -> Result<(), redb::Error> {
+/// Everything there is, in one transaction.
+struct Tables<'a> {
+    values: Named<'a>,
+    generations: Numbered<'a>,
+    queue: Numbered<'a>,
+    runs: Named<'a>,
+}
+
+/// The values become those of another run: its own of earlier, or none.
+fn make_room(values: &mut Named<'_>, runs: &mut Named<'_>, next: &RunId) -> Result<(), redb::Error> {
+    let Some(spec) = get::<JobSpec>(values, JOB)?.filter(|s| s.run_id != *next) else { return Ok(()) };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let record = RunRecord {
+        started: get(values, STARTED)?,
+        checkpoint: get(values, CHECKPOINT)?,
+        outcome: get(values, OUTCOME)?,
+        until: now.as_secs(),
+        spec,
+    };
+    runs.insert(record.spec.run_id.as_str(), json(&record)?.as_slice())?;
+    let earlier: Option<RunRecord> = get(runs, next.as_str())?;
+    runs.remove(next.as_str())?;
+    for key in [LIVE, STARTED, CHECKPOINT] {
+        values.remove(key)?;
+    }
+    if let Some(started) = earlier.as_ref().and_then(|e| e.started.as_ref()) {
+        insert(values, STARTED, started)?;
+    }
+    if let Some(checkpoint) = earlier.and_then(|e| e.checkpoint) {
+        insert(values, CHECKPOINT, &checkpoint)?;
+    }
+    Ok(())
+}
+
+fn remove_waiting(queue: &mut Numbered<'_>, run_id: &RunId) -> Result<(), redb::Error> {
+    let is_it = |bytes: &[u8]| serde_json::from_slice::<Queued>(bytes).is_ok_and(|w| w.run_id == *run_id);
+    queue.retain(|_, bytes| !is_it(bytes))?;
+    Ok(())
+}
+
+fn get<T: DeserializeOwned>(table: &Named<'_>, key: &str) -> Result<Option<T>, redb::Error> {
+    let found = table.get(key)?;
+    let parse = |bytes: &[u8]| serde_json::from_slice(bytes).map_err(|e| redb::Error::Io(e.into()));
+    found.map(|v| parse(v.value())).transpose()
+}
+
+fn insert(values: &mut Named<'_>, key: &'static str, value: &impl Serialize) -> Result<(), redb::Error> {
     values.insert(key, json(value)?.as_slice())?;
     Ok(())
 }

@@ -4,12 +4,15 @@ use crate::border::Plans;
 use crate::checkpoints::{Ask, Checkpoints};
 use crate::config::JobFacts;
 use crate::error::{CoordinatorError, JobOutcome};
+use crate::queue::Submitted;
 use crate::rim::{Rim, Running};
 use crate::run_dir::RunDir;
+use crate::service::Rejected;
 use crate::wire::Context;
 use mcl_coordinator_core::{Effect, Persisted, SessionId, ToWorker, Warning};
 use mcl_plan::Schedule;
 use mcl_types::{Epoch, FencingToken, RunId};
+use std::path::PathBuf;
 
 impl Rim {
     /// Does one thing; says how the job ended, where this ends it.
@@ -20,18 +23,18 @@ impl Rim {
             Effect::SendOnceDurable { session, message } => self.send_once_durable(session, message),
             Effect::Close { session } => drop(self.sessions.remove(&session)),
             Effect::Commit { record, metrics } => {
-                let schedule = self.schedule()?;
-                self.run_dir.commit(record, &metrics, schedule)?;
+                let (run_dir, schedule) = self.current()?;
+                run_dir.commit(record, &metrics, schedule)?;
                 self.sync_soon();
             }
             Effect::AppendLedger(record) => {
-                let schedule = self.schedule()?;
-                self.run_dir.append(&record, schedule)?;
+                let (run_dir, schedule) = self.current()?;
+                run_dir.append(&record, schedule)?;
                 self.sync_soon();
             }
             Effect::RollBack { to, record } => {
-                let schedule = self.schedule()?;
-                self.run_dir.roll_back(to, &record, schedule)?;
+                let (run_dir, schedule) = self.current()?;
+                run_dir.roll_back(to, &record, schedule)?;
             }
             Effect::FindCheckpoints => self.ask(Ask::Find),
             Effect::CheckReign => self.ask(Ask::CheckReign),
@@ -42,27 +45,31 @@ impl Rim {
                 self.ask(Ask::Commit { step, token, slices, meta_json, keep });
             }
             Effect::SubmitAnswered { request, result } => {
-                if let Some(offer) = self.offer.take_if(|o| o.request == request) {
-                    let _ = offer.answer.send(result);
+                let offer = self.offer.take_if(|o| o.request == request);
+                if let Err(refused) = &result {
+                    tracing::warn!(%refused, "job refused");
+                }
+                if let Some(answer) = offer.and_then(|o| o.answer) {
+                    let submitted = result.map(|committed| Submitted { committed, jobs_before: 0 });
+                    let _ = answer.send(submitted.map_err(Rejected::from));
                 }
             }
             Effect::Warn(warning) => warn(&warning),
             Effect::Over(outcome) => {
                 tracing::info!(%outcome, "job over");
-                return Ok(Some(JobOutcome::from(&outcome)));
+                if self.many_runs {
+                    self.sync()?;
+                } else {
+                    return Ok(Some(JobOutcome::from(&outcome)));
+                }
             }
         }
         Ok(None)
     }
 
     fn persist(&mut self, persisted: &Persisted) -> Result<(), CoordinatorError> {
-        if let Persisted::Job(spec) = persisted
-            && let Some(offer) = &self.offer
-        {
-            self.run_dir.write_job(&offer.facts.job_toml)?;
-            debug_assert_eq!(spec.run_id, offer.run_id);
-            let (run_id, facts) = (offer.run_id.clone(), offer.facts.clone());
-            self.adopt(run_id, facts);
+        if let Persisted::Job(_) = persisted {
+            self.take_up()?;
         }
         // A generation's first step counts on the ledger before it, and its ranks forget what they are told is
         // committed.
@@ -72,17 +79,42 @@ impl Rim {
         self.journal.persist(persisted)
     }
 
+    /// The job that is offered becomes the one that is run, in its own directory.
+    fn take_up(&mut self) -> Result<(), CoordinatorError> {
+        self.sync()?;
+        let home = self.offer.as_ref().map(|offer| self.home(&offer.run_id));
+        let (Some(offer), Some(home)) = (&mut self.offer, home) else { return Ok(()) };
+        if let Some(run_dir) = offer.run_dir.take() {
+            self.run_dir = Some(run_dir);
+        } else if self.run_dir.as_ref().is_none_or(|d| d.root() != home) {
+            self.run_dir = Some(RunDir::open(&home, None)?.0);
+        }
+        let (run_id, facts) = (offer.run_id.clone(), offer.facts.clone());
+        if let Some(run_dir) = &self.run_dir {
+            run_dir.write_job(&facts.job_toml, &facts.plan)?;
+        }
+        self.adopt(run_id, facts);
+        Ok(())
+    }
+
+    /// Where the directory of a run is.
+    pub(crate) fn home(&self, run_id: &RunId) -> PathBuf {
+        if self.many_runs { self.root.join(run_id.as_str()) } else { self.root.clone() }
+    }
+
     /// Takes a job as the one that is run.
     pub(crate) fn adopt(&mut self, run_id: RunId, facts: JobFacts) {
         let plans = Plans::new(facts.plan.clone(), facts.schedule);
         let term = self.state.term();
-        let checkpoints =
-            Checkpoints::start(&self.checkpoint_url, run_id.clone(), term, self.answers.clone());
+        self.adoption += 1;
+        let (url, answers) = (&self.checkpoint_url, self.answers.clone());
+        let checkpoints = Checkpoints::start(url, run_id.clone(), term, self.adoption, answers);
         self.running = Some(Running { run_id, facts, plans, checkpoints });
     }
 
-    fn schedule(&self) -> Result<Schedule, CoordinatorError> {
-        self.running.as_ref().map(|r| r.facts.schedule).ok_or_else(|| CoordinatorError::Job {
+    fn current(&mut self) -> Result<(&mut RunDir, Schedule), CoordinatorError> {
+        let schedule = self.running.as_ref().map(|r| r.facts.schedule);
+        self.run_dir.as_mut().zip(schedule).ok_or_else(|| CoordinatorError::Job {
             path: RunDir::job_path(&self.root),
             reason: "a step was committed without a job".to_owned(),
         })
@@ -118,7 +150,7 @@ impl Rim {
 
     /// Of several acknowledgements only the last one matters.
     fn send_once_durable(&mut self, session: SessionId, message: ToWorker) {
-        if !self.run_dir.is_dirty() {
+        if !self.is_dirty() {
             return self.send(session, message);
         }
         if matches!(message, ToWorker::Committed { .. }) {

@@ -4,15 +4,17 @@
 
 use crate::border::Plans;
 use crate::checkpoints::Checkpoints;
-use crate::config::JobFacts;
+use crate::config::{Interpret, JobFacts};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::journal::Journal;
 use crate::progress::Progress;
+use crate::queue::{Answer, Queued};
 use crate::run_dir::RunDir;
 use crate::service::{Input, Outgoing};
-use mcl_coordinator_core::{Event, Phase, Reason, SessionId, State, SubmitError, ToWorker, step};
+use crate::wire::Overview;
+use mcl_coordinator_core::{Event, Phase, Reason, SessionId, State, ToWorker, step};
 use mcl_types::RunId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem::{Discriminant, discriminant};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,7 +44,10 @@ pub(crate) struct Offer {
     pub(crate) request: u64,
     pub(crate) run_id: RunId,
     pub(crate) facts: JobFacts,
-    pub(crate) answer: oneshot::Sender<Result<u64, SubmitError>>,
+    /// Of a run that was run here before others.
+    pub(crate) run_dir: Option<RunDir>,
+    /// None where it waited for its turn.
+    pub(crate) answer: Option<Answer>,
 }
 
 /// The job that is run.
@@ -58,8 +63,15 @@ pub(crate) struct Rim {
     pub(crate) state: State,
     pub(crate) started: Instant,
     pub(crate) journal: Journal,
-    pub(crate) run_dir: RunDir,
+    /// Of the job that is run, or was last.
+    pub(crate) run_dir: Option<RunDir>,
+    /// The directory of the one run, or the folder of all.
     pub(crate) root: PathBuf,
+    pub(crate) many_runs: bool,
+    pub(crate) interpret: Interpret,
+    pub(crate) queue: VecDeque<Queued>,
+    /// The head of the queue is being read.
+    pub(crate) reading: bool,
     pub(crate) checkpoint_url: String,
     pub(crate) heartbeat_interval: Duration,
     /// How often workers are told to speak now: the interval, stretched with their number.
@@ -71,6 +83,8 @@ pub(crate) struct Rim {
     pub(crate) offer: Option<Offer>,
     pub(crate) requests: u64,
     pub(crate) running: Option<Running>,
+    /// Counts the jobs taken up, so that answers are not taken for those to another job's questions.
+    pub(crate) adoption: u64,
     /// To be sent once everything appended is durable.
     pub(crate) once_durable: Vec<(SessionId, ToWorker)>,
     /// ... of acknowledgements only the last one of a stream.
@@ -124,6 +138,7 @@ impl Rim {
                     self.apply(Event::Tick)?
                 }
             };
+            self.next_in_line();
             self.tell(over.is_some());
             if let Some(outcome) = over {
                 self.sync()?;
@@ -150,7 +165,15 @@ impl Rim {
                 self.keep_tempo();
                 self.apply(event)
             }
-            Input::Submit { run_id, facts, answer } => self.submit(run_id, *facts, answer),
+            Input::Checkpoint { adoption, event } if adoption == self.adoption => self.apply(event),
+            Input::Checkpoint { .. } => Ok(None),
+            Input::Submit { submission, answer } => self.submit(*submission, answer),
+            Input::Read { run_id, facts } => self.read(&run_id, facts),
+            Input::Cancel { run_id, answer } => {
+                let (told, over) = self.cancel(run_id)?;
+                let _ = answer.send(told);
+                Ok(over)
+            }
             Input::Tell { event, answer } => {
                 let over = self.apply(event)?;
                 let _ = answer.send(());
@@ -161,26 +184,17 @@ impl Rim {
                 Ok(None)
             }
             Input::GetStatus { answer } => {
-                let _ = answer.send(self.state.status(self.started.elapsed()));
+                let overview = Overview {
+                    status: self.state.status(self.started.elapsed()),
+                    queue: self.queue.iter().cloned().collect(),
+                    runs: if self.many_runs { self.journal.runs()? } else { Vec::new() },
+                    checkpoint_url: self.checkpoint_url.clone(),
+                };
+                let _ = answer.send(overview);
                 Ok(None)
             }
             Input::Broken(error) => Err(error),
         }
-    }
-
-    fn submit(
-        &mut self,
-        run_id: RunId,
-        facts: JobFacts,
-        answer: oneshot::Sender<Result<u64, SubmitError>>,
-    ) -> Result<Option<JobOutcome>, CoordinatorError> {
-        let spec = facts
-            .spec(run_id.clone())
-            .map_err(|reason| CoordinatorError::Job { path: RunDir::job_path(&self.root), reason })?;
-        self.requests += 1;
-        let request = self.requests;
-        self.offer = Some(Offer { request, run_id, facts, answer });
-        self.apply(Event::Submit { request, spec })
     }
 
     /// Holds reports of the live generation against the plan.
@@ -198,7 +212,7 @@ impl Rim {
     }
 
     /// One event through the core.
-    fn apply(&mut self, event: Event) -> Result<Option<JobOutcome>, CoordinatorError> {
+    pub(crate) fn apply(&mut self, event: Event) -> Result<Option<JobOutcome>, CoordinatorError> {
         let effects = step(&mut self.state, event, self.started.elapsed());
         let mut over = None;
         for effect in effects {
@@ -209,7 +223,9 @@ impl Rim {
 
     /// Makes everything durable and sends what waited for it.
     pub(crate) fn sync(&mut self) -> Result<(), CoordinatorError> {
-        self.run_dir.sync()?;
+        if let Some(run_dir) = &mut self.run_dir {
+            run_dir.sync()?;
+        }
         self.sync_at = None;
         let acknowledging = std::mem::take(&mut self.acknowledging);
         for (session, message) in std::mem::take(&mut self.once_durable).into_iter().chain(acknowledging) {
@@ -218,9 +234,14 @@ impl Rim {
         Ok(())
     }
 
+    /// Whether something waits to be made durable.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.run_dir.as_ref().is_some_and(RunDir::is_dirty)
+    }
+
     /// Sees to it that what was appended becomes durable soon.
     pub(crate) fn sync_soon(&mut self) {
-        if self.run_dir.is_dirty() {
+        if self.is_dirty() {
             self.sync_at.get_or_insert_with(|| Instant::now() + GROUP);
         }
     }

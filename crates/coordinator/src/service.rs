@@ -2,11 +2,12 @@
 
 use crate::config::{Interpret, JobFacts};
 use crate::error::CoordinatorError;
-use crate::wire;
-use mcl_coordinator_core::{Event, SessionId, Status as CoreStatus, SubmitError};
+use crate::queue::{Answer, Submission, Submitted};
+use crate::wire::{self, Overview};
+use mcl_coordinator_core::{Event, Phase, SessionId, SubmitError};
 use mcl_proto::v1::coordinator_service_server::CoordinatorService;
 use mcl_proto::{PROTOCOL, v1};
-use mcl_types::RunId;
+use mcl_types::{Digest, RunId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,14 +34,20 @@ pub(crate) enum Input {
     Event(Event),
     /// A stream with its hello; dropping `open` ends it.
     Connected { event: Event, session: SessionId, outgoing: Outgoing, open: oneshot::Sender<()> },
+    /// For the core, of the checkpoint service: an answer for the job that was taken up as this one.
+    Checkpoint { adoption: u64, event: Event },
     /// A job, read already.
-    Submit { run_id: RunId, facts: Box<JobFacts>, answer: oneshot::Sender<Result<u64, SubmitError>> },
+    Submit { submission: Box<Submission>, answer: Answer },
+    /// The job at the head of the queue was read.
+    Read { run_id: RunId, facts: Result<Box<JobFacts>, String> },
+    /// Stop the job that is run, or one that waits.
+    Cancel { run_id: Option<RunId>, answer: oneshot::Sender<Result<(), Rejected>> },
     /// For the core; answered once it was heard.
     Tell { event: Event, answer: oneshot::Sender<()> },
     /// The event of this stream's heartbeat was put in before this.
     Acknowledge { session: SessionId, sequence: u64 },
     /// What is going on?
-    GetStatus { answer: oneshot::Sender<CoreStatus> },
+    GetStatus { answer: oneshot::Sender<Overview> },
     /// The coordinator cannot go on.
     Broken(CoordinatorError),
 }
@@ -60,6 +67,15 @@ pub(crate) enum Rejected {
     Job(String),
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    #[error(
+        "`{run_id}` waits in the queue with another job file or state: cancel it first, then submit this one"
+    )]
+    Waiting { run_id: RunId },
+    #[error(
+        "no job `{run_id}` is run or waits here{}; see `mcl status`",
+        .phase.map_or_else(String::new, |p| format!(" (it is {p})"))
+    )]
+    NoSuchJob { run_id: RunId, phase: Option<Phase> },
     #[error("the coordinator is leaving: submit the job to its successor")]
     Leaving,
 }
@@ -70,15 +86,21 @@ impl Service {
     }
 
     /// Reads the job away from the loop: opening a dataset takes its time.
-    pub(crate) async fn submit(&self, run_id: RunId, job_toml: String) -> Result<u64, Rejected> {
+    pub(crate) async fn submit(
+        &self,
+        run_id: RunId,
+        job_toml: String,
+        initial: Option<Digest>,
+    ) -> Result<Submitted, Rejected> {
         let interpret = Arc::clone(&self.interpret);
         let facts = tokio::task::spawn_blocking(move || interpret(&job_toml))
             .await
             .map_err(|e| Rejected::Job(format!("reading the job broke down: {e}")))?
             .map_err(Rejected::Job)?;
-        facts.spec(run_id.clone()).map_err(Rejected::Job)?;
-        let answered = self.ask(|answer| Input::Submit { run_id, facts: Box::new(facts), answer }).await;
-        Ok(answered.ok_or(Rejected::Leaving)??)
+        facts.spec(run_id.clone(), initial).map_err(Rejected::Job)?;
+        let submission = Box::new(Submission { run_id, facts, initial });
+        let answered = self.ask(|answer| Input::Submit { submission, answer }).await;
+        answered.ok_or(Rejected::Leaving)?
     }
 
     /// Answers once the core has heard it.
@@ -86,7 +108,11 @@ impl Service {
         self.ask(|answer| Input::Tell { event, answer }).await.ok_or(Rejected::Leaving)
     }
 
-    pub(crate) async fn status(&self) -> Result<CoreStatus, Rejected> {
+    pub(crate) async fn cancel(&self, run_id: Option<RunId>) -> Result<(), Rejected> {
+        self.ask(|answer| Input::Cancel { run_id, answer }).await.ok_or(Rejected::Leaving)?
+    }
+
+    pub(crate) async fn status(&self) -> Result<Overview, Rejected> {
         self.ask(|answer| Input::GetStatus { answer }).await.ok_or(Rejected::Leaving)
     }
 
@@ -101,7 +127,8 @@ impl From<Rejected> for Status {
     fn from(rejected: Rejected) -> Self {
         match &rejected {
             Rejected::Job(_) => Self::invalid_argument(rejected.to_string()),
-            Rejected::Submit(_) => Self::failed_precondition(rejected.to_string()),
+            Rejected::Submit(_) | Rejected::Waiting { .. } => Self::failed_precondition(rejected.to_string()),
+            Rejected::NoSuchJob { .. } => Self::not_found(rejected.to_string()),
             Rejected::Leaving => Self::unavailable(rejected.to_string()),
         }
     }
@@ -128,8 +155,11 @@ impl CoordinatorService for Service {
         let request = request.into_inner();
         let run_id =
             mcl_proto::run_id(&request.run_id).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let committed_steps = self.submit(run_id, request.job_toml).await?;
-        Ok(Response::new(v1::SubmitJobResponse { committed_steps }))
+        let initial = request.initial_digest.as_deref().map(str::parse::<Digest>).transpose();
+        let initial = initial.map_err(|e| Status::invalid_argument(format!("initial_digest: {e}")))?;
+        let submitted = self.submit(run_id, request.job_toml, initial).await?;
+        let (committed_steps, jobs_before) = (submitted.committed, submitted.jobs_before);
+        Ok(Response::new(v1::SubmitJobResponse { committed_steps, jobs_before }))
     }
 
     async fn get_status(
@@ -165,9 +195,10 @@ impl CoordinatorService for Service {
 
     async fn cancel_job(
         &self,
-        _: Request<v1::CancelJobRequest>,
+        request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
-        self.tell(Event::Cancel).await?;
+        let run_id = request.into_inner().run_id.as_deref().map(mcl_proto::run_id).transpose();
+        self.cancel(run_id.map_err(|e| Status::invalid_argument(e.to_string()))?).await?;
         Ok(Response::new(v1::CancelJobResponse {}))
     }
 }

@@ -220,6 +220,7 @@ async fn submission_and_status_over_the_wire() {
     let submit = |run_id: &str, job_toml: &str| v1::SubmitJobRequest {
         run_id: run_id.to_owned(),
         job_toml: job_toml.to_owned(),
+        initial_digest: None,
     };
     let bad = client.submit_job(submit("run", "twenty")).await.unwrap_err();
     assert_eq!(

@@ -175,7 +175,10 @@ impl Process {
                     .load(&member.lifeline, first)
                     .with_context(|| format!("loading the checkpoint of {first}"))?;
                 self.forget_state();
-                self.trainer.load(state)?;
+                match step {
+                    0 => self.trainer.reset_with(self.job.seed(), state)?,
+                    _ => self.trainer.load(state)?,
+                }
             }
             Some(Origin::FromSeed(_)) if first.get() == 0 => {
                 self.forget_state();

@@ -10,12 +10,18 @@ use crate::{Optimizer, OptimizerSettings, TrainError};
 use mcl_collective::{Group, Membership, Reducer, on_gradient, ready_order};
 use mcl_model::{BufferSet, ComputeMode, LocalBatchNorm, Model, Normalization, Pass, PyramidLayout};
 use mcl_types::{Digest, FencingToken, LaneLayout, Rank, Seed, Step};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tch::{Kind, Tensor, no_grad};
 
 /// Saved count of such steps, so that a resumed run stops where a straight one would.
 const NOT_FINITE: &str = "trainer.not_finite_in_a_row";
+
+/// The part of the model that a tensor belongs to: an encoder's backbone, pyramid or projector, or the predictors.
+fn part_of(name: &str) -> &str {
+    let second = name.match_indices('.').nth(1);
+    second.map_or(name, |(at, _)| name.get(..at).unwrap_or(name))
+}
 
 /// What a trainer needs besides its model, in every generation.
 #[derive(Debug, Clone, PartialEq)]
@@ -190,6 +196,21 @@ impl Trainer {
         self.optimizer.reset()?;
         self.not_finite = 0;
         Ok(())
+    }
+
+    /// The state before a run's first step, with weights and statistics that are given instead of drawn. A part of the
+    /// model of which anything is given must be given whole.
+    ///
+    /// # Errors
+    /// Names what is missing, unexpected or of another shape; nothing is loaded then.
+    pub fn reset_with(&mut self, seed: Seed, given: BTreeMap<String, Tensor>) -> Result<(), TrainError> {
+        self.reset(seed)?;
+        let parts: BTreeSet<&str> = given.keys().map(|name| part_of(name)).collect();
+        let own = self.model.state().into_iter().filter(|(name, _)| !parts.contains(part_of(name)));
+        let own: Vec<_> = own.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+        let mut state = given;
+        state.extend(own);
+        Ok(self.model.load(&state)?)
     }
 
     /// The model.

@@ -112,6 +112,7 @@ pub fn spec(lanes: u32, total_steps: u64, steps_per_epoch: u64) -> JobSpec {
         min_workers: 1,
         max_lanes_per_rank: None,
         lost_after: None,
+        initial: None,
     }
 }
 
@@ -156,7 +157,7 @@ impl Cluster {
 
     pub fn submit(&mut self) {
         let spec = self.spec.clone();
-        self.apply(Event::Submit { request: 1, spec });
+        self.apply(Event::Submit { request: 1, spec, past: None });
     }
 
     /// One event, its effects performed and judged.
@@ -231,6 +232,15 @@ impl Cluster {
         let journal = &mut self.journal;
         match persisted {
             Persisted::Job(spec) => {
+                if journal.spec.as_ref().is_some_and(|s| s.run_id != spec.run_id) {
+                    // Another run has a directory and checkpoints of its own; the tests that do this begin new ones.
+                    (journal.started, journal.last_checkpoint) = (None, None);
+                    self.ledger.clear();
+                    self.visible.clear();
+                    self.contents.clear();
+                    self.service.clear();
+                    self.spec = spec.clone();
+                }
                 journal.spec = Some(spec);
                 journal.outcome = None;
                 journal.drain = None;

@@ -8,6 +8,9 @@ use mcl_plan::ledger::Record;
 use mcl_types::{Epoch, Step};
 use std::path::{Path, PathBuf};
 
+/// Its folder in a run directory.
+pub(super) const FOLDER: &str = "ledger";
+
 /// The ledger, open for appending.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -19,9 +22,14 @@ pub(super) struct Ledger {
 impl Ledger {
     /// In a run directory.
     pub(super) fn open(run_dir: &Path) -> Result<Self, CoordinatorError> {
-        let folder = run_dir.join("ledger");
+        let folder = run_dir.join(FOLDER);
         std::fs::create_dir_all(&folder).map_err(CoordinatorError::file("create", &folder))?;
         Ok(Self { folder, current: None })
+    }
+
+    /// Whether nothing was ever written to it.
+    pub(super) fn is_empty(&self) -> Result<bool, CoordinatorError> {
+        Ok(files(&self.folder)?.is_empty())
     }
 
     /// Finds how many steps stand, from what was written of the last generation; cuts a torn line; writes the roll

@@ -12,14 +12,17 @@ mod tests;
 use crate::CoordinatorError;
 use ledger::Ledger;
 use mcl_coordinator_core::{Started, StepMetrics};
-use mcl_plan::Schedule;
 use mcl_plan::ledger::{Committed, Record};
+use mcl_plan::{PlanSpec, Schedule};
 use metrics::Metrics;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub(crate) use ledger::files as ledger_files;
+
+/// What a run's plan is a function of, in its run directory.
+pub const PLAN_FILE: &str = "plan.json";
 
 /// The open run directory.
 #[derive(Debug)]
@@ -46,14 +49,33 @@ impl RunDir {
         Ok((Self { root: root.to_owned(), ledger, metrics, dirty: false }, committed))
     }
 
+    /// Whether steps of some run are in a directory.
+    pub(crate) fn is_used(root: &Path) -> Result<bool, CoordinatorError> {
+        let ledger = root.join(ledger::FOLDER);
+        Ok(ledger.is_dir() && !ledger_files(&ledger)?.is_empty())
+    }
+
+    /// The directory.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the job's file lies.
     pub(crate) fn job_path(root: &Path) -> PathBuf {
         root.join("job.toml")
     }
 
-    /// Writes the resolved job.
-    pub(crate) fn write_job(&self, job_toml: &str) -> Result<(), CoordinatorError> {
-        append_file::replace(&Self::job_path(&self.root), |file| file.write_all(job_toml.as_bytes()))
+    /// Writes the resolved job, and what its plan is a function of: that one only while nothing is in the ledger,
+    /// which is a ledger of one plan.
+    pub(crate) fn write_job(&self, job_toml: &str, plan: &PlanSpec) -> Result<(), CoordinatorError> {
+        append_file::replace(&Self::job_path(&self.root), |file| file.write_all(job_toml.as_bytes()))?;
+        let path = self.root.join(PLAN_FILE);
+        if path.is_file() && !self.ledger.is_empty()? {
+            return Ok(());
+        }
+        let json =
+            serde_json::to_vec_pretty(plan).map_err(|e| CoordinatorError::file("write", &path)(e.into()))?;
+        append_file::replace(&path, |file| file.write_all(&json))
     }
 
     /// Appends a committed step.

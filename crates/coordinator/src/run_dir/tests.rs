@@ -189,8 +189,18 @@ fn a_full_disk_is_one_clear_error() {
 fn the_job_file_is_replaced_whole() {
     let root = tempfile::tempdir().unwrap();
     let (dir, _) = RunDir::open(root.path(), None).unwrap();
+    let plan = PlanSpec {
+        seed: mcl_types::Seed::new(3),
+        dataset_digest: mcl_types::Digest::of(b"pictures"),
+        dataset_len: 8,
+        shards: vec![8],
+        lanes: 1,
+        images_per_lane: 2,
+        shuffle: mcl_plan::Shuffle::Global,
+    };
     for text in ["a = 1\n", "b = 2\n"] {
-        dir.write_job(text).unwrap();
+        dir.write_job(text, &plan).unwrap();
+        assert!(root.path().join(PLAN_FILE).is_file());
         assert_eq!(fs::read_to_string(RunDir::job_path(root.path())).unwrap(), text);
     }
     assert_eq!(

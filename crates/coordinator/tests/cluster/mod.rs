@@ -103,17 +103,25 @@ pub async fn listener(port: u16) -> TcpListener {
 }
 
 pub async fn open(dir: &Path, store: &Store, port: u16) -> Result<Coordinator, CoordinatorError> {
+    Coordinator::open(config(dir, store, port).await, interpret()).await
+}
+
+pub async fn config(dir: &Path, store: &Store, port: u16) -> CoordinatorConfig {
     let listener = listener(port).await;
     let mut config = CoordinatorConfig::new(dir, store.url.clone(), listener);
     config.heartbeat_interval = Duration::from_millis(50);
     config.settings.lost_after = LOST_AFTER;
     config.settings.expected_workers = Some(2);
     config.settings.leave_when_done = true;
-    Coordinator::open(config, interpret()).await
+    config
 }
 
 pub async fn serve(dir: &Path, store: &Store, port: u16) -> Served {
-    let coordinator = open(dir, store, port).await.unwrap();
+    serve_with(config(dir, store, port).await).await
+}
+
+pub async fn serve_with(config: CoordinatorConfig) -> Served {
+    let coordinator = Coordinator::open(config, interpret()).await.unwrap();
     let (handle, address) = (coordinator.handle(), coordinator.local_addr().unwrap());
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(coordinator.serve(async {

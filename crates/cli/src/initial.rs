@@ -1,0 +1,122 @@
+//! `--from`: the state that a new run begins with.
+//!
+//! It is read here, and stored as the run's checkpoint of step 0, so that ranks need no path of this machine and
+//! get verified bytes. It holds weights and their running statistics; optimiser, schedule and step begin anew.
+
+use crate::exit::Usage;
+use crate::run_dir;
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use mcl_checkpoint::{CheckpointClient, ClientError};
+use mcl_checkpoint_core::{CheckpointDir, Dtype, OwnedTensor, SliceView, digest_state, write_slice};
+use mcl_config::Job;
+use mcl_types::{Digest, FencingToken, RunId, Step};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Tensors by their name in a state.
+type Weights = BTreeMap<String, OwnedTensor>;
+
+/// What a state holds besides weights.
+const NO_WEIGHTS: [&str; 2] = ["optimizer.", "trainer."];
+/// Parts of an exported encoder, and what they are called in a state.
+const PARTS: [(&str, &str); 3] = [("backbone.", "0."), ("neck.", "1."), ("projector.", "2.")];
+
+/// Stores what is at `from` as the first checkpoint of a run; its digest. A run that has begun already keeps what it
+/// has: the coordinator then compares digests.
+pub(crate) async fn store(from: &Path, run_id: &RunId, job: &Job, checkpoint_url: &str) -> Result<Digest> {
+    let weights = read(from, job).await?;
+    let tensors: Vec<_> =
+        weights.iter().map(|(n, t)| (n.clone(), t.dtype, t.shape.clone(), t.bytes.as_slice())).collect();
+    let slice = Bytes::from(write_slice(&tensors).with_context(|| from.display().to_string())?);
+    let digest = digest_state(&[SliceView::parse(&slice)?])?;
+    let client = CheckpointClient::lazy(checkpoint_url)?;
+    // No coordinator speaks for the run yet; once one does, this token is refused.
+    let (token, first) = (FencingToken::default(), Step::new(0));
+    let meta = serde_json::json!({ "run_id": run_id.as_str(), "step": 0, "from": from }).to_string();
+    let stored = match client.put_slice(token, run_id, first, 0, 1, slice).await {
+        Ok(()) => client.commit(token, run_id, first, 1, &meta, 0).await.map(drop),
+        Err(error) => Err(error),
+    };
+    match stored {
+        Ok(()) => Ok(digest),
+        Err(ClientError::Fenced { .. }) => {
+            tracing::info!(run = %run_id, "the run has begun already");
+            Ok(digest)
+        }
+        Err(ClientError::Conflict { .. }) => {
+            bail!("run `{run_id}` was to begin with another state before: submit under another name")
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn read(from: &Path, job: &Job) -> Result<Weights> {
+    if from.is_file() {
+        return exported(from);
+    }
+    let dir = CheckpointDir::open(from).map_err(|e| {
+        Usage(format!("--from {e}, or a safetensors file that `mcl checkpoint export` wrote"))
+    })?;
+    same_model(from, job)?;
+    let Some(step) = dir.newest().await? else {
+        bail!(Usage(format!("--from {}: no good checkpoint is there", from.display())));
+    };
+    let (_, mut tensors) = dir.tensors(step).await?;
+    tensors.retain(|name, _| !NO_WEIGHTS.iter().any(|p| name.starts_with(p)));
+    Ok(tensors)
+}
+
+/// An exported encoder is where both encoders begin.
+fn exported(from: &Path) -> Result<Weights> {
+    let bytes = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    let view = SliceView::parse(&bytes)
+        .map_err(|e| Usage(format!("--from {}: {e}; expected a safetensors file", from.display())))?;
+    let mut weights = Weights::new();
+    for (name, tensor) in view.tensors() {
+        let own = PARTS.iter().find_map(|(part, own)| Some(format!("{own}{}", name.strip_prefix(part)?)));
+        let Some(own) = own else {
+            bail!(Usage(format!(
+                "--from {}: tensor `{name}`: expected names that begin with backbone., neck. or projector., as `mcl checkpoint export` writes them",
+                from.display()
+            )));
+        };
+        if !matches!(tensor.dtype, Dtype::F32 | Dtype::F64 | Dtype::BF16 | Dtype::I64) {
+            bail!(Usage(format!(
+                "--from {}: tensor `{name}` has type {}: expected f32, f64, bf16 or i64",
+                from.display(),
+                tensor.dtype
+            )));
+        }
+        for encoder in ["encoder_q", "encoder_k"] {
+            let copy = OwnedTensor {
+                dtype: tensor.dtype,
+                shape: tensor.shape.clone(),
+                bytes: tensor.bytes.to_vec(),
+            };
+            weights.insert(format!("{encoder}.{own}"), copy);
+        }
+    }
+    if weights.is_empty() {
+        bail!(Usage(format!("--from {}: the file holds no tensor", from.display())));
+    }
+    Ok(weights)
+}
+
+/// Where the other run's job lies beside its checkpoints, models can be compared before anything is started.
+fn same_model(from: &Path, job: &Job) -> Result<()> {
+    let full = std::path::absolute(from)?;
+    let Some(folder) = full.ancestors().take(3).find(|f| f.join(run_dir::JOB).is_file()) else {
+        return Ok(());
+    };
+    let theirs = run_dir::job_of(folder)?;
+    if theirs.model() != job.model() {
+        bail!(Usage(format!(
+            "--from {}: that run has another model: {:?}, this job has {:?}; make the [model] sections equal",
+            from.display(),
+            theirs.model(),
+            job.model()
+        )));
+    }
+    Ok(())
+}
