@@ -5,7 +5,7 @@ TOOLS := .libtorch/tools/bin
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
 
-.PHONY: help setup tools build demo test chaos check fmt nccl gpu-check release clean
+.PHONY: help setup tools build demo test bench chaos check fmt nccl gpu-check release clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,12 @@ demo: build ## pre-train on generated pictures with two workers and show that it
 
 test: tools build ## all tests
 	cargo nextest run --workspace
+
+bench: build release ## what failures cost and what a coordinator carries, on a machine that does nothing else [TIMES=n] [MINUTES=n]
+	cargo run --quiet -p mcl-system-tests --bin mcl-measure -- --times $(or $(TIMES),15) --outage-minutes $(or $(MINUTES),10)
+	target/release/mcl bench coordinator --agents 2000 --ranks-per-agent 8 --hz 1
+	target/release/mcl bench coordinator --agents 10000 --heartbeats-only --hz 0.2
+	target/release/mcl bench coordinator --curve --hz 1
 
 chaos: build ## kill, stop, cut and starve a cluster by a seed and see what it keeps [SEED=n] [MINUTES=n] [FAMILY=steady|elastic|both]
 	cargo run --quiet -p mcl-system-tests --bin mcl-chaos -- --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) --family $(or $(FAMILY),both)

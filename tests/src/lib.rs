@@ -6,6 +6,7 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod measure;
 pub mod processes;
 pub mod watch;
 

@@ -125,7 +125,8 @@ fn a_run_begins_with_the_weights_of_another() {
     sandbox.train("old", 1, &["train.steps=10"]);
     let old = sandbox.tensors("old", 10);
     let train = |run_dir: &str, from: &str| {
-        let arguments = ["run", "job.toml", "--json", "--devices", "cpu", "--run-dir", run_dir, "--from", from];
+        let arguments =
+            ["run", "job.toml", "--json", "--devices", "cpu", "--run-dir", run_dir, "--from", from];
         sandbox.json(&[arguments.as_slice(), &["--set", "train.steps=3", "--set", keep_all]].concat())
     };
     train("new", "old");
@@ -143,7 +144,18 @@ fn a_run_begins_with_the_weights_of_another() {
     sandbox.fails(
         1,
         &["`new` began with the state"],
-        &["run", "job.toml", "--devices", "cpu", "--run-dir", "new", "--from", "seed", "--set", "train.steps=3"],
+        &[
+            "run",
+            "job.toml",
+            "--devices",
+            "cpu",
+            "--run-dir",
+            "new",
+            "--from",
+            "seed",
+            "--set",
+            "train.steps=3",
+        ],
     );
 
     // An exported encoder is where both encoders begin.

@@ -1,0 +1,24 @@
+//! `mcl-measure`: what failures cost on this machine; wiring only.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use mcl_system_tests::measure::{Amount, measure};
+use std::time::Duration;
+
+/// Kill and stop parts of a small cluster, one at a time, and tell how long it takes to go on, as one JSON object. To
+/// be run on a machine that does nothing else.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Failures of each kind.
+    #[arg(long, default_value_t = 15)]
+    times: usize,
+    /// Minutes that the coordinator stays away in one piece.
+    #[arg(long, default_value_t = 10.0)]
+    outage_minutes: f64,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let outage = Duration::from_secs_f64(arguments.outage_minutes * 60.0);
+    println!("{:#}", measure(Amount { times: arguments.times, outage }));
+}
