@@ -132,6 +132,16 @@ struct CallingHook : torch::autograd::PostAccumulateGradHook {
   }
 };
 
+// When the last gradient of a backward pass was there: what follows it is waiting for the Reducer's buckets.
+using Clock = std::chrono::steady_clock;
+std::atomic<Clock::rep> last_gradient{0};
+
+struct LastGradientHook : torch::autograd::PostAccumulateGradHook {
+  void operator()(const torch::autograd::Variable&) override {
+    last_gradient = Clock::now().time_since_epoch().count();
+  }
+};
+
 std::vector<at::Tensor> collect(at::Tensor* const* tensors, int n) {
   std::vector<at::Tensor> out;
   out.reserve(n);
@@ -225,6 +235,9 @@ int mcl_reducer_new(
     auto logger = std::make_shared<c10d::Logger>(reducer);
     reducer->set_logger(logger);
     logger->set_construction_data_and_log("mcl", std::vector<int>{}, -1, false, false, false);
+    if (n > 0) {
+      torch::autograd::impl::set_post_acc_grad_hooks(tensors.back(), std::make_unique<LastGradientHook>());
+    }
     *out = new MclReducer{reducer, logger};
   })
 }
@@ -272,7 +285,14 @@ int mcl_reducer_free(MclReducer* r) {
 
 // Backward with the exceptions of hooks (a bucket's all-reduce, a synchronised norm) told apart.
 int mcl_backward(at::Tensor* loss) {
-  MCL_GUARD(loss->backward())
+  MCL_GUARD({
+    last_gradient = 0;
+    loss->backward();
+    if (auto then = last_gradient.load(); then != 0) {
+      auto rest = Clock::now().time_since_epoch() - Clock::duration(then);
+      mcl_waited += std::chrono::duration_cast<std::chrono::nanoseconds>(rest).count();
+    }
+  })
 }
 
 } // extern "C"

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use mcl_collective::{
-    CollectiveError, Group, Lifeline, Membership, ReduceOp, Reducer, Store, backward, ready_order,
+    CollectiveError, Group, Lifeline, Membership, ReduceOp, Reducer, Store, backward, ready_order, waited,
 };
 use mcl_types::{FencingToken, Generation, Rank, Term};
 use std::process::{Child, Command, Stdio};
@@ -185,6 +185,29 @@ fn reducer_averages_like_a_plain_all_reduce_and_never_rebuilds_its_buckets() {
                 assert_eq!(largest(&(p.grad() - g)), 0.0, "step {step}");
             }
         }
+        drop(reducer);
+        finish(children);
+    });
+}
+
+#[test]
+fn waiting_for_the_buckets_of_a_slower_rank_is_counted() {
+    ranks("waiting_for_the_buckets_of_a_slower_rank_is_counted", 2, |store, rank, children| {
+        let group = form(store, rank, 2, 1, TIMEOUT);
+        let params = [Tensor::ones([8, 8], F64).set_requires_grad(true)];
+        let reducer = Reducer::new(&group, &params).unwrap();
+        reducer.prepare_forward().unwrap();
+        let loss = Tensor::ones([1, 8], F64).linear(&params[0], None::<&Tensor>).mean(Kind::Double);
+        reducer.prepare_backward().unwrap();
+        meet(store, rank, 2);
+        let slow = Duration::from_millis(500);
+        if rank == 1 {
+            std::thread::sleep(slow);
+        }
+        let before = waited();
+        backward(&loss, group.membership()).unwrap();
+        let waited = waited() - before;
+        assert!(rank == 1 || waited > slow / 2, "{waited:?}");
         drop(reducer);
         finish(children);
     });

@@ -72,7 +72,8 @@ pub struct StepTimes {
     pub forward: Duration,
     /// Backward pass and the gradients' norm, which waits for the device.
     pub backward: Duration,
-    /// Of both: threads blocked in collectives of norms, targets and agreement. Not the Reducer's, which overlap.
+    /// Of both: threads blocked in collectives of norms, targets and agreement, and what is left to wait for of the
+    /// Reducer's once the last gradient is there.
     pub collective: Duration,
 }
 
