@@ -94,6 +94,8 @@ impl Coordinator {
             many_runs,
             interpret,
             queue: found.queue.into(),
+            runs: found.runs,
+            refused: Vec::new(),
             reading: false,
             checkpoint_url,
             tempo: heartbeat_interval,
@@ -257,6 +259,7 @@ struct Opened {
 fn open_directory(root: PathBuf, many_runs: bool, interpret: Interpret) -> Result<Opened, CoordinatorError> {
     std::fs::create_dir_all(&root).map_err(CoordinatorError::file("create", &root))?;
     let (journal, term, found) = Journal::open(&root)?;
+    journal.claim(&root, many_runs)?;
     let last = found.started.as_ref().zip(found.job.as_ref().map(|j| j.schedule));
     let home = match &found.job {
         Some(job) if many_runs => Some(root.join(job.run_id.as_str())),

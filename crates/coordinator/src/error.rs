@@ -51,6 +51,18 @@ pub enum CoordinatorError {
         /// The run directory.
         dir: PathBuf,
     },
+    /// A folder of runs was given as a run directory.
+    #[error("{} is a folder of runs: start the coordinator with --runs, or give it another run directory", dir.display())]
+    FolderOfRuns {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A run directory was given as a folder of runs.
+    #[error("{} is the directory of one run: start the coordinator with --run-dir, or give it another folder", dir.display())]
+    OneRun {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The directory has a past that is in no journal of this coordinator.
     #[error("{} holds steps of a run that this coordinator knows nothing of: submit under another name, or continue that run with a coordinator of its own (--run-dir)", dir.display())]
     Foreign {

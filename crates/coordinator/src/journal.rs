@@ -34,6 +34,8 @@ const DRAIN: &str = "drain";
 const HELD: &str = "held";
 const CHECKPOINT: &str = "checkpoint";
 const OUTCOME: &str = "outcome";
+/// Whether the directory is a folder of runs.
+const MANY_RUNS: &str = "many_runs";
 
 /// The open journal.
 #[derive(Debug)]
@@ -185,29 +187,49 @@ impl Journal {
     }
 
     fn queue(&self) -> Result<Vec<Queued>, CoordinatorError> {
-        let mut waiting = Vec::new();
-        self.write(|Tables { queue, .. }| {
-            for entry in queue.iter()? {
-                waiting.push(entry?.1.value().to_vec());
-            }
-            Ok(())
-        })?;
-        waiting.iter().map(|bytes| self.parse("queue", bytes)).collect()
+        self.all("queue", QUEUE)
     }
 
     /// The runs that made room for others, oldest first.
     pub(crate) fn runs(&self) -> Result<Vec<RunRecord>, CoordinatorError> {
-        let mut found = Vec::new();
-        self.write(|Tables { runs, .. }| {
-            for entry in runs.iter()? {
-                found.push(entry?.1.value().to_vec());
-            }
-            Ok(())
-        })?;
-        let mut records: Vec<RunRecord> =
-            found.iter().map(|bytes| self.parse("runs", bytes)).collect::<Result<_, _>>()?;
+        let mut records: Vec<RunRecord> = self.all("runs", RUNS)?;
         records.sort_by_key(|r| r.until);
         Ok(records)
+    }
+
+    /// Every record of a table.
+    fn all<K: redb::Key, T: DeserializeOwned>(
+        &self,
+        name: &'static str,
+        table: TableDefinition<'_, K, &'static [u8]>,
+    ) -> Result<Vec<T>, CoordinatorError> {
+        let attempt = || -> Result<Vec<Vec<u8>>, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let table = transaction.open_table(table)?;
+            let mut found = Vec::new();
+            for entry in table.iter()? {
+                found.push(entry?.1.value().to_vec());
+            }
+            Ok(found)
+        };
+        let found = attempt().map_err(|e| journal_error(&self.path, e))?;
+        found.iter().map(|bytes| self.parse(name, bytes)).collect()
+    }
+
+    /// Takes note of whether the directory is one run's or a folder of runs: what is in it means something else then.
+    pub(crate) fn claim(&self, dir: &Path, many_runs: bool) -> Result<(), CoordinatorError> {
+        match self.read::<bool>(MANY_RUNS)? {
+            Some(found) if found != many_runs => {
+                let dir = dir.to_owned();
+                Err(if found {
+                    CoordinatorError::FolderOfRuns { dir }
+                } else {
+                    CoordinatorError::OneRun { dir }
+                })
+            }
+            Some(_) => Ok(()),
+            None => self.put(MANY_RUNS, &many_runs),
+        }
     }
 
     fn put(&self, key: &'static str, value: &impl Serialize) -> Result<(), CoordinatorError> {

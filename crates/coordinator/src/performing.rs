@@ -7,7 +7,6 @@ use crate::error::{CoordinatorError, JobOutcome};
 use crate::queue::Submitted;
 use crate::rim::{Rim, Running};
 use crate::run_dir::RunDir;
-use crate::service::Rejected;
 use crate::wire::Context;
 use mcl_coordinator_core::{Effect, Persisted, SessionId, ToWorker, Warning};
 use mcl_plan::Schedule;
@@ -45,13 +44,13 @@ impl Rim {
                 self.ask(Ask::Commit { step, token, slices, meta_json, keep });
             }
             Effect::SubmitAnswered { request, result } => {
-                let offer = self.offer.take_if(|o| o.request == request);
-                if let Err(refused) = &result {
-                    tracing::warn!(%refused, "job refused");
-                }
-                if let Some(answer) = offer.and_then(|o| o.answer) {
-                    let submitted = result.map(|committed| Submitted { committed, jobs_before: 0 });
-                    let _ = answer.send(submitted.map_err(Rejected::from));
+                let Some(offer) = self.offer.take_if(|o| o.request == request) else { return Ok(None) };
+                match (result, offer.answer) {
+                    (Ok(committed), Some(answer)) => {
+                        let _ = answer.send(Ok(Submitted { committed, jobs_before: 0 }));
+                    }
+                    (Ok(_), None) => {}
+                    (Err(refused), answer) => self.refuse(&offer.run_id, answer, refused.into()),
                 }
             }
             Effect::Warn(warning) => warn(&warning),
@@ -76,7 +75,11 @@ impl Rim {
         if let Persisted::Over(_) | Persisted::Formed(_) | Persisted::Started(_) = persisted {
             self.sync()?;
         }
-        self.journal.persist(persisted)
+        self.journal.persist(persisted)?;
+        if let Persisted::Job(_) = persisted {
+            self.runs = self.journal.runs()?;
+        }
+        Ok(())
     }
 
     /// The job that is offered becomes the one that is run, in its own directory.
@@ -90,6 +93,7 @@ impl Rim {
             self.run_dir = Some(RunDir::open(&home, None)?.0);
         }
         let (run_id, facts) = (offer.run_id.clone(), offer.facts.clone());
+        self.refused.retain(|r| r.run_id != run_id.as_str());
         if let Some(run_dir) = &self.run_dir {
             run_dir.write_job(&facts.job_toml, &facts.plan)?;
         }

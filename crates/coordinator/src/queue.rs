@@ -11,6 +11,7 @@ use crate::rim::{Offer, Rim};
 use crate::run_dir::RunDir;
 use crate::service::{Input, Rejected};
 use mcl_coordinator_core::{Event, PastRun};
+use mcl_proto::v1;
 use mcl_types::{Digest, RunId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -42,6 +43,11 @@ pub(crate) struct Submitted {
     pub(crate) committed: u64,
     /// Jobs that come before it; 0: it is the one that is run.
     pub(crate) jobs_before: u32,
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 pub(crate) type Answer = oneshot::Sender<Result<Submitted, Rejected>>;
@@ -86,8 +92,7 @@ impl Rim {
                 if let Err(refused) = fits {
                     return Ok(Err(refused));
                 }
-                let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                let waiting = Queued { run_id, job_toml: facts.job_toml, initial, since: since.as_secs() };
+                let waiting = Queued { run_id, job_toml: facts.job_toml, initial, since: now() };
                 self.journal.enqueue(&waiting)?;
                 tracing::info!(run = %waiting.run_id, "job waits for its turn");
                 self.queue.push_back(waiting);
@@ -105,16 +110,10 @@ impl Rim {
         answer: Option<Answer>,
     ) -> Result<Option<JobOutcome>, CoordinatorError> {
         let Submission { run_id, facts, initial } = submission;
-        let refuse = |answer: Option<Answer>, refused: Rejected| {
-            tracing::warn!(%refused, "job refused");
-            if let Some(answer) = answer {
-                let _ = answer.send(Err(refused));
-            }
-        };
         let spec = match facts.spec(run_id.clone(), initial) {
             Ok(spec) => spec,
             Err(reason) => {
-                refuse(answer, Rejected::Job(reason));
+                self.refuse(&run_id, answer, Rejected::Job(reason));
                 return Ok(None);
             }
         };
@@ -122,7 +121,7 @@ impl Rim {
             Ok(Some((run_dir, past))) => (Some(run_dir), Some(past)),
             Ok(None) => (None, None),
             Err(error) => {
-                refuse(answer, Rejected::Job(error.to_string()));
+                self.refuse(&run_id, answer, Rejected::Job(error.to_string()));
                 return Ok(None);
             }
         };
@@ -137,7 +136,7 @@ impl Rim {
         if !self.many_runs || self.state.run_id() == Some(run_id) {
             return Ok(None);
         }
-        let Some(record) = self.journal.runs()?.into_iter().find(|r| r.spec.run_id == *run_id) else {
+        let Some(record) = self.runs.iter().find(|r| r.spec.run_id == *run_id).cloned() else {
             let dir = self.home(run_id);
             // Whose steps those are is in another journal: beginning anew would overwrite them.
             let foreign = RunDir::is_used(&dir)?;
@@ -180,7 +179,7 @@ impl Rim {
                 None,
             )?,
             Err(reason) => {
-                tracing::error!(run = %run_id, reason, "a job that waited can no longer be run");
+                self.refuse(run_id, None, Rejected::Job(reason));
                 None
             }
         };
@@ -189,6 +188,31 @@ impl Rim {
             self.journal.dequeue(run_id)?;
         }
         Ok(over)
+    }
+
+    /// Says that a job is not taken: to who asked, or in the status where it had waited.
+    pub(crate) fn refuse(&mut self, run_id: &RunId, answer: Option<Answer>, refused: Rejected) {
+        tracing::warn!(run = %run_id, %refused, "job refused");
+        match answer {
+            Some(answer) => drop(answer.send(Err(refused))),
+            None => {
+                let (run_id, outcome) = (run_id.to_string(), format!("could not be run: {refused}"));
+                self.refused.retain(|r| r.run_id != run_id);
+                self.refused.push(v1::PastRun { run_id, outcome, until: now() });
+            }
+        }
+    }
+
+    /// How the jobs before the last one ended, oldest first.
+    pub(crate) fn past_runs(&self) -> Vec<v1::PastRun> {
+        let told = |r: &RunRecord| v1::PastRun {
+            run_id: r.spec.run_id.to_string(),
+            outcome: r.outcome.as_ref().map_or_else(|| "left behind".to_owned(), ToString::to_string),
+            until: r.until,
+        };
+        let mut all: Vec<v1::PastRun> = self.runs.iter().map(told).chain(self.refused.clone()).collect();
+        all.sort_by_key(|p| p.until);
+        all
     }
 
     /// Stops the job that is run, or takes one that waits out of the queue.

@@ -6,13 +6,14 @@ use crate::border::Plans;
 use crate::checkpoints::Checkpoints;
 use crate::config::{Interpret, JobFacts};
 use crate::error::{CoordinatorError, JobOutcome};
-use crate::journal::Journal;
+use crate::journal::{Journal, RunRecord};
 use crate::progress::Progress;
 use crate::queue::{Answer, Queued};
 use crate::run_dir::RunDir;
 use crate::service::{Input, Outgoing};
 use crate::wire::Overview;
 use mcl_coordinator_core::{Event, Phase, Reason, SessionId, State, ToWorker, step};
+use mcl_proto::v1;
 use mcl_types::RunId;
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::{Discriminant, discriminant};
@@ -70,6 +71,10 @@ pub(crate) struct Rim {
     pub(crate) many_runs: bool,
     pub(crate) interpret: Interpret,
     pub(crate) queue: VecDeque<Queued>,
+    /// Runs before the last one, oldest first.
+    pub(crate) runs: Vec<RunRecord>,
+    /// Jobs that waited and could not be run.
+    pub(crate) refused: Vec<v1::PastRun>,
     /// The head of the queue is being read.
     pub(crate) reading: bool,
     pub(crate) checkpoint_url: String,
@@ -187,7 +192,7 @@ impl Rim {
                 let overview = Overview {
                     status: self.state.status(self.started.elapsed()),
                     queue: self.queue.iter().cloned().collect(),
-                    runs: if self.many_runs { self.journal.runs()? } else { Vec::new() },
+                    past_runs: self.past_runs(),
                     checkpoint_url: self.checkpoint_url.clone(),
                 };
                 let _ = answer.send(overview);

@@ -4,7 +4,6 @@
 //! stream that brought it, since a peer that speaks another protocol would only repeat itself.
 
 use crate::config::JobFacts;
-use crate::journal::RunRecord;
 use crate::queue::Queued;
 use mcl_coordinator_core::{
     FailureKind, Hello, Holding, LaneReport, Origin, ProcessId, RankEvent, RankPost, RankProcess, RankSaid,
@@ -262,19 +261,13 @@ pub(crate) struct Overview {
     pub(crate) status: Status,
     /// First in, first out.
     pub(crate) queue: Vec<Queued>,
-    /// Runs before the last one, oldest first.
-    pub(crate) runs: Vec<RunRecord>,
+    pub(crate) past_runs: Vec<v1::PastRun>,
     pub(crate) checkpoint_url: String,
-}
-
-fn past_run(record: RunRecord) -> v1::PastRun {
-    let outcome = record.outcome.map_or_else(|| "left behind".to_owned(), |o| o.to_string());
-    v1::PastRun { run_id: record.spec.run_id.into(), outcome, until: record.until }
 }
 
 /// What `GetStatus` answers.
 pub(crate) fn status(overview: Overview) -> v1::GetStatusResponse {
-    let Overview { status, queue, runs, checkpoint_url } = overview;
+    let Overview { status, queue, past_runs, checkpoint_url } = overview;
     let last = status.last_step;
     v1::GetStatusResponse {
         run_id: status.run_id.map(String::from).unwrap_or_default(),
@@ -303,7 +296,7 @@ pub(crate) fn status(overview: Overview) -> v1::GetStatusResponse {
         protocol: mcl_proto::PROTOCOL,
         build: status.build,
         queue: queue.into_iter().map(|w| v1::QueuedJob { run_id: w.run_id.into(), since: w.since }).collect(),
-        past_runs: runs.into_iter().map(past_run).collect(),
+        past_runs,
         checkpoint_url,
         ranks: status
             .ranks

@@ -108,6 +108,41 @@ async fn a_coordinator_that_was_away_begins_with_who_waited() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_runs_is_no_run_directory() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Store::start().await);
+    let (served, _) = start(dir.path(), &store).await;
+    served.leave().await;
+    let refused = cluster::open(dir.path(), &store, 0).await.err().unwrap().to_string();
+    assert!(refused.contains("is a folder of runs: start the coordinator with --runs"), "{refused}");
+    let one = tempfile::tempdir().unwrap();
+    cluster::serve(one.path(), &store, 0).await.leave().await;
+    let mut config = config(one.path(), &store, 0).await;
+    config.settings.many_runs = true;
+    let refused = mcl_coordinator::Coordinator::open(config, cluster::interpret()).await.err().unwrap();
+    assert!(refused.to_string().contains("start the coordinator with --run-dir"), "{refused}");
+}
+
+/// The head of the queue cannot be run any more: the next one is, and the status says why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_can_no_longer_be_run_does_not_hold_up_the_queue() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Store::start().await);
+    let (_served, mut client) = start(dir.path(), &store).await;
+    submit(&mut client, "a", 20).await.unwrap();
+    submit(&mut client, "b", 20).await.unwrap();
+    submit(&mut client, "c", 20).await.unwrap();
+    // While it waits somebody puts another run's steps where its own are to be.
+    let ledger = dir.path().join("b/ledger");
+    std::fs::create_dir_all(&ledger).unwrap();
+    std::fs::write(ledger.join("epoch-000000.jsonl"), "{}\n").unwrap();
+    cancel(&mut client, None).await.unwrap();
+    runs(&mut client, "c").await;
+    let status = client.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    assert!(status.queue.is_empty());
+    let told = status.past_runs.iter().find(|p| p.run_id == "b").unwrap();
+    assert!(told.outcome.starts_with("could not be run: "), "{}", told.outcome);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn steps_that_nobody_knows_of_are_not_overwritten() {
     let (dir, store) = (tempfile::tempdir().unwrap(), Store::start().await);
     let ledger = dir.path().join("a/ledger");
