@@ -246,12 +246,19 @@ pub fn measure(amount: Amount) -> Value {
         let name = format!("{}-{min_workers}", if signal == Signal::SIGKILL { "killed" } else { "stopped" });
         lost_ranks(&sandbox, &name, min_workers, signal, amount.times)
     };
-    json!({
-        "rank_killed": {
-            "elastic": of(1, Signal::SIGKILL), "steady": of(WORKERS, Signal::SIGKILL),
-        },
-        "rank_stopped_lost_after_2_s": of(WORKERS, Signal::SIGSTOP),
-        "coordinator_killed": killed_coordinator(&sandbox, amount.times),
-        "coordinator_away": outage(&sandbox, amount.outage),
-    })
+    let mut told = serde_json::Map::new();
+    let mut tell = |kind: &str, costs: Value| {
+        eprintln!("{kind}: {costs}");
+        told.insert(kind.to_owned(), costs);
+    };
+    if amount.times > 0 {
+        tell("rank killed, the others go on", of(1, Signal::SIGKILL));
+        tell("rank killed, its replacement is waited for", of(WORKERS, Signal::SIGKILL));
+        tell("rank stopped, lost_after 2 s", of(WORKERS, Signal::SIGSTOP));
+        tell("coordinator killed", killed_coordinator(&sandbox, amount.times));
+    }
+    if !amount.outage.is_zero() {
+        tell("coordinator away", outage(&sandbox, amount.outage));
+    }
+    Value::Object(told)
 }

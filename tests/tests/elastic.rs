@@ -195,7 +195,8 @@ fn a_rank_that_hangs_is_found_named_and_replaced() {
         found.as_secs_f64(),
         begun.elapsed().as_secs_f64()
     );
-    assert!(found >= LOST_AFTER / 2 && found <= 2 * LOST_AFTER + Duration::from_secs(1), "{found:?}");
+    // By its silence: the group itself would wait two minutes.
+    assert!(found >= LOST_AFTER / 2 && found < Duration::from_secs(30), "{found:?}");
     let said = cluster.said("worker-b") + &cluster.said("coordinator");
     assert!(said.contains("silent"), "nobody says why the rank was killed:\n{said}");
     let line = said.lines().find(|l| l.contains("silent")).unwrap();

@@ -97,7 +97,7 @@ async fn one_that_hangs_is_killed_and_its_end_says_where_it_hung() {
     signal(pid, Signal::SIGSTOP);
     let begin = Instant::now();
     let exited = exit(&mut session).await;
-    assert!((Duration::from_millis(700)..Duration::from_secs(6)).contains(&begin.elapsed()));
+    assert!((Duration::from_millis(700)..Duration::from_secs(30)).contains(&begin.elapsed()));
     assert!(exited.status.starts_with("silent for "), "{}", exited.status);
     assert!(exited.status.ends_with(" s in step 17 (backward for 1.2 s): killed"), "{}", exited.status);
     assert!(!runs(pid));

@@ -294,7 +294,7 @@ async fn shutdown_waits_for_nobody_longer_than_its_grace() {
     worker.shut_down();
     let last = session.drained().await;
     assert_eq!(worker.outcome().await.unwrap(), WorkerOutcome::Shutdown);
-    assert!((Duration::from_secs(2)..Duration::from_secs(10)).contains(&begin.elapsed()));
+    assert!((Duration::from_secs(2)..Duration::from_secs(30)).contains(&begin.elapsed()));
     assert!(!pids.into_iter().any(runs));
     let signalled = |e: &RankEvent| matches!(&e.event, Some(Said::Exited(x)) if x.by_signal);
     assert!(last.iter().all(signalled) && last.len() == 2, "{last:?}");

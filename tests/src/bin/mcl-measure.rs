@@ -9,10 +9,10 @@ use std::time::Duration;
 /// be run on a machine that does nothing else.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Failures of each kind.
+    /// Failures of each kind; 0: none.
     #[arg(long, default_value_t = 15)]
     times: usize,
-    /// Minutes that the coordinator stays away in one piece.
+    /// Minutes that the coordinator stays away in one piece; 0: not at all.
     #[arg(long, default_value_t = 10.0)]
     outage_minutes: f64,
 }
