@@ -126,6 +126,8 @@ pub struct Cluster {
     folder: PathBuf,
     /// The run directory.
     pub run_dir: PathBuf,
+    /// The coordinator's folder of runs, where it has one.
+    runs: Option<PathBuf>,
     /// Folder of the checkpoint service.
     pub store: PathBuf,
     /// Where the coordinator listens.
@@ -138,6 +140,8 @@ pub struct Cluster {
     pub checkpoint: Option<Daemon>,
     /// The workers that are up, by name.
     pub workers: BTreeMap<String, Daemon>,
+    /// Where daemons that are started from now on die: each knows its own.
+    pub failpoint: Option<String>,
     seats: BTreeMap<String, Seat>,
 }
 
@@ -156,12 +160,14 @@ impl Cluster {
         std::fs::create_dir_all(&folder).unwrap();
         Self {
             run_dir: folder.join("run"),
+            runs: None,
             store: folder.join("store"),
             coordinator_address: free_port(address),
             checkpoint_address: free_port(address),
             coordinator: None,
             checkpoint: None,
             workers: BTreeMap::new(),
+            failpoint: None,
             seats: BTreeMap::new(),
             folder,
         }
@@ -197,10 +203,19 @@ impl Cluster {
         self.store.join(RUN).display().to_string()
     }
 
+    /// From now on its coordinator has a folder of runs, this cluster's among them.
+    pub fn keep_many_runs(&mut self) {
+        self.runs = Some(self.folder.join("runs"));
+        self.run_dir = self.folder.join("runs").join(RUN);
+    }
+
     fn command(&self, launcher: &[String], arguments: &[&str]) -> Command {
         let mut words = launcher.iter().map(PathBuf::from).chain([mcl()]);
         let mut command = Command::new(words.next().unwrap());
         command.args(words).args(arguments).current_dir(&self.folder).env("RUST_LOG", LOGGED);
+        if let Some(failpoint) = &self.failpoint {
+            command.env(mcl_failpoint::VARIABLE, failpoint);
+        }
         command
     }
 
@@ -245,17 +260,13 @@ impl Cluster {
 
     fn launch_coordinator_over(&self, run_dir: &Path, address: SocketAddr, log: &str) -> Daemon {
         let checkpoint = format!("http://{}", self.checkpoint_address);
-        let (run_dir, at) = (run_dir.display().to_string(), address.to_string());
-        let arguments = [
-            "coordinator",
-            "--run-dir",
-            &run_dir,
-            "--checkpoint",
-            &checkpoint,
-            "--listen",
-            &at,
-            "--insecure",
-        ];
+        let (flag, home) = match &self.runs {
+            Some(runs) => ("--runs", runs.display().to_string()),
+            None => ("--run-dir", run_dir.display().to_string()),
+        };
+        let at = address.to_string();
+        let arguments =
+            ["coordinator", flag, &home, "--checkpoint", &checkpoint, "--listen", &at, "--insecure"];
         // Not `--stop-with-stdin`: one that is given it takes its workers along when it ends.
         let with_us: Vec<String> = DIES_WITH_US.map(str::to_owned).to_vec();
         Daemon::start(self.command(&with_us, &arguments), &self.log(log))

@@ -8,6 +8,7 @@ pub mod chaos;
 pub mod cluster;
 pub mod measure;
 pub mod processes;
+pub mod story;
 pub mod watch;
 
 use mcl_checkpoint_core::{CheckpointDir, OwnedTensor};

@@ -97,6 +97,21 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// Waits for the end of the job, for as long as there are steps.
+    fn until_done(&mut self) {
+        let mut coordinator = self.cluster.coordinator.take().unwrap();
+        let (mut committed, mut seen) = (0, Instant::now());
+        while coordinator.ended().is_none() {
+            self.watch.look();
+            if self.watch.committed() > committed {
+                (committed, seen) = (self.watch.committed(), Instant::now());
+            }
+            assert!(seen.elapsed() < PATIENCE, "the job stands still at step {committed}");
+            std::thread::sleep(LOOK);
+        }
+        assert_eq!(coordinator.ended().and_then(|s| s.code()), Some(0));
+    }
+
     /// Stops the job at a boundary; nothing of it was taken back.
     fn end(mut self) {
         self.sandbox.ok(&["drain", "--coordinator", &self.cluster.url()]);
@@ -224,12 +239,12 @@ pub fn outage(sandbox: &Sandbox, length: Duration) -> Value {
     });
     assert_eq!(["a", "b", "c"].map(|w| bench.cluster.rank(w)), ranks, "no rank was started again");
     assert_eq!(caught_up.generation, before.generation, "the generation goes on");
-    bench.cluster.until_done();
+    bench.until_done();
     let report = sandbox.exact_ledger(&bench.cluster.run_dir.display().to_string());
     assert_eq!((report["steps"].as_u64(), &report["rolled_back"]), (Some(steps), &json!(0)), "{report}");
     let digest = sandbox.digest(&bench.cluster.checkpoints());
     let mut reference = Bench::start(sandbox, "outage-undisturbed", &job(WORKERS, steps));
-    reference.cluster.until_done();
+    reference.until_done();
     assert_eq!(digest, sandbox.digest(&reference.cluster.checkpoints()), "the weights are others");
     json!({
         "seconds": length.as_secs_f64(), "steps": steps, "committed_when_it_came_back": stood,

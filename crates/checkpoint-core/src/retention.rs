@@ -6,6 +6,7 @@
 use crate::error::StoreError;
 use crate::layout::Place;
 use crate::store::{CheckpointStore, Inner};
+use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{RunId, Step};
 
 impl CheckpointStore {
@@ -40,6 +41,7 @@ impl CheckpointStore {
             };
             if !stays {
                 self.inner.remove_step(&place, step).await?;
+                pass(Failpoint::PruneStepRemoved);
                 removed.push(step);
             }
         }
@@ -51,8 +53,10 @@ impl Inner {
     async fn remove_step(&self, place: &Place, step: Step) -> Result<(), StoreError> {
         let folder = place.step(step);
         self.remove(&place.manifest(step)).await?;
+        pass(Failpoint::PruneManifestRemoved);
         for name in self.files(&folder).await?.into_keys() {
             self.remove(&folder.clone().join(name)).await?;
+            pass(Failpoint::PruneSliceRemoved);
         }
         if let Some(root) = &self.local {
             let path = root.join(folder.as_ref());

@@ -10,6 +10,7 @@ use crate::layout::Place;
 use crate::manifest::SliceEntry;
 use crate::store::{CheckpointStore, Inner, check_slice_number};
 use bytes::Bytes;
+use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{Digest, RunId, Step};
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt, PutMode, PutPayload};
@@ -167,7 +168,9 @@ impl SliceUpload {
                 .await
                 .map_err(|e| self.target.inner.write_error(&self.target.path, e));
         }
+        pass(Failpoint::BeforeTicket);
         self.target.write_ticket().await?;
+        pass(Failpoint::AfterTicket);
         let complete = self.upload.complete().await;
         complete.map(drop).map_err(|e| self.target.inner.write_error(&self.target.path, e))
     }

@@ -14,6 +14,7 @@ use crate::staging::Ticket;
 use crate::state_digest::StateDigester;
 use bytes::Bytes;
 use futures::StreamExt;
+use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{Digest, RunId, Step};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -130,6 +131,7 @@ impl CheckpointStore {
         let manifest = self.manifest_of_staged(&place, spec).await?;
         let text = manifest.render().map_err(|source| StoreError::Manifest { step: spec.step, source })?;
         let path = place.manifest(spec.step);
+        pass(Failpoint::BeforeManifest);
         match self.inner.put(&path, text.into(), PutMode::Create).await {
             Ok(()) => {}
             Err(StoreError::Write { source: object_store::Error::AlreadyExists { .. }, .. }) => {
@@ -139,6 +141,7 @@ impl CheckpointStore {
             }
             Err(other) => return Err(other),
         }
+        pass(Failpoint::AfterManifest);
         tracing::info!(run = %spec.run, step = spec.step.get(), digest = %manifest.state_digest.short(), slices = spec.slices, bytes = manifest.file_bytes(), "checkpoint committed");
         self.tidy(&place, &manifest).await;
         Ok(manifest)

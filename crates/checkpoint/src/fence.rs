@@ -4,6 +4,7 @@
 //! durable before anything is done under it; while a [`Pass`] is held no higher token is let in, so what
 //! it covers is over when a newer coordinator is told that its term stands.
 
+use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{FencingToken, RunId};
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -74,7 +75,9 @@ impl Fence {
             return Err(FenceError::Stale { run: run.clone(), found: token, highest });
         }
         if token > highest {
+            pass(Failpoint::BeforeFence);
             save(&path, token).map_err(failed)?;
+            pass(Failpoint::AfterFence);
             tracing::info!(%run, term = token.term.get(), generation = token.generation.get(), "fence raised");
         }
         *held = Some(token);

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use mcl_checkpoint_core::{
     CheckpointStore, CommitSpec, Depth, SliceReader, SliceSpec, SliceUpload, StoreError,
 };
+use mcl_failpoint::Failpoint;
 use mcl_proto::{CHUNK_BYTES, WireError, v1};
 use mcl_types::{FencingToken, Generation, RunId, Step, Term};
 use std::io;
@@ -115,6 +116,7 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
             Err(FenceError::Stale { highest, .. }) if highest.term == term => {}
             Err(error) => return Err(fence_status(&error)),
         }
+        mcl_failpoint::pass(Failpoint::BeforeTermAnswer);
         Ok(Response::new(v1::AnnounceTermResponse {}))
     }
 
@@ -149,6 +151,7 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
         };
         tokio::spawn(finish).await.map_err(join_status)?.map_err(|e| store_status(&e))?;
         tracing::debug!(run = %spec.run, step = spec.step.get(), slice = spec.slice, bytes = spec.size, "slice staged");
+        mcl_failpoint::pass(Failpoint::BeforeSliceAnswer);
         Ok(Response::new(v1::PutSliceResponse {}))
     }
 
@@ -174,6 +177,7 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
             manifest
         };
         let manifest = tokio::spawn(commit).await.map_err(join_status)?.map_err(|e| store_status(&e))?;
+        mcl_failpoint::pass(Failpoint::BeforeCommitAnswer);
         Ok(Response::new(v1::CommitCheckpointResponse { digest: manifest.state_digest.to_string() }))
     }
 

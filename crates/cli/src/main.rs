@@ -24,14 +24,19 @@ mod spawn;
 mod status;
 mod validate;
 
+/// Daemons run for months and move large slices: glibc keeps what many threads freed, this one gives it back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use arguments::{Arguments, Command};
 use clap::Parser;
+use mcl_failpoint::Process;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry(&arguments);
-    match dispatch(arguments.command) {
+    match arm(&arguments.command).and_then(|()| dispatch(arguments.command)) {
         Ok(code) => code,
         Err(error) => exit::report(&error),
     }
@@ -48,6 +53,17 @@ fn telemetry(arguments: &Arguments) {
     } else {
         builder.init();
     }
+}
+
+/// A daemon dies where the environment says that it is to: for tests. The others' children may.
+fn arm(command: &Command) -> anyhow::Result<()> {
+    let armed = match command {
+        Command::Coordinator(_) => mcl_failpoint::arm_from_environment(Process::Coordinator),
+        Command::CheckpointServer(_) => mcl_failpoint::arm_from_environment(Process::Checkpoint),
+        Command::Worker(_) => mcl_failpoint::arm_from_environment(Process::Worker),
+        _ => mcl_failpoint::check_environment(),
+    };
+    armed.map_err(|error| exit::Usage(error.to_string()).into())
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {

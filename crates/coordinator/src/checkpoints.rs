@@ -7,6 +7,7 @@
 use crate::error::CoordinatorError;
 use crate::service::Input;
 use mcl_coordinator_core::Event;
+use mcl_failpoint::{Failpoint, pass};
 use mcl_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use mcl_proto::{MAX_MESSAGE_BYTES, v1};
 use mcl_types::{FencingToken, RunId, Term};
@@ -100,6 +101,7 @@ impl Caller {
                         keep,
                     };
                     let result = self.commit(request).await.map_err(|s| s.message().to_owned());
+                    pass(Failpoint::CommitAnswered);
                     Event::CheckpointResult { step, result }
                 }
             };
@@ -111,7 +113,10 @@ impl Caller {
 
     /// Announces the term; a service that knows a later one ends the coordinator.
     async fn reigns(&mut self, inbox: &mpsc::Sender<Input>) -> bool {
-        let Err(refused) = self.announce().await else { return true };
+        let Err(refused) = self.announce().await else {
+            pass(Failpoint::TermAnnounced);
+            return true;
+        };
         let run_id = self.run_id.to_string();
         let reason = refused.message().to_owned();
         let _ = inbox.send(Input::Broken(CoordinatorError::Superseded { run_id, reason })).await;

@@ -6,6 +6,7 @@
 use crate::CoordinatorError;
 use crate::queue::Queued;
 use mcl_coordinator_core::{DrainFor, GenerationRecord, JobSpec, Outcome, Persisted, Started};
+use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{Generation, RunId, Term};
 use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
@@ -108,7 +109,9 @@ impl Journal {
         let journal = Self { path, database };
         journal.write(|_| Ok(()))?;
         let term = Term::new(journal.read::<u64>(TERM)?.unwrap_or(0)).next();
+        pass(Failpoint::BeforeJournalTerm);
         journal.put(TERM, &term.get())?;
+        pass(Failpoint::AfterJournalTerm);
         let started: Option<Started> = journal.read(STARTED)?;
         let live = journal.read::<Generation>(LIVE)?;
         let found = Found {
@@ -128,6 +131,14 @@ impl Journal {
 
     /// Makes one record durable.
     pub(crate) fn persist(&self, persisted: &Persisted) -> Result<(), CoordinatorError> {
+        let (before, after) = edges(persisted);
+        pass(before);
+        self.record(persisted)?;
+        pass(after);
+        Ok(())
+    }
+
+    fn record(&self, persisted: &Persisted) -> Result<(), CoordinatorError> {
         self.write(|Tables { values, generations, queue, runs }| match persisted {
             Persisted::Job(spec) => {
                 make_room(values, runs, &spec.run_id)?;
@@ -174,16 +185,22 @@ impl Journal {
 
     /// Puts a job at the end of the queue.
     pub(crate) fn enqueue(&self, waiting: &Queued) -> Result<(), CoordinatorError> {
+        pass(Failpoint::BeforeJournalQueued);
         self.write(|Tables { queue, .. }| {
             let next = queue.last()?.map_or(0, |(place, _)| place.value() + 1);
             queue.insert(next, json(waiting)?.as_slice())?;
             Ok(())
-        })
+        })?;
+        pass(Failpoint::AfterJournalQueued);
+        Ok(())
     }
 
     /// Takes a job out of the queue.
     pub(crate) fn dequeue(&self, run_id: &RunId) -> Result<(), CoordinatorError> {
-        self.write(|Tables { queue, .. }| remove_waiting(queue, run_id))
+        pass(Failpoint::BeforeJournalDequeued);
+        self.write(|Tables { queue, .. }| remove_waiting(queue, run_id))?;
+        pass(Failpoint::AfterJournalDequeued);
+        Ok(())
     }
 
     fn queue(&self) -> Result<Vec<Queued>, CoordinatorError> {
@@ -324,6 +341,20 @@ fn get<T: DeserializeOwned>(table: &Named<'_>, key: &str) -> Result<Option<T>, r
     let found = table.get(key)?;
     let parse = |bytes: &[u8]| serde_json::from_slice(bytes).map_err(|e| redb::Error::Io(e.into()));
     found.map(|v| parse(v.value())).transpose()
+}
+
+/// Before a record is written, and once it is durable.
+const fn edges(persisted: &Persisted) -> (Failpoint, Failpoint) {
+    match persisted {
+        Persisted::Job(_) => (Failpoint::BeforeJournalJob, Failpoint::AfterJournalJob),
+        Persisted::Formed(_) => (Failpoint::BeforeJournalFormed, Failpoint::AfterJournalFormed),
+        Persisted::Started(_) => (Failpoint::BeforeJournalStarted, Failpoint::AfterJournalStarted),
+        Persisted::Ended(_) => (Failpoint::BeforeJournalEnded, Failpoint::AfterJournalEnded),
+        Persisted::Drain(_) => (Failpoint::BeforeJournalDrain, Failpoint::AfterJournalDrain),
+        Persisted::Held(_) => (Failpoint::BeforeJournalHeld, Failpoint::AfterJournalHeld),
+        Persisted::Checkpoint(_) => (Failpoint::BeforeJournalCheckpoint, Failpoint::AfterJournalCheckpoint),
+        Persisted::Over(_) => (Failpoint::BeforeJournalOver, Failpoint::AfterJournalOver),
+    }
 }
 
 fn insert(values: &mut Named<'_>, key: &'static str, value: &impl Serialize) -> Result<(), redb::Error> {

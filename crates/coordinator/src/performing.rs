@@ -9,7 +9,9 @@ use crate::rim::{Rim, Running};
 use crate::run_dir::RunDir;
 use crate::wire::Context;
 use mcl_coordinator_core::{Effect, Persisted, SessionId, ToWorker, Warning};
+use mcl_failpoint::{Failpoint, pass};
 use mcl_plan::Schedule;
+use mcl_plan::ledger::Record;
 use mcl_types::{Epoch, FencingToken, RunId};
 use std::path::PathBuf;
 
@@ -22,13 +24,20 @@ impl Rim {
             Effect::SendOnceDurable { session, message } => self.send_once_durable(session, message),
             Effect::Close { session } => drop(self.sessions.remove(&session)),
             Effect::Commit { record, metrics } => {
+                let recounted = record.generation != self.state.generation();
                 let (run_dir, schedule) = self.current()?;
                 run_dir.commit(record, &metrics, schedule)?;
+                pass(if recounted { Failpoint::RecountAppended } else { Failpoint::LedgerAppended });
                 self.sync_soon();
             }
             Effect::AppendLedger(record) => {
                 let (run_dir, schedule) = self.current()?;
                 run_dir.append(&record, schedule)?;
+                match record {
+                    Record::Resumed(_) => pass(Failpoint::ResumedAppended),
+                    Record::Interrupted(_) => pass(Failpoint::InterruptedAppended),
+                    Record::Committed(_) | Record::RolledBack(_) => {}
+                }
                 self.sync_soon();
             }
             Effect::RollBack { to, record } => {
@@ -41,10 +50,12 @@ impl Rim {
                 self.sync()?;
                 let token = FencingToken { term: self.state.term(), generation };
                 let (meta_json, keep) = self.meta(step, token);
+                pass(Failpoint::BeforeCommitAsked);
                 self.ask(Ask::Commit { step, token, slices, meta_json, keep });
             }
             Effect::SubmitAnswered { request, result } => {
                 let Some(offer) = self.offer.take_if(|o| o.request == request) else { return Ok(None) };
+                pass(Failpoint::BeforeSubmitAnswer);
                 match (result, offer.answer) {
                     (Ok(committed), Some(answer)) => {
                         let _ = answer.send(Ok(Submitted { committed, jobs_before: 0 }));
@@ -146,7 +157,6 @@ impl Rim {
             "seed": facts.plan.seed,
             "dataset_digest": facts.plan.dataset_digest,
             "job_digest": facts.job_digest,
-            "term": token.term,
             "generation": token.generation,
         });
         (meta.to_string(), facts.keep)

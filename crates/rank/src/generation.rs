@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail};
 use mcl_collective::{Group, Lifeline, Membership, Store};
 use mcl_config::Job;
 use mcl_data::Dataset;
+use mcl_failpoint::Failpoint;
 use mcl_plan::Schedule;
 use mcl_proto::v1::{self, rank_event::Event, start::Origin};
-use mcl_train::failpoint::{self, Failpoint};
 use mcl_train::{Activity, Doing, Trainer};
 use mcl_types::{FencingToken, LaneLayout, Rank, Step};
 use std::sync::Arc;
@@ -141,7 +141,7 @@ impl Process {
         let limit = self.first_timeout();
         // The hosting process talks to its own store over the network too: no second code path.
         let store = member.lifeline.connect(&start.store_address, limit)?;
-        failpoint::pass(Failpoint::Rendezvous);
+        mcl_failpoint::pass(Failpoint::Rendezvous);
         let membership = Membership { token: member.token, rank: member.rank, world };
         let nccl = match self.device {
             Device::Cpu => None,

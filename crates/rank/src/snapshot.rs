@@ -8,6 +8,7 @@ use bytes::Bytes;
 use mcl_checkpoint::{CheckpointClient, ClientError};
 use mcl_checkpoint_core::{SliceView, TensorInfo, assign, write_slice};
 use mcl_collective::Lifeline;
+use mcl_failpoint::Failpoint;
 use mcl_proto::v1::{self, rank_event::Event};
 use mcl_types::{FencingToken, RunId, Step};
 use std::collections::BTreeMap;
@@ -118,6 +119,7 @@ impl Snapshots {
                     }
                 }
             }
+            mcl_failpoint::pass(Failpoint::StagedBeforeReport);
             reporter.send(Event::Staged(v1::Staged { step: step.get(), slice, slices }));
             Ok(())
         }));

@@ -5,9 +5,9 @@ use crate::generation::{Held, Member, Process};
 use crate::records::samples_of;
 use anyhow::{Context, Result};
 use mcl_config::Job;
+use mcl_failpoint::Failpoint;
 use mcl_plan::Schedule;
 use mcl_proto::v1::{self, rank_event::Event};
-use mcl_train::failpoint::{self, Failpoint};
 use mcl_train::{Doing, Halt, LearningRate, Momentum, Rates, StepInput, StepOutcome};
 use mcl_types::Step;
 use std::collections::VecDeque;
@@ -146,7 +146,7 @@ impl Process {
         let outcome = self.trainer.step(&input)?;
         let trained_in = turn.member.token.generation.get();
         self.held = Some(Held { applied: step.next(), trained_in });
-        failpoint::pass(Failpoint::AfterUpdateBeforeReport);
+        mcl_failpoint::pass(Failpoint::AfterUpdateBeforeReport);
         let epoch = self.schedule.locate(step).epoch;
         if self.orders.granted_epochs() <= epoch.get() {
             // The plan is a pure function, so work goes on; a coordinator that is away grants later.

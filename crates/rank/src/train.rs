@@ -11,7 +11,7 @@ use mcl_config::{Job, OptimizerKind};
 use mcl_data::Dataset;
 use mcl_model::Model;
 use mcl_proto::v1::{self, rank_event::Event};
-use mcl_train::{Activity, Doing, OptimizerSettings, Rule, TrainError, Trainer, TrainerSettings, failpoint};
+use mcl_train::{Activity, Doing, OptimizerSettings, Rule, TrainError, Trainer, TrainerSettings};
 use mcl_types::FencingToken;
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 /// Trains as told on standard input, until told to stop.
 pub(crate) fn run() -> ExitCode {
-    let output = match failpoint::arm_from_environment().map_err(Into::into).and_then(|()| claim_output()) {
+    let armed = mcl_failpoint::arm_from_environment(mcl_failpoint::Process::Rank);
+    let output = match armed.map_err(Into::into).and_then(|()| claim_output()) {
         Ok(output) => output,
         Err(error) => {
             tracing::error!("{error:#}");

@@ -54,8 +54,13 @@ fn a_death_anywhere_in_a_step_costs_that_step_and_no_bit() {
     let run = "deaths";
     // After each the survivor holds the state after two steps: a rank that dies with all gradients reduced leaves
     // one that applies them.
-    let places =
-        ["forward:3", "mid-backward:3", "before-update:2", "mid-update:2", "after-update-before-report:2"];
+    let places = [
+        "rank/forward:3",
+        "rank/mid-backward:3",
+        "rank/before-update:2",
+        "rank/mid-update:2",
+        "rank/after-update-before-report:2",
+    ];
     let applied = 2;
     let mut survivor = world.start(run, None);
     let mut second = world.start(run, None);
@@ -93,8 +98,8 @@ fn a_peer_that_hangs_or_dies_before_training_is_left_at_once() {
     let run = "hangs";
     let mut survivor = world.start(run, None);
     let mut second = world.start(run, None);
-    let mut stopped = world.start(run, Some("mid-backward:3:stop"));
-    let mut absent = world.start(run, Some("rendezvous:1"));
+    let mut stopped = world.start(run, Some("rank/mid-backward:3:stop"));
+    let mut absent = world.start(run, Some("rank/rendezvous:1"));
     for rank in [&mut survivor, &mut second, &mut stopped, &mut absent] {
         rank.prepared();
     }
@@ -141,7 +146,7 @@ fn ranks_pause_grow_drain_and_resume_from_each_others_state_or_a_checkpoint() {
     let run = "pauses";
     let mut one = world.start(run, None);
     let mut two = world.start(run, None);
-    let mut doomed = world.start(run, Some("state-transfer:1"));
+    let mut doomed = world.start(run, Some("rank/state-transfer:1"));
     for rank in [&mut one, &mut two, &mut doomed] {
         rank.prepared();
     }
@@ -213,7 +218,7 @@ fn of_three_ranks_two_shrink_and_grow_again() {
     let run = "three";
     let mut one = world.start(run, None);
     let mut two = world.start(run, None);
-    let mut doomed = world.start(run, Some("mid-backward:2"));
+    let mut doomed = world.start(run, Some("rank/mid-backward:2"));
     for rank in [&mut one, &mut two, &mut doomed] {
         rank.prepared();
     }

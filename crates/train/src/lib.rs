@@ -12,7 +12,6 @@ mod activity;
 mod agreement;
 mod digest;
 mod error;
-pub mod failpoint;
 pub mod golden;
 mod norm;
 mod optimizer;

@@ -2,11 +2,11 @@
 
 use crate::activity::Doing;
 use crate::agreement::{Agreed, Halt, Word};
-use crate::failpoint::{self, Failpoint};
 use crate::norm::SyncBatchNorm;
 use crate::optimizer::grad_norm;
 use crate::{TrainError, Trainer};
 use mcl_collective::{Membership, backward, waited};
+use mcl_failpoint::Failpoint;
 use mcl_model::{BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, level_losses};
 use mcl_types::{FencingToken, Rank, Step};
 use std::time::{Duration, Instant};
@@ -130,7 +130,7 @@ impl Trainer {
         self.check_seat(input)?;
         let (started, waited_before) = (Instant::now(), waited());
         self.activity.set(Doing::Forward, Some(input.step));
-        failpoint::pass(Failpoint::Forward);
+        mcl_failpoint::pass(Failpoint::Forward);
         self.zero_grads()?;
         let staged = self.model.stage_buffers()?;
         if let Some(reducer) = &self.reducer {
@@ -163,7 +163,7 @@ impl Trainer {
             return self.skip(input, agreed, norm, times, named);
         }
         self.activity.set(Doing::Update, Some(input.step));
-        failpoint::pass(Failpoint::BeforeUpdate);
+        mcl_failpoint::pass(Failpoint::BeforeUpdate);
         self.update(norm, input.rates, staged)
             .map_err(|source| TrainError::Torn { source: Box::new(source) })?;
         self.not_finite = 0;
@@ -326,7 +326,7 @@ impl Trainer {
             }
         }
         self.optimizer.step(rates.lr)?;
-        failpoint::pass(Failpoint::MidUpdate);
+        mcl_failpoint::pass(Failpoint::MidUpdate);
         no_grad(|| -> Result<(), TrainError> {
             for pair in self.model.momentum_pairs() {
                 let mut key = pair.key.shallow_clone();

@@ -5,9 +5,9 @@
 
 use crate::activity::Activity;
 use crate::digest::{digest_of, disagreement};
-use crate::failpoint::{self, Failpoint};
 use crate::{Optimizer, OptimizerSettings, TrainError};
 use mcl_collective::{Group, Membership, Reducer, on_gradient, ready_order};
+use mcl_failpoint::Failpoint;
 use mcl_model::{BufferSet, ComputeMode, LocalBatchNorm, Model, Normalization, Pass, PyramidLayout};
 use mcl_types::{Digest, FencingToken, LaneLayout, Rank, Seed, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -272,11 +272,11 @@ impl Trainer {
     /// Where a test asks for it: a hook on the parameter whose gradient comes in the middle.
     fn arm_mid_backward(&self) -> Result<(), TrainError> {
         extern "C" fn middle() {
-            failpoint::pass(Failpoint::MidBackward);
+            mcl_failpoint::pass(Failpoint::MidBackward);
         }
         let params = self.ready_params();
         match params.get(params.len() / 2) {
-            Some(param) if failpoint::is_armed(Failpoint::MidBackward) => Ok(on_gradient(param, middle)?),
+            Some(param) if mcl_failpoint::is_armed(Failpoint::MidBackward) => Ok(on_gradient(param, middle)?),
             _ => Ok(()),
         }
     }

@@ -4,9 +4,9 @@
 
 use crate::activity::Doing;
 use crate::digest::disagreement;
-use crate::failpoint::{self, Failpoint};
 use crate::{TrainError, Trainer};
 use mcl_collective::Group;
+use mcl_failpoint::Failpoint;
 use mcl_types::{Digest, Rank, Step};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -86,7 +86,7 @@ impl Trainer {
         let mut arrived = BTreeMap::new();
         let mut bytes = 0;
         for piece in pieces(&state) {
-            failpoint::pass(Failpoint::StateTransfer);
+            mcl_failpoint::pass(Failpoint::StateTransfer);
             let kind = piece.first().map_or(Kind::Float, |(_, t)| t.kind());
             let total: i64 = piece.iter().map(|(_, t)| elements(t)).sum();
             let flat = if sends {

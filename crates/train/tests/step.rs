@@ -194,7 +194,7 @@ fn peer(store: &Store, number: u64, (first, end): (u64, u64), failpoint: Option<
 }
 
 fn as_peer(store: &Store) {
-    mcl_train::failpoint::arm_from_environment().unwrap();
+    mcl_failpoint::arm_from_environment(mcl_failpoint::Process::Rank).unwrap();
     let number = std::env::var(GENERATION).unwrap().parse().unwrap();
     let steps: Vec<u64> = std::env::var(STEPS).unwrap().split(' ').map(|n| n.parse().unwrap()).collect();
     let mut trainer = trainer(2);
@@ -227,7 +227,7 @@ fn both(trainer: &mut Trainer, store: &Store, number: u64, (first, end): (u64, u
 /// Two steps of two ranks; then the peer is killed in the third's backward.
 fn broken(store: &Store, number: u64) -> (Trainer, Digest) {
     let mut trainer = trainer(2);
-    let mut child = peer(store, number, (0, 4), Some("mid-backward:3"));
+    let mut child = peer(store, number, (0, 4), Some("rank/mid-backward:3"));
     let lifeline = join(&mut trainer, store, number, 0);
     trainer.level(Step::new(0), Some(Step::new(0)), Rank::new(0)).unwrap();
     for at in 0..2 {

@@ -3,6 +3,7 @@
 //! Invariant: a higher token is durable before anything is done under it. The file is the token as JSON.
 
 use crate::WorkerError;
+use mcl_failpoint::{Failpoint, pass};
 use mcl_types::FencingToken;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -28,7 +29,10 @@ impl Fence {
     /// Makes the token durable. A few bytes, but it waits for the disk: not for an async thread.
     pub fn save(&self, token: FencingToken) -> Result<(), WorkerError> {
         let Some(path) = &self.path else { return Ok(()) };
-        write(path, token).map_err(|source| WorkerError::Fence { path: path.clone(), source })
+        pass(Failpoint::BeforeToken);
+        write(path, token).map_err(|source| WorkerError::Fence { path: path.clone(), source })?;
+        pass(Failpoint::AfterToken);
+        Ok(())
     }
 }
 

@@ -8,7 +8,8 @@ use crate::fence::Fence;
 use crate::process::{self, RankHandle};
 use crate::state::{Identity, State};
 use crate::{Farewell, WorkerConfig, WorkerError, WorkerOutcome, link};
-use mcl_proto::v1::{Configure, Hello, RankCommand, SessionRequest, rank_command};
+use mcl_failpoint::{Failpoint, pass};
+use mcl_proto::v1::{Configure, Hello, RankCommand, SessionRequest, rank_command, session_request};
 use mcl_types::FencingToken;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -181,8 +182,16 @@ impl Rim {
     }
 
     fn send(&mut self, message: SessionRequest) -> Option<Event> {
+        let reports = reports(&message);
+        if reports {
+            pass(Failpoint::BeforeReport);
+        }
         let stream = self.stream.as_ref()?;
-        match stream.outgoing.try_send(message) {
+        let sent = stream.outgoing.try_send(message);
+        if reports {
+            pass(Failpoint::AfterReport);
+        }
+        match sent {
             // Closed: its end is on its way here, and the message is kept or a mere heartbeat.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => None,
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -240,6 +249,11 @@ impl Rim {
             Ending::Unreachable { waited, last } => Err(WorkerError::Unreachable { url, waited, last }),
         }
     }
+}
+
+/// Whether it says what ranks said, and not only that this worker is there.
+fn reports(message: &SessionRequest) -> bool {
+    matches!(&message.message, Some(session_request::Message::Heartbeat(beat)) if !beat.events.is_empty())
 }
 
 async fn sleep_until(start: Instant, deadline: Option<Duration>) {

@@ -214,7 +214,7 @@ fn stages(fault: &Fault) -> Vec<Stage> {
         Fault::StopRank { worker } => vec![StopRank(worker), Gone],
         Fault::Failpoint { worker, point, nth, hang } => {
             let (who, how) = (Who::Worker(worker), if hang { "stop" } else { "kill" });
-            let failpoint = format!("{point}:{nth}:{how}");
+            let failpoint = format!("{}:{nth}:{how}", point.name());
             let mut all = vec![Ask(who), Left(who), StartAt(worker, failpoint), Reached(worker, hang), Gone];
             // It would run into it again: a worker without takes its place.
             all.extend([Wait(Duration::from_millis(1500)), Ask(who), Left(who), Start(who)]);

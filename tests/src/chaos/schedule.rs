@@ -3,19 +3,10 @@
 //! Kinds are dealt from a shuffled deck, so that a campaign of some length sees every kind about as often as its
 //! weight says. Invariant: nothing here knows the state of the cluster; the campaign decides when a turn may begin.
 
+use mcl_failpoint::{Failpoint, Process};
 use mcl_types::SplitMix64;
 use std::time::Duration;
 
-/// Where a rank can be made to fail.
-const POINTS: [&str; 7] = [
-    "forward",
-    "mid-backward",
-    "before-update",
-    "mid-update",
-    "after-update-before-report",
-    "rendezvous",
-    "state-transfer",
-];
 /// Chance that a turn is two faults at once.
 const PAIR: f64 = 0.15;
 /// Chance that a turn does not wait until the last one is healed.
@@ -36,7 +27,7 @@ pub(super) enum Fault {
     /// SIGKILL of a rank.
     KillRank { worker: usize },
     /// A rank dies or hangs at a named place.
-    Failpoint { worker: usize, point: &'static str, nth: u64, hang: bool },
+    Failpoint { worker: usize, point: Failpoint, nth: u64, hang: bool },
     /// SIGSTOP of a rank, for ever.
     StopRank { worker: usize },
     /// SIGKILL of a worker daemon, started again later.
@@ -190,7 +181,7 @@ pub(super) struct Schedule {
     draw: SplitMix64,
     pace: Pace,
     deck: Vec<Card>,
-    points: Vec<&'static str>,
+    points: Vec<Failpoint>,
     dealt: u64,
     /// The turn in which all workers are killed.
     everybody_at: u64,
@@ -266,12 +257,13 @@ impl Schedule {
 
     fn failpoint(&mut self, worker: usize) -> Fault {
         if self.points.is_empty() {
-            self.points = POINTS.to_vec();
+            self.points = Failpoint::of(Process::Rank).collect();
             self.draw.shuffle(&mut self.points);
         }
         let point = self.points.pop().unwrap();
-        // Once a generation, so the first time is the one to be sure of; the others once a step.
-        let once = matches!(point, "rendezvous" | "state-transfer");
+        // Once a generation or a checkpoint, so the first time is the one to be sure of; the others once a step.
+        let once =
+            matches!(point, Failpoint::Rendezvous | Failpoint::StateTransfer | Failpoint::StagedBeforeReport);
         let nth = if once { 1 } else { 1 + self.draw.below(12) };
         Fault::Failpoint { worker, point, nth, hang: self.draw.chance(0.25) }
     }

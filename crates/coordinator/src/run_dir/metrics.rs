@@ -3,9 +3,10 @@
 //! Rows of steps that no longer stand move to `metrics.rolled_back.jsonl`. A row is written before its
 //! ledger line and made durable before it, so that after a crash there may be rows too many, never too few.
 
-use super::append_file::{AppendFile, Line, read_lines, replace};
+use super::append_file::{AppendFile, Line, cut, read_lines, replace};
 use crate::CoordinatorError;
 use mcl_coordinator_core::StepMetrics;
+use mcl_failpoint::{Failpoint, pass};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -89,6 +90,7 @@ fn keep(path: &Path, steps: u64) -> Result<(), CoordinatorError> {
     }
     if kept < readable {
         move_rows(path, kept, readable)?;
+        pass(Failpoint::RollBackRowsMoved);
     }
     replace(path, |new| {
         let mut old = File::open(path)?.take(kept);
@@ -104,9 +106,32 @@ fn move_rows(path: &Path, from: u64, to: u64) -> Result<(), CoordinatorError> {
         file.take(to - from).read_to_end(&mut rows)?;
         Ok(rows)
     };
-    let mut rows = attempt().map_err(CoordinatorError::file("read", path))?;
-    rows.pop();
-    let mut undone = AppendFile::open(&path.with_file_name("metrics.rolled_back.jsonl"))?;
-    undone.append(rows)?;
+    let rows = attempt().map_err(CoordinatorError::file("read", path))?;
+    let undone = path.with_file_name("metrics.rolled_back.jsonl");
+    let mut rest = not_moved_yet(&undone, &rows)?.to_vec();
+    if rest.pop().is_none() {
+        return Ok(());
+    }
+    let mut undone = AppendFile::open(&undone)?;
+    undone.append(rest)?;
     undone.sync()
+}
+
+/// The rows that a move which a crash broke off did not bring over; what it tore is cut.
+fn not_moved_yet<'a>(undone: &Path, rows: &'a [u8]) -> Result<&'a [u8], CoordinatorError> {
+    let torn = read_lines(undone, |line, _, _| {
+        let parsed = serde_json::from_slice::<Place>(line);
+        Ok(parsed.map_or_else(|e| Line::Unreadable(e.to_string()), |_| Line::Read))
+    })?;
+    if let Some(at) = torn {
+        cut(undone, at)?;
+    }
+    let there = match std::fs::read(undone) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(rows),
+        there => there.map_err(CoordinatorError::file("read", undone))?,
+    };
+    let ends = rows.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+    let mut moved =
+        ends.filter_map(|end| rows.split_at_checked(end)).filter(|(moved, _)| there.ends_with(moved));
+    Ok(moved.next().map_or(rows, |(_, rest)| rest))
 }

@@ -12,6 +12,7 @@ mod tests;
 use crate::CoordinatorError;
 use ledger::Ledger;
 use mcl_coordinator_core::{Started, StepMetrics};
+use mcl_failpoint::{Failpoint, pass};
 use mcl_plan::ledger::{Committed, Record};
 use mcl_plan::{PlanSpec, Schedule};
 use metrics::Metrics;
@@ -87,6 +88,7 @@ impl RunDir {
     ) -> Result<(), CoordinatorError> {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.metrics.append(metrics, since_1970.as_secs_f64())?;
+        pass(Failpoint::MetricsAppended);
         self.append(&Record::Committed(record), schedule)
     }
 
@@ -104,7 +106,9 @@ impl RunDir {
         schedule: Schedule,
     ) -> Result<(), CoordinatorError> {
         self.append(record, schedule)?;
+        pass(Failpoint::RollBackAppended);
         self.sync()?;
+        pass(Failpoint::RollBackSynced);
         self.metrics.roll_back(to)
     }
 
@@ -115,8 +119,13 @@ impl RunDir {
 
     /// Makes everything durable.
     pub(crate) fn sync(&mut self) -> Result<(), CoordinatorError> {
+        if !self.dirty {
+            return Ok(());
+        }
         self.metrics.sync()?;
+        pass(Failpoint::MetricsSynced);
         self.ledger.sync()?;
+        pass(Failpoint::LedgerSynced);
         self.dirty = false;
         Ok(())
     }

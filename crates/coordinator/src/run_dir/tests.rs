@@ -146,6 +146,36 @@ fn rolled_back_rows_move_to_their_own_file() {
 }
 
 #[test]
+fn rows_that_a_crash_left_in_both_files_are_moved_once() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut dir, _) = RunDir::open(root.path(), None).unwrap();
+    commit(&mut dir, 0..7, 1);
+    let path = root.path().join("metrics.jsonl");
+    let before = fs::read(&path).unwrap();
+    let second = generation(2, 5, Some(7));
+    let record = Record::RolledBack(second.rolled_back.clone().unwrap());
+    dir.roll_back(5, &record, schedule()).unwrap();
+    drop(dir);
+    // As it is where the crash came after the one and before the other.
+    fs::write(&path, before).unwrap();
+    assert_eq!(open(root.path(), &second).1, 5);
+    assert_eq!(rows(root.path(), "metrics.jsonl").len(), 5);
+    assert_eq!(rows(root.path(), "metrics.rolled_back.jsonl"), [(5, 1), (6, 1)]);
+    // ... or in the middle of the one.
+    let moved = root.path().join("metrics.rolled_back.jsonl");
+    let text = fs::read(&moved).unwrap();
+    for torn in [1, text.len() / 2, text.len() - 1] {
+        fs::write(&moved, text.get(..torn).unwrap()).unwrap();
+        let (mut dir, _) = open(root.path(), &second);
+        commit(&mut dir, 5..7, 2);
+        drop(dir);
+        let third = generation(3, 5, Some(7));
+        open(root.path(), &third);
+        assert_eq!(rows(root.path(), "metrics.rolled_back.jsonl").last(), Some(&(6, 2)), "torn at {torn}");
+    }
+}
+
+#[test]
 fn a_crash_between_journal_and_ledger_is_mended() {
     let root = tempfile::tempdir().unwrap();
     let (mut dir, _) = RunDir::open(root.path(), None).unwrap();
