@@ -168,7 +168,7 @@ fn a_coordinator_dies_at_every_edge_of_generations_that_end_and_runs_that_go_bac
     story.until_done();
     let report = story.told(&truth);
     assert!(report["rolled_back"].as_u64().unwrap() >= 8, "{report}");
-    let shared = [At::AfterJournalStarted, At::BeforeJournalOver, At::AfterJournalOver];
+    let shared = [At::AfterJournalStarted, At::MetricsAppended, At::BeforeJournalOver, At::AfterJournalOver];
     story.reached_all(|point| story_of(point) == In::Turns || shared.contains(&point));
 }
 

@@ -53,7 +53,15 @@ impl Turn<'_> {
     fn greet(&mut self, session: SessionId) {
         let Some(job) = self.state.job.as_ref() else { return };
         match &job.stage {
-            Stage::Over(_) if job.dormant => {}
+            // Ranks of it that its coordinator could not tell any more are told; the worker waits.
+            Stage::Over(outcome) if job.dormant => {
+                let reason = outcome.to_string();
+                let worker = self.state.worker_of(session).and_then(|w| self.state.workers.get(w));
+                if worker.is_some_and(|w| w.slots.iter().any(|s| s.process.is_some())) {
+                    let message = ToWorker::Dismiss { reason, leave: false };
+                    self.out.push(Effect::Send { session, message });
+                }
+            }
             Stage::Over(outcome) => {
                 let (reason, leave) = (outcome.to_string(), self.state.settings.leave_when_done);
                 self.out.push(Effect::Send { session, message: ToWorker::Dismiss { reason, leave } });

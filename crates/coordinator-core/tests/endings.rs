@@ -9,7 +9,7 @@ use cluster::story::{
 use cluster::{Cluster, report_of, spec};
 use mcl_coordinator_core::{
     EndCause, Event, Failure, FailureKind, Hello, JobSpec, Outcome, Phase, RankSaid, SessionId, Settings,
-    StepReport,
+    StepReport, ToWorker,
 };
 use mcl_types::{Digest, FencingToken, Generation, LaneLayout, Rank, RunId, Term};
 use std::time::Duration;
@@ -473,6 +473,27 @@ fn workers_wait_for_a_drained_job_to_be_submitted_to_the_next_coordinator() {
     cluster.submit();
     assert_eq!(cluster.run(100), Some(Outcome::Done { steps: 20 }));
     assert_eq!(cluster.rolled_back, 0);
+}
+
+#[test]
+fn ranks_that_were_not_told_of_the_end_hear_of_it_from_the_next_coordinator() {
+    let mut cluster = two_workers(4, 5);
+    cluster.run_to(3);
+    // The coordinator dies with its last words.
+    for _ in 0..200 {
+        if cluster.over.is_some() {
+            break;
+        }
+        cluster.round();
+    }
+    cluster
+        .down
+        .values_mut()
+        .for_each(|messages| messages.retain(|m| !matches!(m, ToWorker::Dismiss { .. })));
+    cluster.restart_coordinator(true);
+    cluster.round();
+    cluster.round();
+    assert!(cluster.machines.values().all(|m| m.dismissed));
 }
 
 #[test]
