@@ -6,6 +6,7 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod network;
 pub mod processes;
 pub mod watch;
 
