@@ -10,7 +10,6 @@ mod arena;
 mod campaign;
 mod disk;
 mod family;
-mod network;
 mod ongoing;
 mod recovery;
 mod relay;

@@ -3,7 +3,7 @@
 //!
 //! Invariants: services listen on ports chosen once, so that one that is started again is found where it was. Nothing
 //! outlives the cluster: daemons leave when their standard input closes, and what is left when it is dropped is killed.
-//! Left out: networks of their own and relays between (see `chaos`), which only change what a daemon is given.
+//! Left out: networks of their own and relays between (see `network`, `chaos`), which only change what a daemon is given.
 
 use crate::processes::{self, ProcessId};
 use crate::{PATIENCE, Sandbox, mcl};
@@ -114,8 +114,10 @@ pub struct Seat {
     pub launcher: Vec<String>,
     /// Where it finds the coordinator; the coordinator's own address where none is given.
     pub coordinator: Option<String>,
-    /// Address that other ranks reach it at; loopback where none is given.
+    /// Address that other ranks reach it at.
     pub advertise: Option<String>,
+    /// Interface whose address that is; where neither is given, it is the one towards the coordinator.
+    pub interface: Option<String>,
     /// Its environment besides.
     pub environment: Vec<(String, String)>,
 }
@@ -296,6 +298,9 @@ impl Cluster {
         ];
         if let Some(address) = &seat.advertise {
             arguments.extend(["--advertise", address]);
+        }
+        if let Some(interface) = &seat.interface {
+            arguments.extend(["--interface", interface]);
         }
         let mut command = self.command(&seat.launcher, &arguments);
         command.envs(seat.environment.iter().cloned());

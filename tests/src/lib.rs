@@ -7,6 +7,7 @@
 pub mod chaos;
 pub mod cluster;
 pub mod measure;
+pub mod network;
 pub mod processes;
 pub mod story;
 pub mod watch;

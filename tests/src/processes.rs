@@ -5,6 +5,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// How a rank process is called in its command line.
@@ -83,6 +84,35 @@ pub fn of_folder(folder: &Path) -> Vec<ProcessId> {
 /// File descriptors it holds.
 pub fn open_files(pid: ProcessId) -> Option<u64> {
     Some(std::fs::read_dir(file(pid, "fd")).ok()?.count() as u64)
+}
+
+/// A variable that it was started with.
+pub fn variable(pid: ProcessId, name: &str) -> Option<String> {
+    let bytes = std::fs::read(file(pid, "environ")).ok()?;
+    let mut all = bytes.split(|b| *b == 0).map(String::from_utf8_lossy);
+    all.find_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+}
+
+/// Where anybody listens in its network namespace.
+pub fn listeners(pid: ProcessId) -> Vec<SocketAddr> {
+    let tables = ["net/tcp", "net/tcp6"].map(|t| std::fs::read_to_string(file(pid, t)).unwrap_or_default());
+    tables.iter().flat_map(|table| table.lines().filter_map(listener)).collect()
+}
+
+/// A line of the kernel's table: number, own address, peer, state 0A where somebody listens.
+fn listener(line: &str) -> Option<SocketAddr> {
+    let mut fields = line.split_whitespace();
+    let (own, _, state) = (fields.nth(1)?, fields.next()?, fields.next()?);
+    let (ip, port) = own.split_once(':').filter(|_| state == "0A")?;
+    // Words of 32 bits as the machine holds them.
+    let word = |at: usize| Some(u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    let ip = if ip.len() == 8 {
+        IpAddr::V4(Ipv4Addr::from(word(0)?))
+    } else {
+        let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+        IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(words.as_flattened()).ok()?))
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Memory it has resident, in bytes.

@@ -212,7 +212,7 @@ pub(crate) struct WorkerArguments {
     /// What ranks run on: auto, or a list of cpu (once a process) and cuda:N.
     #[arg(long, default_value = "auto")]
     pub(crate) devices: String,
-    /// Address that other ranks reach this machine at; default: loopback.
+    /// Address that other ranks reach this machine at; default: the one it has towards the coordinator.
     #[arg(long, conflicts_with = "interface")]
     pub(crate) advertise: Option<String>,
     /// Network interface whose address others reach this machine at.

@@ -111,13 +111,18 @@ pub(crate) fn worker(a: &WorkerArguments) -> Result<ExitCode> {
     let program = RankProgram::find(1)?;
     let devices = parse_devices(&a.devices, &program)?;
     let name = a.name.clone().unwrap_or_else(default_name);
+    let (address, interface) = (a.advertise.as_deref(), a.interface.as_deref());
+    let advertise = crate::address::advertised(address, interface, Some(&a.coordinator))?;
+    tracing::info!(%advertise, "other ranks reach this machine at");
+    let mut rank_env = program.environment;
+    rank_env.extend(crate::address::nccl_interface(&advertise, interface));
     let config = WorkerConfig {
         name,
         coordinator_url: a.coordinator.clone(),
         devices,
         rank_program: program.path,
-        rank_env: program.environment,
-        advertise: crate::address::advertised(a.advertise.as_deref(), a.interface.as_deref())?,
+        rank_env,
+        advertise,
         state_dir: a.state_dir.clone(),
         connect_timeout: Duration::from_secs(a.connect_timeout),
         build: env!("CARGO_PKG_VERSION").to_owned(),
@@ -159,6 +164,7 @@ fn interpret(job_toml: &str) -> Result<JobFacts> {
 
 pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
     mcl_coordinator::check_bind(a.listen.listen, a.listen.insecure).map_err(|e| Usage(e.to_string()))?;
+    crate::address::check_shared(&a.checkpoint, a.listen.listen)?;
     let job = a.job.as_deref().map(|path| load_job(path, &a.overrides)).transpose()?;
     let Some(home) = a.home.path() else { bail!(Usage("give --run-dir or --runs".to_owned())) };
     runtime()?.block_on(async {

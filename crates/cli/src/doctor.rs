@@ -7,7 +7,9 @@ use crate::client::{Coordinator, load_job, runtime};
 use crate::exit::FAILED;
 use crate::rank_program::{RankProgram, parse_devices};
 use anyhow::{Context, Result, bail};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use mcl_config::Job;
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -23,14 +25,22 @@ struct Finding {
 }
 
 pub(crate) fn doctor(a: &DoctorArguments) -> Result<ExitCode> {
+    let job = a.job.as_deref().map(|path| load_job(path, &a.overrides)).transpose();
+    let advertised = advertised(a, job.as_ref().ok().and_then(Option::as_ref));
     let mut findings = vec![
         Finding { what: "rank program", result: rank_program() },
         Finding { what: "devices", result: devices(&a.devices) },
-        Finding { what: "address", result: address(a) },
+        Finding { what: "address", result: advertised.as_deref().map_err(again).and_then(address) },
         Finding { what: "open files", result: open_files() },
     ];
-    if let Some(job) = &a.job {
-        findings.push(Finding { what: "job", result: job_file(job, a) });
+    match job {
+        Ok(None) => {}
+        Ok(Some(job)) => {
+            findings.push(Finding { what: "job", result: job_file(&job) });
+            let at = advertised.as_deref().map_err(again);
+            findings.push(Finding { what: "ports", result: at.and_then(|at| ports(&job, at, a)) });
+        }
+        Err(error) => findings.push(Finding { what: "job", result: Err(error) }),
     }
     if let Some(url) = &a.coordinator {
         findings.push(Finding { what: "coordinator", result: coordinator(url) });
@@ -86,10 +96,23 @@ fn devices(asked: &str) -> Result<String> {
     Ok(devices.join(", "))
 }
 
+/// What this machine would say that it is reached at: as a worker of that coordinator, else as `mcl run`'s.
+fn advertised(a: &DoctorArguments, job: Option<&Job>) -> Result<String> {
+    let (mut address, mut interface) = (a.advertise.as_deref(), a.interface.as_deref());
+    if let (None, None, None, Some(job)) = (address, interface, &a.coordinator, job) {
+        (address, interface) = (job.network().advertise.as_deref(), job.network().interface.as_deref());
+    }
+    crate::address::advertised(address, interface, a.coordinator.as_deref())
+}
+
+/// The same error for a further check that it keeps from being made.
+fn again(error: &anyhow::Error) -> anyhow::Error {
+    anyhow::anyhow!("{error:#}")
+}
+
 /// Others could reach this machine at the address that it would say.
-fn address(a: &DoctorArguments) -> Result<String> {
-    let advertised = crate::address::advertised(a.advertise.as_deref(), a.interface.as_deref())?;
-    let listener = TcpListener::bind((advertised.as_str(), 0)).with_context(|| {
+fn address(advertised: &str) -> Result<String> {
+    let listener = TcpListener::bind((advertised, 0)).with_context(|| {
         format!("{advertised} is not an address of this machine: give --advertise or --interface another one")
     })?;
     let at = listener.local_addr()?;
@@ -107,11 +130,53 @@ fn open_files() -> Result<String> {
     Ok(format!("{soft}, at most {hard}"))
 }
 
-fn job_file(path: &std::path::Path, a: &DoctorArguments) -> Result<String> {
-    let job = load_job(path, &a.overrides)?;
+/// The ports that the job asks for are free, and what else a firewall would have to let in.
+fn ports(job: &Job, advertised: &str, a: &DoctorArguments) -> Result<String> {
+    let mut found = vec![match job.store_ports() {
+        None => "store: any".to_owned(),
+        Some(ports) => {
+            let free = ports.iter().filter(|port| is_free(advertised, *port)).count();
+            if free == 0 {
+                bail!(
+                    "all of [network] store_ports = \"{ports}\" are taken at {advertised}: see who has them \
+                     (ss -ltnp), or choose others"
+                );
+            }
+            format!("store: {free} of {ports} free")
+        }
+    }];
+    let network = job.network();
+    let services =
+        [("coordinator_port", network.coordinator_port), ("checkpoint_port", network.checkpoint_port)];
+    // Only `mcl run` starts services with them; a coordinator that is there already has its own.
+    for (key, port) in services.into_iter().filter(|_| a.coordinator.is_none()) {
+        let Some(port) = port.filter(|port| *port != 0) else { continue };
+        if !is_free("127.0.0.1", port) {
+            bail!(
+                "[network] {key} = {port} is taken: see who has it (ss -ltnp), or choose another, or 0 for any"
+            );
+        }
+        found.push(format!("{key} {port} free"));
+    }
+    if let Some((first, last)) = crate::address::ephemeral_ports() {
+        found.push(format!("Gloo and NCCL: any of {first}-{last} (net.ipv4.ip_local_port_range)"));
+        if job.store_ports().is_some_and(|ports| ports.iter().any(|p| (first..=last).contains(&p))) {
+            found.push("store_ports lie among these: any connection may take one".to_owned());
+        }
+    }
+    Ok(found.join("; "))
+}
+
+/// Whether an address is this machine's at all, another check says.
+fn is_free(address: &str, port: u16) -> bool {
+    let taken = [ErrorKind::AddrInUse, ErrorKind::PermissionDenied];
+    TcpListener::bind((address, port)).map_or_else(|e| !taken.contains(&e.kind()), |_| true)
+}
+
+fn job_file(job: &Job) -> Result<String> {
     let dataset = mcl_data::Dataset::open(&job.data().source)?;
-    let plan = mcl_job::plan_spec(&job, &dataset);
-    let schedule = mcl_job::schedule(&job, &plan)?;
+    let plan = mcl_job::plan_spec(job, &dataset);
+    let schedule = mcl_job::schedule(job, &plan)?;
     let digest = dataset.digest().to_string();
     Ok(format!(
         "{} steps; {} pictures with digest {digest:.12}: compare it with the other machines'",
@@ -137,11 +202,8 @@ fn coordinator(url: &str) -> Result<String> {
 
 /// Somebody takes connections there.
 fn reach(url: &str) -> Result<String> {
-    let host = url.rsplit("://").next().unwrap_or(url).split('/').next().unwrap_or(url);
-    let addresses: Vec<SocketAddr> =
-        host.to_socket_addrs().with_context(|| format!("{url}: expected http://host:port"))?.collect();
     let mut last = None;
-    for address in addresses {
+    for address in crate::address::resolve(url)? {
         match TcpStream::connect_timeout(&address, CONNECT) {
             Ok(_) => return Ok(format!("{address} takes connections")),
             Err(error) => last = Some(error),

@@ -81,7 +81,7 @@ impl Fleet {
         let mut coordinator = Coordinator::connect(&url).await?;
         let network = job.network();
         let advertise =
-            crate::address::advertised(network.advertise.as_deref(), network.interface.as_deref())?;
+            crate::address::advertised(network.advertise.as_deref(), network.interface.as_deref(), None)?;
         let run_id = run_dir::run_id(folder)?;
         let initial = match &a.from {
             Some(from) => Some(coordinator.store_initial(from, &run_id, job, None).await?),
@@ -115,16 +115,20 @@ impl Fleet {
         if job.checkpoint().store.is_none() {
             arguments.push("--flat".into());
         }
+        let fixed = FixedPort("checkpoint_port", job.network().checkpoint_port);
+        arguments.extend(fixed.listen());
         let mut checkpoint = Daemon::start("checkpoint", &arguments, &logs, show.clone())?;
-        let checkpoint_url = checkpoint.url().await?;
+        let checkpoint_url = checkpoint.url().await.map_err(|e| fixed.named_in(e))?;
         self.services.push(checkpoint);
         let mut arguments: Vec<OsString> =
             ["coordinator", "--stop-with-stdin", "--run-dir"].map(OsString::from).to_vec();
         arguments.push(folder.into());
         arguments.extend(["--checkpoint", &checkpoint_url, "--expected-workers"].map(OsString::from));
         arguments.push(a.workers.to_string().into());
+        let fixed = FixedPort("coordinator_port", job.network().coordinator_port);
+        arguments.extend(fixed.listen());
         let mut coordinator = Daemon::start(COORDINATOR, &arguments, &logs, show.clone())?;
-        let url = coordinator.url().await?;
+        let url = coordinator.url().await.map_err(|e| fixed.named_in(e))?;
         self.services.push(coordinator);
         Ok(url)
     }
@@ -225,6 +229,30 @@ impl Interrupts {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// A key of `[network]` and the port that the job wants a service to listen at.
+#[derive(Debug, Clone, Copy)]
+struct FixedPort(&'static str, Option<u16>);
+
+impl FixedPort {
+    /// None where any will do.
+    fn port(self) -> Option<u16> {
+        self.1.filter(|port| *port != 0)
+    }
+
+    fn listen(self) -> Vec<OsString> {
+        let listen = |port| ["--listen".into(), format!("127.0.0.1:{port}").into()].to_vec();
+        self.port().map_or_else(Vec::new, listen)
+    }
+
+    /// A service that did not come up may have failed because of its port.
+    fn named_in(self, error: anyhow::Error) -> anyhow::Error {
+        match self.port() {
+            Some(port) => error.context(format!("with [network] {} = {port}", self.0)),
+            None => error,
         }
     }
 }

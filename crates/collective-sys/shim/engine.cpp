@@ -34,11 +34,15 @@ size_t mcl_sizeof_gloo_work() {
   return sizeof(c10d::ProcessGroupGloo::AsyncWork);
 }
 
-int mcl_store_new(const char* host, uint16_t port, int is_server, int64_t timeout_ms, MclStore** out) {
+// Connects to host:port. With `listener` >= 0 it first serves a store on that socket, which is bound there, and owns it.
+int mcl_store_new(const char* host, uint16_t port, int listener, int64_t timeout_ms, MclStore** out) {
   MCL_GUARD({
     c10d::TCPStoreOptions options;
     options.port = port;
-    options.isServer = is_server != 0;
+    options.isServer = listener >= 0;
+    if (listener >= 0) {
+      options.masterListenFd = listener;
+    }
     options.waitWorkers = false;
     options.timeout = milliseconds(timeout_ms);
     *out = new MclStore{c10::make_intrusive<c10d::TCPStore>(std::string(host), options)};

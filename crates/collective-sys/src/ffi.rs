@@ -21,7 +21,7 @@ unsafe extern "C" {
     pub fn mcl_store_new(
         host: *const c_char,
         port: u16,
-        server: c_int,
+        listener: c_int,
         timeout_ms: i64,
         out: *mut *mut MclStore,
     ) -> c_int;

@@ -2,9 +2,14 @@
 
 use crate::ffi;
 use std::ffi::{CStr, CString, c_int, c_void};
+use std::net::TcpListener;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::ptr::{NonNull, null_mut};
 use tch::Tensor;
 use torch_sys::C_tensor;
+
+/// A store that is only connected to.
+const NO_LISTENER: RawFd = -1;
 
 /// What the engine said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,16 +119,29 @@ unsafe impl Sync for Group {}
 pub struct NcclFactory(pub(crate) *mut c_void);
 
 impl Store {
-    /// A TCP store: the server's side binds `port` (0 picks one), a client connects to it.
+    /// A client of the store at `host:port`.
     ///
     /// # Errors
-    /// When the port is taken or nothing answers within `timeout_ms`.
-    pub fn tcp(host: &str, port: u16, server: bool, timeout_ms: i64) -> Result<Self, EngineError> {
+    /// When nothing answers within `timeout_ms`.
+    pub fn connect(host: &str, port: u16, timeout_ms: i64) -> Result<Self, EngineError> {
+        Self::tcp(host, port, NO_LISTENER, timeout_ms)
+    }
+
+    /// Serves a store on `listener`, which the engine closes with the store, and is its first client.
+    ///
+    /// # Errors
+    /// When the socket cannot be listened at. What becomes of its descriptor then is the engine's business:
+    /// closing it here too could close another one's.
+    pub fn host(listener: TcpListener, timeout_ms: i64) -> Result<Self, EngineError> {
+        let at = listener.local_addr().map_err(|e| EngineError::Other(format!("a listening socket: {e}")))?;
+        Self::tcp(&at.ip().to_string(), at.port(), listener.into_raw_fd(), timeout_ms)
+    }
+
+    fn tcp(host: &str, port: u16, listener: RawFd, timeout_ms: i64) -> Result<Self, EngineError> {
         let host = c_string(host)?;
         let mut out = null_mut();
-        // SAFETY: `host` outlives the call; `out` is written on success only.
-        let code =
-            unsafe { ffi::mcl_store_new(host.as_ptr(), port, c_int::from(server), timeout_ms, &raw mut out) };
+        // SAFETY: `host` outlives the call; a listener is given away to the engine; `out` is written on success only.
+        let code = unsafe { ffi::mcl_store_new(host.as_ptr(), port, listener, timeout_ms, &raw mut out) };
         Self::made(code, out)
     }
 

@@ -16,7 +16,7 @@ fn main() {
             Vec::new(),
         ),
         None => {
-            let store = Store::host(0, limit).unwrap();
+            let store = Store::host("127.0.0.1", None, limit).unwrap();
             let address = format!("127.0.0.1:{}", store.port().unwrap());
             let own = std::env::current_exe().unwrap();
             let start = |r: u32| {

@@ -3,7 +3,7 @@
 use crate::lifeline::Lifeline;
 use crate::store::{Store, milliseconds};
 use mcl_collective_sys as sys;
-use mcl_types::{FencingToken, Rank};
+use mcl_types::{FencingToken, PortRange, Rank};
 use std::sync::Arc;
 use std::time::Duration;
 use sys::{EngineError, NcclFactory, ReduceOp};
@@ -27,6 +27,28 @@ pub enum CollectiveError {
         address: String,
         /// What the engine said.
         source: EngineError,
+    },
+    /// The store has no place to listen at.
+    #[error(
+        "hosting the rendezvous store at {address}: {source}; expected an address of this machine that the other \
+         machines reach: start its worker with --advertise or --interface"
+    )]
+    Listen {
+        /// The address that this machine advertises.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Other programs or other ranks' stores have every port that it may use.
+    #[error(
+        "hosting the rendezvous store at {address}: all of [network] store_ports = \"{ports}\" are taken; look who \
+         has them (ss -ltnp), or give a range with as many ports as this machine has rank processes"
+    )]
+    PortsTaken {
+        /// The address that this machine advertises.
+        address: String,
+        /// The ports that were tried.
+        ports: PortRange,
     },
     /// A peer is gone, the network broke, or a deadline passed; the group is of no further use.
     #[error("{collective} of {membership} failed: {reason}")]
@@ -72,7 +94,10 @@ pub enum CollectiveError {
 impl CollectiveError {
     /// Whether a new generation may go on where this one failed.
     pub const fn is_peer_loss(&self) -> bool {
-        matches!(self, Self::Peer { .. } | Self::Store { .. } | Self::Aborted { .. })
+        matches!(
+            self,
+            Self::Peer { .. } | Self::Store { .. } | Self::PortsTaken { .. } | Self::Aborted { .. }
+        )
     }
 }
 

@@ -10,6 +10,7 @@
 use crate::group::{CollectiveError, Group, Membership};
 use crate::store::Store;
 use mcl_collective_sys as sys;
+use mcl_types::PortRange;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -115,6 +116,31 @@ impl Lifeline {
         membership: Membership,
     ) -> Result<(), CollectiveError> {
         if self.is_aborted() { Err(CollectiveError::Aborted { collective, membership }) } else { Ok(()) }
+    }
+
+    /// As [`Store::host`]; while all ports are taken it is tried again, `patience` long or until
+    /// [`Lifeline::abort`]: another process of this machine may be about to leave the generation before.
+    ///
+    /// # Errors
+    /// As [`Store::host`].
+    pub fn host(
+        &self,
+        address: &str,
+        ports: Option<PortRange>,
+        timeout: Duration,
+        patience: Duration,
+    ) -> Result<Store, CollectiveError> {
+        let started = Instant::now();
+        loop {
+            match Store::host(address, ports, timeout) {
+                Err(CollectiveError::PortsTaken { .. })
+                    if started.elapsed() < patience && !self.is_aborted() =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
+                hosted => return hosted,
+            }
+        }
     }
 
     /// As [`Store::connect`], ended early by [`Lifeline::abort`].

@@ -2,6 +2,9 @@
 
 use crate::group::CollectiveError;
 use mcl_collective_sys as sys;
+use mcl_types::PortRange;
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::time::Duration;
 
 /// A rendezvous store: rank 0's process hosts it, the others connect.
@@ -15,14 +18,16 @@ pub(crate) fn milliseconds(duration: Duration) -> i64 {
 }
 
 impl Store {
-    /// Hosts a store on `port` (0: a free one) of all interfaces.
+    /// Hosts a store at `address`, one of this machine's (nobody reaches it at another), on the first of `ports` that
+    /// is free; on any port where none are given. A port is free again as soon as the store that had it is gone.
     ///
     /// # Errors
-    /// When the port is taken.
-    pub fn host(port: u16, timeout: Duration) -> Result<Self, CollectiveError> {
-        sys::Store::tcp("127.0.0.1", port, true, milliseconds(timeout)).map(|inner| Self { inner }).map_err(
-            |source| CollectiveError::Store { address: format!("port {port} of this machine"), source },
-        )
+    /// When the address is not this machine's, or all ports are taken.
+    pub fn host(address: &str, ports: Option<PortRange>, timeout: Duration) -> Result<Self, CollectiveError> {
+        let failed = |source| CollectiveError::Store { address: format!("{address} (this machine)"), source };
+        sys::Store::host(listen(address, ports)?, milliseconds(timeout))
+            .map(|inner| Self { inner })
+            .map_err(failed)
     }
 
     /// The port it listens at.
@@ -47,10 +52,29 @@ impl Store {
         let (host, port) = address.rsplit_once(':').ok_or_else(|| bad("no port"))?;
         let port: u16 = port.parse().map_err(|_| bad("the port is no number up to 65535"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        sys::Store::tcp(host, port, false, milliseconds(timeout))
+        sys::Store::connect(host, port, milliseconds(timeout))
             .map(|inner| Self { inner })
             .map_err(|source| CollectiveError::Store { address: address.to_owned(), source })
     }
+}
+
+/// Binds the first free port. The standard library sets `SO_REUSEADDR`: connections of an older store that wait for
+/// their last packets do not keep a port busy, a store that is still there does.
+fn listen(address: &str, ports: Option<PortRange>) -> Result<TcpListener, CollectiveError> {
+    let cannot = |source| CollectiveError::Listen { address: address.to_owned(), source };
+    let resolved: Vec<SocketAddr> = (address, 0).to_socket_addrs().map_err(cannot)?.collect();
+    let bind = |port| {
+        let at: Vec<_> = resolved.iter().map(|a| SocketAddr::new(a.ip(), port)).collect();
+        TcpListener::bind(at.as_slice())
+    };
+    let Some(ports) = ports else { return bind(0).map_err(cannot) };
+    for port in ports.iter() {
+        match bind(port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound.map_err(cannot),
+        }
+    }
+    Err(CollectiveError::PortsTaken { address: address.to_owned(), ports })
 }
 
 impl Store {

@@ -29,7 +29,7 @@ fn ranks(name: &str, world: u32, body: impl FnOnce(&Store, u32, Vec<Child>)) {
         body(&store, rank.parse().unwrap(), Vec::new());
         return;
     }
-    let store = Store::host(0, TIMEOUT).unwrap();
+    let store = Store::host("127.0.0.1", None, TIMEOUT).unwrap();
     let address = format!("127.0.0.1:{}", store.port().unwrap());
     let children = (1..world)
         .map(|rank| {
@@ -426,7 +426,7 @@ fn abort_wakes_backward_with_a_reducer() {
 #[test]
 fn abort_wakes_a_rendezvous_that_nobody_joins() {
     tch::set_num_threads(1);
-    let host = Store::host(0, TIMEOUT).unwrap();
+    let host = Store::host("127.0.0.1", None, TIMEOUT).unwrap();
     let address = format!("127.0.0.1:{}", host.port().unwrap());
     let lifeline = Lifeline::new(&[]).unwrap();
     let store = lifeline.connect(&address, TIMEOUT).unwrap();

@@ -5,7 +5,7 @@ use crate::sections::{
     Augment, Batch, Checkpoint, Data, Elastic, JobFile, Method, Model, Network, Optimizer, Shuffle, Train,
 };
 use crate::validate;
-use mcl_types::{Digest, Seed};
+use mcl_types::{Digest, PortRange, Seed};
 use std::path::{Path, PathBuf};
 
 /// Environment variables `MCL__SECTION__KEY=value` override the file.
@@ -34,6 +34,7 @@ impl std::str::FromStr for Override {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     file: JobFile,
+    store_ports: Option<PortRange>,
 }
 
 impl Job {
@@ -61,16 +62,18 @@ impl Job {
     }
 
     fn checked(mut file: JobFile, text: &str, origin: &str) -> Result<Self, ConfigError> {
-        validate::check(&file).map_err(|(key, message)| ConfigError::Invalid {
+        let invalid = |(key, message)| ConfigError::Invalid {
             origin: origin.to_owned(),
             line: line_of(text, key),
             key,
             message,
-        })?;
+        };
+        validate::check(&file).map_err(invalid)?;
+        let store_ports = validate::store_ports(&file.network).map_err(invalid)?;
         if file.data.shuffle.is_none() {
             file.data.shuffle = Some(default_shuffle(&file.data.source));
         }
-        Ok(Self { file })
+        Ok(Self { file, store_ports })
     }
 
     /// The resolved job as TOML; [`Job::parse`] gives an equal job.
@@ -96,7 +99,7 @@ impl Job {
         file.checkpoint = Checkpoint::default();
         file.train.epochs = None;
         file.train.steps = None;
-        Ok(Digest::of(Self { file }.to_toml()?.as_bytes()))
+        Ok(Digest::of(Self { file, store_ports: None }.to_toml()?.as_bytes()))
     }
 
     /// `[data]`
@@ -134,6 +137,10 @@ impl Job {
     /// `[network]`
     pub const fn network(&self) -> &Network {
         &self.file.network
+    }
+    /// Ports that the rendezvous store may listen at; none: any free one.
+    pub const fn store_ports(&self) -> Option<PortRange> {
+        self.store_ports
     }
     /// `[checkpoint]`
     pub const fn checkpoint(&self) -> &Checkpoint {
@@ -330,9 +337,35 @@ mod tests {
     }
 
     #[test]
+    fn ports_are_read_and_nonsense_names_file_line_and_key() {
+        let network = |lines: &str| Job::parse(&format!("{SMALL}[network]\n{lines}\n"), "small.toml");
+        let job =
+            network("store_ports = \"29500-29509\"\ncoordinator_port = 7070\ncheckpoint_port = 0").unwrap();
+        assert_eq!(job.store_ports().unwrap().to_string(), "29500-29509");
+        assert_eq!(network("store_ports = \"29500\"").unwrap().store_ports().unwrap().iter().count(), 1);
+        assert_eq!(network("coordinator_port = 0\ncheckpoint_port = 0").unwrap().store_ports(), None);
+        for (lines, line, key, word) in [
+            ("store_ports = \"29509-29500\"", 7, "store_ports", "29500-29509"),
+            ("store_ports = \"0-10\"", 7, "store_ports", "1 to 65535"),
+            ("store_ports = \"some\"", 7, "store_ports", "1 to 65535"),
+            ("coordinator_port = 7070\ncheckpoint_port = 7070", 8, "checkpoint_port", "coordinator_port"),
+            ("store_ports = \"7000-7100\"\ncoordinator_port = 7070", 8, "coordinator_port", "7000-7100"),
+        ] {
+            let message = network(lines).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("small.toml:{line}: `network.{key}`: ")), "{message}");
+            assert!(message.contains(word), "{message}");
+        }
+        let message = network("store_ports = 29500").unwrap_err().to_string();
+        assert!(message.starts_with("small.toml:7: "), "{message}");
+    }
+
+    #[test]
     fn digest_ignores_places_and_length_but_not_the_method() {
         let job = |text: &str| Job::parse(text, "x").unwrap().digest().unwrap();
         assert_eq!(job(SMALL), job(&SMALL.replace("pictures", "elsewhere").replace("20", "40")));
+        let network =
+            "[network]\nadvertise = \"10.0.0.1\"\nstore_ports = \"29500-29509\"\ncoordinator_port = 7070\n";
+        assert_eq!(job(SMALL), job(&format!("{SMALL}{network}")));
         assert_ne!(job(SMALL), job(&format!("{SMALL}[method]\ntemperature = 0.2\n")));
     }
 }

@@ -256,12 +256,18 @@ section!(
     }
 );
 section!(
-    /// `[network]`: addresses others reach this machine at.
+    /// `[network]`: addresses others reach this machine at, and ports for those behind firewalls.
     Network {
         /// Address to advertise; default: loopback for one machine.
         advertise: Option<String> = None,
         /// Interface whose address to advertise.
         interface: Option<String> = None,
+        /// Ports of the rendezvous store, one or a range; default: any. Read it with `Job::store_ports`.
+        store_ports: Option<String> = None,
+        /// Port of `mcl run`'s coordinator; default, and 0: any.
+        coordinator_port: Option<u16> = None,
+        /// Port of `mcl run`'s checkpoint service; default, and 0: any.
+        checkpoint_port: Option<u16> = None,
     }
 );
 section!(

@@ -1,6 +1,7 @@
 //! Ranges and relations between keys; pure.
 
-use crate::sections::{Augment, JobFile, Method, Model, Optimizer, Train};
+use crate::sections::{Augment, JobFile, Method, Model, Network, Optimizer, Train};
+use mcl_types::PortRange;
 
 /// `section.key` and what is wrong with it.
 type Complaint = (&'static str, String);
@@ -38,6 +39,7 @@ pub(crate) fn check(job: &JobFile) -> Result<(), Complaint> {
     train(&job.train)?;
     optimizer(&job.optimizer)?;
     elastic(job)?;
+    network(&job.network)?;
     require(job.checkpoint.every_steps >= 1, "checkpoint.every_steps", || {
         "found 0, expected at least 1".to_owned()
     })
@@ -169,5 +171,31 @@ fn elastic(job: &JobFile) -> Result<(), Complaint> {
     let lost = job.elastic.lost_after;
     require(lost.as_millis() >= 100, "elastic.lost_after", || {
         format!("found {} ms, expected at least 100ms", lost.as_millis())
+    })
+}
+
+/// The ports of `[network] store_ports`, where that is set.
+pub(crate) fn store_ports(n: &Network) -> Result<Option<PortRange>, Complaint> {
+    let read = n.store_ports.as_deref().map(str::parse::<PortRange>).transpose();
+    read.map_err(|e| ("network.store_ports", e.to_string()))
+}
+
+/// `mcl run` has all of them on one machine, so none may be wanted twice.
+fn network(n: &Network) -> Result<(), Complaint> {
+    let store = store_ports(n)?;
+    let services = [
+        ("network.coordinator_port", n.coordinator_port.filter(|port| *port != 0)),
+        ("network.checkpoint_port", n.checkpoint_port.filter(|port| *port != 0)),
+    ];
+    for (key, port) in services {
+        if let (Some(port), Some(store)) = (port, store) {
+            require(!store.contains(port), key, || {
+                format!("found {port}, expected a port outside network.store_ports = \"{store}\"")
+            })?;
+        }
+    }
+    let [(_, coordinator), (key, checkpoint)] = services;
+    require(checkpoint.is_none() || checkpoint != coordinator, key, || {
+        format!("found {}, expected another one than network.coordinator_port", checkpoint.unwrap_or(0))
     })
 }

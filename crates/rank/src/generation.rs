@@ -18,12 +18,17 @@ use mcl_plan::Schedule;
 use mcl_proto::v1::{self, rank_event::Event, start::Origin};
 use mcl_train::{Activity, Doing, Trainer};
 use mcl_types::{FencingToken, LaneLayout, Rank, Step};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
 
 /// A generation's first step may take this long: devices warm up, libraries tune themselves.
 const FIRST_STEP: Duration = Duration::from_secs(120);
+
+/// A store's port that another process of this machine has is waited for so long: that process gives it up when it
+/// hears of the new generation, at the latest after its step in flight.
+const PORT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What outlives generations.
 pub(crate) struct Process {
@@ -126,8 +131,10 @@ impl Process {
         if member.rank.get() != 0 {
             return Ok(String::new());
         }
-        let store = Store::host(0, self.first_timeout())?;
-        let address = format!("{}:{}", self.configure.advertise, store.port()?);
+        let (at, ports) = (&self.configure.advertise, self.job.store_ports());
+        let store = member.lifeline.host(at, ports, self.first_timeout(), PORT_PATIENCE)?;
+        let address = host_and_port(at, store.port()?);
+        tracing::info!(%address, "hosting the rendezvous store");
         self.host = Some(store);
         Ok(address)
     }
@@ -205,6 +212,12 @@ impl Process {
     }
 }
 
+/// As the other ranks are told it: an IPv6 address in brackets.
+fn host_and_port(host: &str, port: u16) -> String {
+    host.parse::<IpAddr>()
+        .map_or_else(|_| format!("{host}:{port}"), |ip| SocketAddr::new(ip, port).to_string())
+}
+
 /// The port that connections to the checkpoint service go to: those are no generation's.
 fn checkpoint_port(url: &str) -> Vec<u16> {
     let host = url.rsplit("//").next().unwrap_or(url).split('/').next().unwrap_or_default();
@@ -214,6 +227,13 @@ fn checkpoint_port(url: &str) -> Vec<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_either_family_and_names_get_their_port() {
+        assert_eq!(host_and_port("10.0.0.1", 29500), "10.0.0.1:29500");
+        assert_eq!(host_and_port("fd00::1", 29500), "[fd00::1]:29500");
+        assert_eq!(host_and_port("node-7", 29500), "node-7:29500");
+    }
 
     #[test]
     fn the_checkpoint_services_port_is_found() {

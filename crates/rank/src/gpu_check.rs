@@ -122,7 +122,7 @@ pub(crate) fn run(a: &GpuCheckArguments, cuda: &Result<(), CudaError>) -> Result
 }
 
 fn group_of_one() -> Result<Group> {
-    let store = Store::host(0, TIMEOUT)?;
+    let store = Store::host("127.0.0.1", None, TIMEOUT)?;
     let membership = Membership { token: FencingToken::default(), rank: Rank::new(0), world: 1 };
     Ok(Group::form(&store, membership, TIMEOUT, "127.0.0.1", Some(engine::nccl()?))?)
 }

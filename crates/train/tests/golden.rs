@@ -50,7 +50,7 @@ fn member(store: &Store, rank: u32, world: u32) -> Group {
 /// All ranks of a case as processes: rank 0 is this one.
 fn run_in_processes(folder: &Path, case: &Case) -> Report {
     let world = case.world_size();
-    let store = Store::host(0, TIMEOUT).unwrap();
+    let store = Store::host("127.0.0.1", None, TIMEOUT).unwrap();
     let address = format!("127.0.0.1:{}", store.port().unwrap());
     let exchange = tempfile::tempdir().unwrap();
     let children: Vec<_> = (1..world)

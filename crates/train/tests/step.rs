@@ -155,7 +155,7 @@ fn ranks_skip_alike_and_one_that_differs_is_named() {
     if let Ok(address) = std::env::var(STORE) {
         return as_rank(1, &Store::connect(&address, TIMEOUT).unwrap());
     }
-    let store = Store::host(0, TIMEOUT).unwrap();
+    let store = Store::host("127.0.0.1", None, TIMEOUT).unwrap();
     let mut peer = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "ranks_skip_alike_and_one_that_differs_is_named"])
         .env(STORE, format!("127.0.0.1:{}", store.port().unwrap()))
@@ -249,7 +249,7 @@ fn a_step_broken_in_mid_backward_is_redone_to_the_same_bits() {
     if let Ok(address) = std::env::var(STORE) {
         return as_peer(&Store::connect(&address, TIMEOUT).unwrap());
     }
-    let store = Store::host(0, TIMEOUT).unwrap();
+    let store = Store::host("127.0.0.1", None, TIMEOUT).unwrap();
     let alone = LaneLayout::new(2, 1).unwrap();
     // Undisturbed: two ranks throughout, and two ranks then one.
     let mut straight = trainer(2);

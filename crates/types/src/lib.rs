@@ -8,11 +8,13 @@
 mod digest;
 mod ids;
 mod lanes;
+mod ports;
 mod seed;
 mod token;
 
 pub use digest::{Digest, ParseDigestError};
 pub use ids::{Epoch, Generation, Lane, Rank, RunId, RunIdError, SampleIndex, Slot, Step, Term, WorkerName};
 pub use lanes::{LaneLayout, LaneLayoutError};
+pub use ports::{PortRange, PortRangeError};
 pub use seed::{Purpose, Seed, SplitMix64};
 pub use token::FencingToken;

@@ -4,11 +4,11 @@
 
 use super::disk::Disk;
 use super::family::{Family, WORKERS};
-use super::network::Network;
 use super::relay::Relay;
 use super::schedule::Service;
 use crate::Sandbox;
 use crate::cluster::{Cluster, Daemon, names, tail};
+use crate::network::Network;
 use crate::processes::{self, ProcessId};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
@@ -82,7 +82,7 @@ impl Arena {
             seat.coordinator = Some(relays[index].url());
             if let Some(network) = &network {
                 seat.advertise = Some(network.address(index).to_string());
-                seat.launcher = ["ip", "netns", "exec", &network.space(index)].map(str::to_owned).to_vec();
+                seat.launcher = network.launcher(index);
             }
         }
         Self { cluster, names, relays, network, disks, may_end: BTreeSet::new() }

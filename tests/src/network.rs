@@ -1,19 +1,28 @@
-//! A network namespace for every worker, joined by a bridge on which the services listen, so that a machine's cable can
-//! be pulled. Where this process may not make namespaces there are none, and only relays are cut.
+//! A network namespace for every worker, joined by a bridge on which the services listen: machines with an address and a
+//! loopback of their own, whose cable can be pulled. Where this process may not make namespaces there are none.
 //!
-//! Invariant: what is made here is taken away when it is dropped, also after a panic; names hold this process's number,
-//! and what a killed campaign left is taken away by the next one.
+//! Invariant: what is made here is taken away when it is dropped, also after a panic; names hold this process's number
+//! and a count, and what a killed process left is taken away by the next one.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-/// How namespaces of campaigns begin.
-const PREFIX: &str = "mcl-chaos-";
+/// How namespaces begin.
+const PREFIX: &str = "mcl-net-";
+
+/// Where a machine's ports are set.
+const EPHEMERAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// Networks that this process has made.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// Bridge and namespaces.
 #[derive(Debug)]
-pub(super) struct Network {
-    pid: u32,
+pub struct Network {
+    /// Process and count: part of every name. An interface's may have 15 letters.
+    id: String,
     subnet: u8,
     workers: usize,
 }
@@ -31,13 +40,13 @@ fn listing(words: &str) -> String {
 
 impl Network {
     /// One for so many workers; none where this is not allowed.
-    pub(super) fn make(workers: usize) -> Option<Self> {
+    pub fn make(workers: usize) -> Option<Self> {
         take_away_leftovers();
-        let pid = std::process::id();
+        let (pid, count) = (std::process::id(), MADE.fetch_add(1, Ordering::SeqCst));
         let addresses = listing("-4 -o addr show");
-        let first = u8::try_from(pid % 200).unwrap();
+        let first = u8::try_from((pid + count) % 200).unwrap();
         let subnet = (first..=250).find(|y| !addresses.contains(&format!(" 10.77.{y}.")))?;
-        let network = Self { pid, subnet, workers };
+        let network = Self { id: format!("{pid}x{count}"), subnet, workers };
         let bridge = network.bridge();
         let made = ip(&format!("link add {bridge} type bridge"))
             && ip(&format!("addr add {}/24 dev {bridge}", network.services()))
@@ -48,8 +57,7 @@ impl Network {
     }
 
     fn plug_in(&self, worker: usize) -> bool {
-        let (space, outer, inner) =
-            (self.space(worker), self.cable(worker), format!("mc{}e{worker}", self.pid));
+        let (space, outer, inner) = (self.space(worker), self.cable(worker), self.interface(worker));
         let address = self.address(worker);
         ip(&format!("netns add {space}"))
             && ip(&format!("link add {outer} type veth peer name {inner}"))
@@ -62,32 +70,49 @@ impl Network {
     }
 
     fn bridge(&self) -> String {
-        format!("mc{}b", self.pid)
+        format!("mc{}b", self.id)
     }
 
     /// The bridge's end of a worker's cable.
     fn cable(&self, worker: usize) -> String {
-        format!("mc{}w{worker}", self.pid)
+        format!("mc{}w{worker}", self.id)
+    }
+
+    /// A worker's interface, in its namespace.
+    pub fn interface(&self, worker: usize) -> String {
+        format!("mc{}e{worker}", self.id)
+    }
+
+    /// Words before a command that is to run on a worker's machine.
+    pub fn launcher(&self, worker: usize) -> Vec<String> {
+        ["ip", "netns", "exec", &self.space(worker)].map(str::to_owned).to_vec()
+    }
+
+    /// Ports that a worker's machine gives to those who ask for any.
+    pub fn give_ports(&self, worker: usize, ports: &RangeInclusive<u16>) {
+        let text = format!("echo {} {} > {EPHEMERAL}", ports.start(), ports.end());
+        let words = [self.launcher(worker), ["sh", "-c", &text].map(str::to_owned).to_vec()].concat();
+        assert!(Command::new(&words[0]).args(&words[1..]).status().unwrap().success(), "{words:?}");
     }
 
     /// Name of a worker's namespace.
-    pub(super) fn space(&self, worker: usize) -> String {
-        format!("{PREFIX}{}-w{worker}", self.pid)
+    fn space(&self, worker: usize) -> String {
+        format!("{PREFIX}{}-w{worker}", self.id)
     }
 
     /// Address of a worker.
-    pub(super) fn address(&self, worker: usize) -> IpAddr {
+    pub fn address(&self, worker: usize) -> IpAddr {
         let last = 11 + u8::try_from(worker).unwrap();
         IpAddr::V4(Ipv4Addr::new(10, 77, self.subnet, last))
     }
 
     /// Address that services listen at.
-    pub(super) fn services(&self) -> IpAddr {
+    pub fn services(&self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(10, 77, self.subnet, 1))
     }
 
     /// Pulls a worker's cable, or plugs it in again.
-    pub(super) fn cut(&self, worker: usize, yes: bool) {
+    pub fn cut(&self, worker: usize, yes: bool) {
         let state = if yes { "down" } else { "up" };
         assert!(ip(&format!("link set {} {state}", self.cable(worker))), "the cable of worker {worker}");
     }
@@ -103,15 +128,15 @@ impl Drop for Network {
     }
 }
 
-/// Namespaces, cables and bridges of campaigns whose process is gone.
+/// Namespaces, cables and bridges of a process that is gone.
 fn take_away_leftovers() {
     for line in listing("netns list").lines() {
         let name = line.split_whitespace().next().unwrap_or_default();
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        let Some(owner) = owner.and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let Some(id) = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()) else { continue };
+        let Some(owner) = id.split('x').next().and_then(|n| n.parse().ok()) else { continue };
         if !crate::processes::alive(owner) {
             ip(&format!("netns del {name}"));
-            ip(&format!("link del mc{owner}b"));
+            ip(&format!("link del mc{id}b"));
         }
     }
 }
