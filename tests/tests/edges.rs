@@ -93,7 +93,7 @@ const fn story_of(point: Failpoint) -> In {
     }
 }
 
-/// Epochs of six steps: ranks that are granted two of them wait for a coordinator that is away for longer.
+/// Epochs of six steps.
 fn sandbox() -> Sandbox {
     Sandbox::at(tempfile::tempdir().unwrap().keep(), 48)
 }

@@ -115,7 +115,7 @@ impl CheckpointStore {
 
     /// Makes the staged slices of a step one visible checkpoint: reads each back, checks every byte,
     /// computes the state digest, creates the manifest. Repeating a commit changes nothing and gives the
-    /// same manifest.
+    /// same manifest, also where the meta names a later term or generation.
     ///
     /// # Errors
     /// When a slice is not staged or is not what was sent, when the step is visible with other content,
@@ -155,7 +155,7 @@ impl CheckpointStore {
     ) -> Result<Option<Manifest>, StoreError> {
         let Some(checked) = self.inner.checked(place, spec.step).await else { return Ok(None) };
         let visible = checked.map_err(|damage| self.inner.damaged(place, spec.step, damage))?;
-        let reason = if visible.meta != spec.meta {
+        let reason = if about(&visible.meta) != about(&spec.meta) {
             "its meta is another".to_owned()
         } else if visible.slice_count() == spec.slices {
             return Ok(Some(visible));
@@ -228,6 +228,16 @@ impl CheckpointStore {
             tracing::warn!(%error, step = manifest.step.get(), "cannot tidy a committed checkpoint's folder");
         }
     }
+}
+
+/// What a meta says of the state. Who made it visible, in which generation, is no part of that: a coordinator whose
+/// predecessor died before it heard of a commit asks for it again.
+fn about(meta: &serde_json::Value) -> serde_json::Value {
+    let mut meta = meta.clone();
+    if let Some(fields) = meta.as_object_mut() {
+        fields.retain(|name, _| !["term", "generation"].contains(&name.as_str()));
+    }
+    meta
 }
 
 pub(crate) fn check_slice_number(slice: u32, slices: u32) -> Result<(), StoreError> {

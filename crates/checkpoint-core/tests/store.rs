@@ -105,6 +105,24 @@ async fn a_commit_repeats_and_a_different_one_is_refused() {
 }
 
 #[tokio::test]
+async fn a_later_coordinator_or_generation_that_repeats_a_commit_gets_the_first_one() {
+    let (stores, _folders) = stores();
+    for store in stores {
+        let by = |term: u64, generation: u64, seed: u64| mcl_checkpoint_core::CommitSpec {
+            meta: serde_json::json!({ "term": term, "generation": generation, "seed": seed }),
+            ..commit_spec("a", 10, 2)
+        };
+        stage(&store, "a", 10, 1, 2).await.unwrap();
+        let first = store.commit(&by(1, 4, 7)).await.unwrap();
+        assert_eq!(first.meta["term"], 1);
+        for repeated in [by(2, 4, 7), by(2, 5, 7)] {
+            assert_eq!(store.commit(&repeated).await.unwrap(), first);
+        }
+        assert!(matches!(store.commit(&by(1, 4, 8)).await.unwrap_err(), StoreError::Conflict { .. }));
+    }
+}
+
+#[tokio::test]
 async fn concurrent_commits_agree() {
     let (stores, _folders) = stores();
     for store in stores {

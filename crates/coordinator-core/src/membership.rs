@@ -3,6 +3,7 @@
 use crate::effect::{Effect, ToWorker, Warning};
 use crate::event::{Hello, RankEvent, SessionId};
 use crate::reason::EndCause;
+use crate::slots::Slot;
 use crate::state::{Stage, Turn, Worker};
 use mcl_types::{FencingToken, Rank, WorkerName};
 
@@ -45,22 +46,21 @@ impl Turn<'_> {
             self.state.leavers.remove(&name);
         }
         self.out.push(Effect::Send { session, message: ToWorker::Welcome });
-        self.greet(session);
+        self.greet(session, &hello);
         self.reattach(&name, &hello);
     }
 
     /// What a worker is to do that has just been welcomed.
-    fn greet(&mut self, session: SessionId) {
+    fn greet(&mut self, session: SessionId, hello: &Hello) {
         let Some(job) = self.state.job.as_ref() else { return };
         match &job.stage {
-            // Ranks of it that its coordinator could not tell any more are told; the worker waits.
+            Stage::Over(_) if job.dormant && hello.processes.is_empty() => {}
+            // The coordinator that ended it did not live to tell: its ranks stop, the worker stays.
             Stage::Over(outcome) if job.dormant => {
                 let reason = outcome.to_string();
-                let worker = self.state.worker_of(session).and_then(|w| self.state.workers.get(w));
-                if worker.is_some_and(|w| w.slots.iter().any(|s| s.process.is_some())) {
-                    let message = ToWorker::Dismiss { reason, leave: false };
-                    self.out.push(Effect::Send { session, message });
-                }
+                self.out.push(Effect::Send { session, message: ToWorker::Dismiss { reason, leave: false } });
+                let slots = self.state.workers.get_mut(&hello.worker).map(|w| &mut w.slots);
+                slots.into_iter().flatten().for_each(Slot::dismissed);
             }
             Stage::Over(outcome) => {
                 let (reason, leave) = (outcome.to_string(), self.state.settings.leave_when_done);

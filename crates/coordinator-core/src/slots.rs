@@ -49,6 +49,12 @@ impl Slot {
         }
     }
 
+    /// Its process is told to end.
+    pub(crate) const fn dismissed(&mut self) {
+        self.stage = SlotStage::Down;
+        self.holds = false;
+    }
+
     pub(crate) fn is_prepared(&self) -> bool {
         self.stage == SlotStage::Prepared
     }

@@ -8,7 +8,7 @@ use crate::job::JobSpec;
 use crate::reason::{EndCause, Outcome};
 use crate::settings::Settings;
 use crate::settling::{Line, Started};
-use crate::slots::{Slot, SlotStage};
+use crate::slots::Slot;
 use mcl_types::{Generation, LaneLayout, LaneLayoutError, RunId, Term, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -371,8 +371,7 @@ impl<'a> Turn<'a> {
         job.stage = Stage::Over(outcome.clone());
         // Its processes are stopped by the dismissal.
         for slot in self.state.workers.values_mut().flat_map(|w| &mut w.slots) {
-            slot.stage = SlotStage::Down;
-            slot.holds = false;
+            slot.dismissed();
         }
         self.out.push(Effect::Persist(Persisted::Over(outcome.clone())));
         let (reason, leave) = (outcome.to_string(), self.state.settings.leave_when_done);

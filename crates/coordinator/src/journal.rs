@@ -245,6 +245,10 @@ impl Journal {
                 })
             }
             Some(_) => Ok(()),
+            // Written before there were folders of runs.
+            None if many_runs && self.read::<JobSpec>(JOB)?.is_some() => {
+                Err(CoordinatorError::OneRun { dir: dir.to_owned() })
+            }
             None => self.put(MANY_RUNS, &many_runs),
         }
     }

@@ -157,6 +157,7 @@ impl Rim {
             "seed": facts.plan.seed,
             "dataset_digest": facts.plan.dataset_digest,
             "job_digest": facts.job_digest,
+            "term": token.term,
             "generation": token.generation,
         });
         (meta.to_string(), facts.keep)
