@@ -328,3 +328,13 @@ fn a_coordinator_dies_at_every_edge_of_its_queue() {
     let shared = [At::AfterJournalOver, At::BeforeJournalJob, At::AfterJournalJob];
     story.reached_all(|point| story_of(point) == In::Queue || shared.contains(&point));
 }
+
+#[test]
+fn a_failpoint_that_does_not_exist_is_an_error_that_names_the_nearest() {
+    let sandbox = sandbox();
+    let mut command = sandbox.command(&["validate", "job.toml"]);
+    let output = command.env(mcl_failpoint::VARIABLE, "coordinator/ledger-sync:2").output().unwrap();
+    let error = mcl_system_tests::error_of(&output);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("did you mean `coordinator/ledger-synced`"), "{error}");
+}
