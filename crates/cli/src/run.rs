@@ -158,7 +158,7 @@ impl Fleet {
             if let Some(outcome) = self.outcome().await? {
                 return Ok(outcome);
             }
-            self.look_after(folder, show)?;
+            self.look_after(folder, show).await?;
             match coordinator.status().await {
                 Ok(status) => progress.show(&status),
                 // It may just have ended: then its exit says how.
@@ -177,15 +177,16 @@ impl Fleet {
             Some(0) if coordinator.said(DONE).await => Ok(Some(Outcome::Done)),
             Some(0) => bail!("the coordinator was stopped before the job was done: run again to resume"),
             Some(code) if code == i32::from(INTERRUPTED) => Ok(Some(Outcome::Interrupted)),
-            _ => bail!("{}", coordinator.last_error()),
+            _ => bail!("{}", coordinator.last_error().await),
         }
     }
 
     /// Starts workers again that died.
-    fn look_after(&mut self, folder: &Path, show: &Show) -> Result<()> {
+    async fn look_after(&mut self, folder: &Path, show: &Show) -> Result<()> {
         for daemon in &mut self.services {
             if let Some(status) = daemon.ended()? {
-                bail!("{} ended ({status}): {}", daemon.name(), daemon.last_error());
+                let error = daemon.last_error().await;
+                bail!("{} ended ({status}): {error}", daemon.name());
             }
         }
         for (daemon, arguments, restarts) in &mut self.workers {
@@ -195,7 +196,8 @@ impl Fleet {
                 continue;
             }
             if *restarts >= WORKER_RESTARTS {
-                bail!("{} ended {restarts} times, last ({status}): {}", daemon.name(), daemon.last_error());
+                let error = daemon.last_error().await;
+                bail!("{} ended {restarts} times, last ({status}): {error}", daemon.name());
             }
             *restarts += 1;
             let name = daemon.name().to_owned();

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinHandle;
 
 /// What a daemon prints before its URL once it serves.
 pub(crate) const LISTENING: &str = "listening ";
@@ -18,6 +19,9 @@ pub(crate) const DONE: &str = "job done";
 const START: Duration = Duration::from_secs(60);
 /// How long it may take to go after its input closed.
 const LEAVE: Duration = Duration::from_secs(5);
+
+/// How long its last words may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A line for the terminal.
 pub(crate) type Show = Arc<dyn Fn(&str) + Send + Sync>;
@@ -30,6 +34,8 @@ pub(crate) struct Daemon {
     /// Kept open: a daemon must never meet a closed pipe when it speaks.
     output: Option<Lines<BufReader<ChildStdout>>>,
     errors: Arc<Mutex<Vec<String>>>,
+    /// Reads what it says; ends with it.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -61,10 +67,11 @@ impl Daemon {
         let input = child.stdin.take();
         let output = child.stdout.take().map(|o| BufReader::new(o).lines());
         let errors = Arc::new(Mutex::new(Vec::new()));
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(forward(stderr, log, name.to_owned(), Arc::clone(&errors), show));
-        }
-        Ok(Self { name: name.to_owned(), child, input, output, errors })
+        let reader = child
+            .stderr
+            .take()
+            .map(|stderr| tokio::spawn(forward(stderr, log, name.to_owned(), Arc::clone(&errors), show)));
+        Ok(Self { name: name.to_owned(), child, input, output, errors, reader })
     }
 
     /// Waits until it says where it listens.
@@ -77,7 +84,7 @@ impl Daemon {
             return Ok(url.to_owned());
         }
         let _ = tokio::time::timeout(LEAVE, self.child.wait()).await;
-        bail!("{}", self.last_error());
+        bail!("{}", self.last_error().await);
     }
 
     /// Whether it said so before it ended.
@@ -92,7 +99,11 @@ impl Daemon {
     }
 
     /// Why it ended, in its own words.
-    pub(crate) fn last_error(&self) -> String {
+    pub(crate) async fn last_error(&mut self) -> String {
+        // Its end is seen before its last words are read.
+        if let Some(reader) = self.reader.take() {
+            let _ = tokio::time::timeout(LAST_WORDS, reader).await;
+        }
         let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
         errors.last().cloned().unwrap_or_else(|| format!("{} ended without a word", self.name))
     }
