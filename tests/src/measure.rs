@@ -19,7 +19,9 @@ const CALM: u64 = 10;
 const ENDLESS: u64 = 1_000_000;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-const WORKERS: usize = 3;
+/// Workers, as a cluster names them.
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const WORKERS: usize = NAMES.len();
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -80,21 +82,37 @@ impl<'a> Bench<'a> {
         (last, median(gaps))
     }
 
-    /// Looks on until the process of a worker is another one and takes part; when that one was seen first.
-    fn replaced(&mut self, worker: &str, of: ProcessId, generation: u64) -> Instant {
+    /// Looks on until the process of a worker is another one and takes part: when that one was seen first, the first step
+    /// after `generation`, and the first of them that all workers took.
+    fn replaced(&mut self, worker: &str, of: ProcessId, generation: u64) -> (Instant, Row, Row) {
         let (begun, mut started) = (Instant::now(), None);
         loop {
             self.watch.look();
             if started.is_none() && self.cluster.rank(worker).is_some_and(|pid| pid != of) {
                 started = Some(Instant::now());
             }
-            let whole = |r: &&Row| r.generation > generation && r.workers == WORKERS as u64;
-            if let (Some(started), Some(_)) = (started, self.watch.history().iter().find(whole)) {
-                return started;
+            let mut later = self.watch.history().iter().filter(|r| r.generation > generation);
+            let next = later.clone().next();
+            if let (Some(started), Some(next), Some(whole)) =
+                (started, next, later.find(|r| r.workers == WORKERS as u64))
+            {
+                return (started, next.clone(), whole.clone());
             }
             assert!(begun.elapsed() < PATIENCE, "the rank of {worker} is not replaced");
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// Rank processes, by worker.
+    fn ranks(&self) -> [Option<ProcessId>; WORKERS] {
+        NAMES.map(|worker| self.cluster.rank(worker))
+    }
+
+    /// How long before it the step before was committed.
+    fn pause_before(&self, step: u64) -> Duration {
+        let seen = |step| self.watch.history().iter().rev().find(|r| r.step == step).map(|r| r.seen);
+        let pair = seen(step).zip(step.checked_sub(1).and_then(seen));
+        pair.map_or(Duration::ZERO, |(a, b)| a.saturating_duration_since(b))
     }
 
     /// Waits for the end of the job, for as long as there are steps.
@@ -141,16 +159,13 @@ fn lost_ranks(sandbox: &Sandbox, name: &str, min_workers: usize, signal: Signal,
     let (mut steps, mut beyond, mut joined, mut held_up) = (vec![], vec![], vec![], vec![]);
     for turn in 0..times {
         let (last, step) = bench.calm();
-        let worker = ["a", "b", "c"][turn % WORKERS];
+        let worker = NAMES[turn % WORKERS];
         let rank = bench.cluster.rank(worker).unwrap();
         // Not always at the same place in a step.
         std::thread::sleep(step * u32::try_from(turn % 7).unwrap() / 7);
         let struck = Instant::now();
         processes::signal(rank, signal);
-        let started = bench.replaced(worker, rank, last.generation);
-        let next = bench.recovered("the next step", |r| r.generation > last.generation);
-        let whole = bench
-            .recovered("a step of all", |r| r.generation > last.generation && r.workers == WORKERS as u64);
+        let (started, next, whole) = bench.replaced(worker, rank, last.generation);
         steps.push(step);
         beyond.push(next.seen.saturating_duration_since(struck).saturating_sub(step));
         joined.push(whole.seen.saturating_duration_since(started));
@@ -164,34 +179,12 @@ fn lost_ranks(sandbox: &Sandbox, name: &str, min_workers: usize, signal: Signal,
     })
 }
 
-impl Bench<'_> {
-    /// As `next`, also among the steps seen already.
-    fn recovered(&mut self, what: &str, holds: impl Fn(&Row) -> bool) -> Row {
-        let begun = Instant::now();
-        loop {
-            self.watch.look();
-            if let Some(row) = self.watch.history().iter().find(|r| holds(r)) {
-                return row.clone();
-            }
-            assert!(begun.elapsed() < PATIENCE, "{what} did not come to pass");
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// How long before it the step before was committed.
-    fn pause_before(&self, step: u64) -> Duration {
-        let seen = |step| self.watch.history().iter().rev().find(|r| r.step == step).map(|r| r.seen);
-        let pair = seen(step).zip(step.checked_sub(1).and_then(seen));
-        pair.map_or(Duration::ZERO, |(a, b)| a.saturating_duration_since(b))
-    }
-}
-
 /// SIGKILL of the coordinator under load, started again at once: how soon it answers, how soon it commits.
 fn killed_coordinator(sandbox: &Sandbox, times: usize) -> Value {
     let mut bench = Bench::start(sandbox, "coordinator-killed", &job(WORKERS, ENDLESS));
     let (mut answering, mut committing) = (vec![], vec![]);
     let (first, _) = bench.calm();
-    let ranks = ["a", "b", "c"].map(|w| bench.cluster.rank(w));
+    let ranks = bench.ranks();
     for _ in 0..times {
         bench.calm();
         bench.cluster.coordinator.take().unwrap().kill();
@@ -205,23 +198,22 @@ fn killed_coordinator(sandbox: &Sandbox, times: usize) -> Value {
     }
     let (last, _) = bench.calm();
     assert_eq!(last.generation, first.generation, "the generation goes on");
-    assert_eq!(["a", "b", "c"].map(|w| bench.cluster.rank(w)), ranks, "no rank was started again");
+    assert_eq!(bench.ranks(), ranks, "no rank was started again");
     bench.end();
     json!({ "start_to_answer_s": spread(answering), "start_to_next_commit_s": spread(committing) })
 }
 
 /// The coordinator stays away for long: training goes on, and the bits are those of a run that nothing happened to.
 pub fn outage(sandbox: &Sandbox, length: Duration) -> Value {
-    let name = "outage";
     let mut bench = Bench::start(sandbox, "outage-pace", &job(WORKERS, ENDLESS));
     let (_, step) = bench.calm();
     bench.end();
     let away = (length.as_secs_f64() / step.as_secs_f64()).ceil();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of steps")]
     let steps = (away * 1.2) as u64 + 5 * CALM;
-    let mut bench = Bench::start(sandbox, name, &job(WORKERS, steps));
+    let mut bench = Bench::start(sandbox, "outage", &job(WORKERS, steps));
     let (before, _) = bench.calm();
-    let ranks = ["a", "b", "c"].map(|w| bench.cluster.rank(w));
+    let ranks = bench.ranks();
     let workers: Vec<ProcessId> = bench.cluster.workers.values().map(|w| w.pid()).collect();
     let memory = |pids: &[ProcessId]| -> Vec<u64> {
         pids.iter().map(|p| processes::resident_bytes(*p).unwrap_or(0) >> 10).collect()
@@ -237,7 +229,7 @@ pub fn outage(sandbox: &Sandbox, length: Duration) -> Value {
     let caught_up = bench.next("a step that was made after the outage", |r| {
         r.seen.saturating_duration_since(back) > Duration::from_secs(2)
     });
-    assert_eq!(["a", "b", "c"].map(|w| bench.cluster.rank(w)), ranks, "no rank was started again");
+    assert_eq!(bench.ranks(), ranks, "no rank was started again");
     assert_eq!(caught_up.generation, before.generation, "the generation goes on");
     bench.until_done();
     let report = sandbox.exact_ledger(&bench.cluster.run_dir.display().to_string());

@@ -3,7 +3,7 @@
 //! Invariants: a process that was to die at a failpoint and did not ends the test. Committed steps are watched from
 //! outside all the time: one that was seen stands in the end, with the same loss.
 
-use crate::cluster::{Cluster, RUN, names, tail};
+use crate::cluster::{Cluster, Daemon, RUN, names, tail};
 use crate::watch::MetricsWatch;
 use crate::{PATIENCE, Sandbox, processes};
 use mcl_failpoint::{Failpoint, Process};
@@ -129,28 +129,32 @@ impl<'a> Story<'a> {
         self.cluster.until_committed(until);
     }
 
-    /// A new coordinator that dies at `point`, after what leads there.
-    pub fn coordinator_dies(&mut self, point: Failpoint, lead: impl FnOnce(&mut Self)) {
-        assert_eq!(point.process(), Process::Coordinator);
-        drop(self.cluster.coordinator.take());
+    /// A new coordinator or checkpoint service, whose `point` it is, that dies there after what leads there.
+    pub fn service_dies(&mut self, point: Failpoint, lead: impl FnOnce(&mut Self)) {
+        drop(self.service(point).take());
         self.cluster.failpoint = Some(point.name().to_owned());
-        self.cluster.start_coordinator();
+        let log = match point.process() {
+            Process::Coordinator => {
+                self.cluster.start_coordinator();
+                "coordinator"
+            }
+            _ => {
+                self.cluster.start_checkpoint();
+                "checkpoint"
+            }
+        };
         self.cluster.failpoint = None;
         lead(self);
-        let mut daemon = self.cluster.coordinator.take().unwrap();
-        self.dead(point, daemon.wait(PATIENCE), "coordinator");
+        let mut daemon = self.service(point).take().unwrap();
+        self.dead(point, daemon.wait(PATIENCE), log);
     }
 
-    /// A new checkpoint service that dies at `point`, after what leads there.
-    pub fn checkpoint_dies(&mut self, point: Failpoint, lead: impl FnOnce(&mut Self)) {
-        assert_eq!(point.process(), Process::Checkpoint);
-        drop(self.cluster.checkpoint.take());
-        self.cluster.failpoint = Some(point.name().to_owned());
-        self.cluster.start_checkpoint();
-        self.cluster.failpoint = None;
-        lead(self);
-        let mut daemon = self.cluster.checkpoint.take().unwrap();
-        self.dead(point, daemon.wait(PATIENCE), "checkpoint");
+    fn service(&mut self, point: Failpoint) -> &mut Option<Daemon> {
+        match point.process() {
+            Process::Coordinator => &mut self.cluster.coordinator,
+            Process::Checkpoint => &mut self.cluster.checkpoint,
+            other => panic!("{} is a point of {other:?}, not of a service", point.name()),
+        }
     }
 
     /// A new daemon of a worker that dies at the `nth` passing of `point`.

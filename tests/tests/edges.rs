@@ -108,23 +108,23 @@ fn a_coordinator_dies_at_every_edge_from_its_start_to_the_first_steps() {
 
     let mut story = Story::begin(&sandbox, "edges", job);
     for point in [At::BeforeJournalTerm, At::AfterJournalTerm] {
-        story.coordinator_dies(point, at_once);
+        story.service_dies(point, at_once);
     }
     for point in [At::BeforeJournalJob, At::AfterJournalJob] {
-        story.coordinator_dies(point, |s| s.submit_in_vain());
+        story.service_dies(point, |s| s.submit_in_vain());
     }
     // The job was accepted: it is not handed in again.
-    story.coordinator_dies(At::TermAnnounced, at_once);
+    story.service_dies(At::TermAnnounced, at_once);
     story.start_workers();
     for point in
         [At::BeforeJournalFormed, At::AfterJournalFormed, At::BeforeJournalStarted, At::AfterJournalStarted]
     {
-        story.coordinator_dies(point, at_once);
+        story.service_dies(point, at_once);
     }
     for point in [At::MetricsAppended, At::LedgerAppended, At::MetricsSynced, At::LedgerSynced] {
-        story.coordinator_dies(point, at_once);
+        story.service_dies(point, at_once);
     }
-    story.coordinator_dies(At::ResumedAppended, |s| s.kill_rank("b"));
+    story.service_dies(At::ResumedAppended, |s| s.kill_rank("b"));
     story.until_done();
     let report = story.told(&truth);
     assert_eq!(report["rolled_back"], 0, "{report}");
@@ -141,30 +141,30 @@ fn a_coordinator_dies_at_every_edge_of_generations_that_end_and_runs_that_go_bac
     story.submit();
     story.start_workers();
     story.more_steps(2);
-    story.coordinator_dies(At::BeforeJournalEnded, |s| s.kill_rank("b"));
-    story.coordinator_dies(At::AfterJournalEnded, at_once);
+    story.service_dies(At::BeforeJournalEnded, |s| s.kill_rank("b"));
+    story.service_dies(At::AfterJournalEnded, at_once);
     a_survivor_recounts(&mut story);
     for point in [At::AfterJournalStarted, At::RollBackAppended, At::RollBackSynced] {
         everybody_dies(&mut story);
-        story.coordinator_dies(point, |s| s.start_workers());
-        story.coordinator_dies(At::RollBackRowsMoved, at_once);
+        story.service_dies(point, |s| s.start_workers());
+        story.service_dies(At::RollBackRowsMoved, at_once);
     }
     everybody_dies(&mut story);
-    story.coordinator_dies(At::RollBackRowsMoved, |s| s.start_workers());
+    story.service_dies(At::RollBackRowsMoved, |s| s.start_workers());
 
-    story.coordinator_dies(At::BeforeJournalHeld, |s| s.say_in_vain("pause"));
-    story.coordinator_dies(At::AfterJournalHeld, |s| s.say_in_vain("pause"));
+    story.service_dies(At::BeforeJournalHeld, |s| s.say_in_vain("pause"));
+    story.service_dies(At::AfterJournalHeld, |s| s.say_in_vain("pause"));
     story.cluster.start_coordinator();
     story.cluster.until("a pause", |c| c.status().is_some_and(|s| s["reason"].to_string().contains("held")));
     story.say("resume");
     story.more_steps(2);
 
-    story.coordinator_dies(At::BeforeJournalDrain, |s| s.say_in_vain("drain"));
-    story.coordinator_dies(At::AfterJournalDrain, |s| s.say_in_vain("drain"));
+    story.service_dies(At::BeforeJournalDrain, |s| s.say_in_vain("drain"));
+    story.service_dies(At::AfterJournalDrain, |s| s.say_in_vain("drain"));
     for point in [At::InterruptedAppended, At::BeforeJournalOver, At::AfterJournalOver] {
-        story.coordinator_dies(point, at_once);
+        story.service_dies(point, at_once);
     }
-    story.coordinator_dies(At::BeforeSubmitAnswer, |s| s.submit_in_vain());
+    story.service_dies(At::BeforeSubmitAnswer, |s| s.submit_in_vain());
     story.until_done();
     let report = story.told(&truth);
     assert!(report["rolled_back"].as_u64().unwrap() >= 8, "{report}");
@@ -174,9 +174,9 @@ fn a_coordinator_dies_at_every_edge_of_generations_that_end_and_runs_that_go_bac
 
 /// Both ranks apply a step, only one of them lives to tell, and the coordinator was not there to hear it.
 fn a_survivor_recounts(story: &mut Story<'_>) {
-    story.coordinator_dies(At::MetricsAppended, at_once);
+    story.service_dies(At::MetricsAppended, at_once);
     story.cluster.kill_worker("b");
-    story.coordinator_dies(At::RecountAppended, |s| s.cluster.start_worker("b"));
+    story.service_dies(At::RecountAppended, |s| s.cluster.start_worker("b"));
 }
 
 /// Steps beyond the newest checkpoint, and nobody left who holds them.
@@ -210,7 +210,7 @@ fn a_coordinator_dies_at_every_edge_of_the_end_of_a_job() {
         At::BeforeJournalOver,
         At::AfterJournalOver,
     ] {
-        story.coordinator_dies(point, at_once);
+        story.service_dies(point, at_once);
     }
     // The job is over, whoever comes; its ranks were not told by the one that ended it.
     story.cluster.start_coordinator();
@@ -229,15 +229,15 @@ fn a_checkpoint_service_dies_at_every_edge() {
     let truth = job.undisturbed(&sandbox);
 
     let mut story = Story::before(&sandbox, "edges", job);
-    story.checkpoint_dies(At::BeforeFence, |s| {
+    story.service_dies(At::BeforeFence, |s| {
         s.cluster.start_coordinator();
         s.submit();
     });
     for point in [At::AfterFence, At::BeforeTermAnswer] {
-        story.checkpoint_dies(point, at_once);
+        story.service_dies(point, at_once);
     }
     // The first slice of the first generation raises the token again.
-    story.checkpoint_dies(At::BeforeFence, |s| s.start_workers());
+    story.service_dies(At::BeforeFence, |s| s.start_workers());
     for point in [
         At::AfterFence,
         At::BeforeTicket,
@@ -250,7 +250,7 @@ fn a_checkpoint_service_dies_at_every_edge() {
         At::PruneStepRemoved,
         At::BeforeCommitAnswer,
     ] {
-        story.checkpoint_dies(point, at_once);
+        story.service_dies(point, at_once);
     }
     story.cluster.start_checkpoint();
     story.until_done();
@@ -310,13 +310,13 @@ fn a_coordinator_dies_at_every_edge_of_its_queue() {
         (At::BeforeJournalDequeued, &cancel, true),
         (At::AfterJournalDequeued, &cancel, false),
     ] {
-        story.coordinator_dies(point, |_| drop(sandbox.fails(1, &[], command)));
+        story.service_dies(point, |_| drop(sandbox.fails(1, &[], command)));
         assert_eq!(waits(&mut story), expected, "{}", point.name());
     }
     // Between the end of one job and the beginning of the next.
     sandbox.ok(&submit);
     for point in [At::AfterJournalOver, At::BeforeJournalJob, At::AfterJournalJob] {
-        story.coordinator_dies(point, |s| {
+        story.service_dies(point, |s| {
             if point == At::AfterJournalOver {
                 sandbox.fails(1, &[], &["cancel", "--coordinator", &s.cluster.url()]);
             }

@@ -97,17 +97,21 @@ fn towards(url: &str) -> Result<IpAddr> {
     Err(last).with_context(what)
 }
 
+/// Host and port of a URL.
+fn authority(url: &str) -> &str {
+    url.rsplit("://").next().unwrap_or(url).split('/').next().unwrap_or(url)
+}
+
 /// Where a URL's service is.
 pub(crate) fn resolve(url: &str) -> Result<Vec<SocketAddr>> {
-    let host = url.rsplit("://").next().unwrap_or(url).split('/').next().unwrap_or(url);
-    let found = host.to_socket_addrs().with_context(|| format!("{url}: expected http://host:port"))?;
+    let found =
+        authority(url).to_socket_addrs().with_context(|| format!("{url}: expected http://host:port"))?;
     Ok(found.collect())
 }
 
 /// The coordinator hands the checkpoint service's URL to all ranks: it has to mean the same everywhere.
 pub(crate) fn check_shared(url: &str, listen: SocketAddr) -> Result<()> {
-    let host = url.rsplit("://").next().unwrap_or(url).split('/').next().unwrap_or(url);
-    let Ok(at) = host.parse::<SocketAddr>() else { return Ok(()) };
+    let Ok(at) = authority(url).parse::<SocketAddr>() else { return Ok(()) };
     if at.ip().is_unspecified() {
         bail!(Usage(format!(
             "--checkpoint {url}: {} is an address to listen at; give the one that ranks reach the service at",

@@ -94,6 +94,9 @@ async fn digest(path: &Path, tensors: bool, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Parts of an exported encoder, and what they are called in a state's encoder.
+pub(crate) const PARTS: [(&str, &str); 3] = [("backbone.", "0."), ("neck.", "1."), ("projector.", "2.")];
+
 /// The name that a tensor of `encoder` has in an export.
 fn exported_name(name: &str, encoder: Encoder) -> Option<String> {
     let prefix = match encoder {
@@ -101,14 +104,7 @@ fn exported_name(name: &str, encoder: Encoder) -> Option<String> {
         Encoder::Online => "encoder_q.",
     };
     let rest = name.strip_prefix(prefix)?;
-    let (part, inner) = rest.split_once('.')?;
-    let part = match part {
-        "0" => "backbone",
-        "1" => "neck",
-        "2" => "projector",
-        _ => return None,
-    };
-    Some(format!("{part}.{inner}"))
+    PARTS.iter().find_map(|(part, own)| Some(format!("{part}{}", rest.strip_prefix(own)?)))
 }
 
 async fn export(path: &Path, out: &Path, format: Format, encoder: Encoder) -> Result<ExitCode> {

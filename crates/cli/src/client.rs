@@ -62,16 +62,18 @@ impl Coordinator {
         Ok(answer.into_inner())
     }
 
-    /// Stores the state that a run is to begin with where the coordinator's checkpoints are; its digest.
+    /// Stores the state that a run is to begin with, where one is given, among the coordinator's checkpoints; its
+    /// digest.
     pub(crate) async fn store_initial(
         &mut self,
-        from: &Path,
+        from: Option<&Path>,
         run_id: &RunId,
         job: &Job,
         checkpoint: Option<&str>,
-    ) -> Result<Digest> {
+    ) -> Result<Option<Digest>> {
+        let Some(from) = from else { return Ok(None) };
         let status = self.status().await?;
-        initial::store(from, run_id, job, checkpoint.unwrap_or(&status.checkpoint_url)).await
+        initial::store(from, run_id, job, checkpoint.unwrap_or(&status.checkpoint_url)).await.map(Some)
     }
 
     pub(crate) async fn status(&mut self) -> Result<GetStatusResponse> {
@@ -151,10 +153,8 @@ pub(crate) fn submit(a: &SubmitArguments) -> Result<ExitCode> {
     };
     runtime()?.block_on(async {
         let mut coordinator = Coordinator::connect(&a.server.coordinator).await?;
-        let initial = match &a.from {
-            Some(from) => Some(coordinator.store_initial(from, &name, &job, a.checkpoint.as_deref()).await?),
-            None => None,
-        };
+        let (from, checkpoint) = (a.from.as_deref(), a.checkpoint.as_deref());
+        let initial = coordinator.store_initial(from, &name, &job, checkpoint).await?;
         let taken = coordinator.submit(&name, &job, initial).await?;
         let (committed, before) = (taken.committed_steps, taken.jobs_before);
         if a.server.json {

@@ -3,6 +3,7 @@
 //! It is read here, and stored as the run's checkpoint of step 0, so that ranks need no path of this machine and
 //! get verified bytes. It holds weights and their running statistics; optimiser, schedule and step begin anew.
 
+use crate::checkpoint::PARTS;
 use crate::exit::Usage;
 use crate::run_dir;
 use anyhow::{Context, Result, bail};
@@ -19,8 +20,6 @@ type Weights = BTreeMap<String, OwnedTensor>;
 
 /// What a state holds besides weights.
 const NO_WEIGHTS: [&str; 2] = ["optimizer.", "trainer."];
-/// Parts of an exported encoder, and what they are called in a state.
-const PARTS: [(&str, &str); 3] = [("backbone.", "0."), ("neck.", "1."), ("projector.", "2.")];
 
 /// Stores what is at `from` as the first checkpoint of a run; its digest. A run that has begun already keeps what it
 /// has: the coordinator then compares digests.

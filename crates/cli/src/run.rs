@@ -83,10 +83,7 @@ impl Fleet {
         let advertise =
             crate::address::advertised(network.advertise.as_deref(), network.interface.as_deref(), None)?;
         let run_id = run_dir::run_id(folder)?;
-        let initial = match &a.from {
-            Some(from) => Some(coordinator.store_initial(from, &run_id, job, None).await?),
-            None => None,
-        };
+        let initial = coordinator.store_initial(a.from.as_deref(), &run_id, job, None).await?;
         let done = coordinator.submit(&run_id, job, initial).await?.committed_steps;
         if done > 0 {
             show(&format!("resuming {} after {done} committed steps", folder.display()));

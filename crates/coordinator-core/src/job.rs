@@ -149,6 +149,12 @@ pub enum SubmitError {
 }
 
 impl PastRun {
+    /// From what was written down: `committed` steps stand, and whether a generation was ever started.
+    pub fn on_record(spec: JobSpec, committed: u64, checkpoint: Option<u64>, started: bool) -> Self {
+        let fresh = !started && committed == 0 && checkpoint.is_none() && spec.initial.is_none();
+        Self { spec, committed, last_checkpoint: checkpoint.filter(|c| *c <= committed), fresh }
+    }
+
     /// Whether the run can be continued as `spec`.
     ///
     /// # Errors
@@ -161,9 +167,7 @@ impl PastRun {
         if committed > 0 && self.spec.job_digest != spec.job_digest {
             return Err(SubmitError::OtherJob { run_id, committed });
         }
-        if spec.initial.is_some() && self.spec.initial != spec.initial {
-            return Err(SubmitError::OtherInitial { run_id, found: self.spec.initial });
-        }
+        self.spec.judge_initial(spec)?;
         if committed > spec.total_steps() {
             return Err(SubmitError::BeyondEnd { run_id, committed, total: spec.total_steps() });
         }
@@ -186,6 +190,14 @@ impl JobSpec {
         }
         if matches!(self.max_lanes_per_rank, Some(0)) {
             return Err(JobSpecError::NoLanesPerRank);
+        }
+        Ok(())
+    }
+
+    /// Whether a submission may name the state that it names: a run keeps the one that it began with.
+    pub(crate) fn judge_initial(&self, asked: &Self) -> Result<(), SubmitError> {
+        if asked.initial.is_some() && asked.initial != self.initial {
+            return Err(SubmitError::OtherInitial { run_id: asked.run_id.clone(), found: self.initial });
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use crate::commit::StepMetrics;
 use crate::effect::{Effect, Persisted, ToWorker};
 use crate::event::{Event, SessionId};
 use crate::generation::{DrainFor, Live};
-use crate::job::JobSpec;
+use crate::job::{JobSpec, PastRun};
 use crate::reason::{EndCause, Outcome};
 use crate::settings::Settings;
 use crate::settling::{Line, Started};
@@ -183,14 +183,11 @@ impl State {
         let Some(found) = recovered.job else {
             return Ok(state);
         };
-        let mut job = Job::new(found.spec, found.committed, now);
+        let (checkpoint, started) = (found.last_checkpoint, found.started.is_some());
+        let mut job =
+            Job::continued(PastRun::on_record(found.spec, found.committed, checkpoint, started), now);
         job.drain = found.drain == Some(DrainFor::Stop);
         job.held = found.held;
-        job.last_checkpoint = found.last_checkpoint.filter(|s| *s <= found.committed);
-        job.fresh = found.started.is_none()
-            && found.committed == 0
-            && found.last_checkpoint.is_none()
-            && job.spec.initial.is_none();
         if let Some(started) = &found.started {
             job.line.extend(started.record.generation, started.first);
         }
@@ -229,6 +226,11 @@ impl State {
     /// Silence after which a worker is lost.
     pub fn lost_after(&self) -> Duration {
         self.job.as_ref().and_then(|j| j.spec.lost_after).unwrap_or(self.settings.lost_after)
+    }
+
+    /// Whether jobs of other runs may follow one that is over.
+    pub const fn many_runs(&self) -> bool {
+        self.settings.many_runs
     }
 
     /// The run whose job is run, or was last.
@@ -284,18 +286,20 @@ impl Worker {
 }
 
 impl Job {
-    pub(crate) fn new(spec: JobSpec, committed: u64, now: Duration) -> Self {
+    /// New, or going on from where it is.
+    pub(crate) fn continued(past: PastRun, now: Duration) -> Self {
+        let PastRun { spec, committed, last_checkpoint, fresh } = past;
         Self {
             spec,
             committed,
             furthest: committed,
-            last_checkpoint: None,
+            last_checkpoint,
             committing: None,
             fruitless: 0,
             causes: Vec::new(),
             ended: None,
             line: Line::default(),
-            fresh: committed == 0,
+            fresh,
             lookup: Lookup::NotAsked,
             drain: false,
             held: false,

@@ -42,12 +42,9 @@ impl Turn<'_> {
             spec.initial = past.spec.initial;
         }
         self.out.push(Effect::Persist(Persisted::Job(spec.clone())));
-        let fresh = spec.initial.is_none() && past.as_ref().is_none_or(|p| p.fresh);
-        let (committed, last_checkpoint) = past.map_or((0, None), |p| (p.committed, p.last_checkpoint));
-        let mut job = Job::new(spec, committed, self.now);
-        job.last_checkpoint = last_checkpoint;
-        job.fresh = fresh;
-        self.state.job = Some(job);
+        let past = past.unwrap_or_else(|| PastRun::on_record(spec.clone(), 0, None, false));
+        let committed = past.committed;
+        self.state.job = Some(Job::continued(PastRun { spec, ..past }, self.now));
         let sessions: Vec<_> = self.state.workers.values().filter_map(|w| w.session).collect();
         for session in sessions {
             self.out.push(Effect::Send { session, message: ToWorker::Prepare });
@@ -74,8 +71,6 @@ fn is_running(job: &Job, spec: &JobSpec) -> Result<u64, SubmitError> {
     if job.spec.job_digest != spec.job_digest || job.spec.schedule != spec.schedule {
         return Err(SubmitError::Changed { run_id });
     }
-    if spec.initial.is_some() && spec.initial != job.spec.initial {
-        return Err(SubmitError::OtherInitial { run_id, found: job.spec.initial });
-    }
+    job.spec.judge_initial(spec)?;
     Ok(job.committed)
 }

@@ -4,7 +4,7 @@ use mcl_coordinator_core::{JobSpec, Settings};
 use mcl_plan::{PlanSpec, Schedule};
 use mcl_types::{Digest, RunId};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,11 @@ impl CoordinatorConfig {
             settings: Settings::default(),
         }
     }
+}
+
+/// The directory of a run: the coordinator's own, or one of its name in a folder of runs.
+pub(crate) fn home(root: &Path, many_runs: bool, run_id: &RunId) -> PathBuf {
+    if many_runs { root.join(run_id.as_str()) } else { root.to_owned() }
 }
 
 /// Reads a job file: what it says, and what its dataset is; or what is wrong with it, for a person. Leaves no trace.

@@ -1,6 +1,6 @@
 //! A coordinator from its opening to its end.
 
-use crate::config::{CoordinatorConfig, Interpret};
+use crate::config::{CoordinatorConfig, Interpret, home};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::journal::{Found, Journal};
 use crate::progress::Progress;
@@ -91,7 +91,6 @@ impl Coordinator {
             journal,
             run_dir,
             root,
-            many_runs,
             interpret,
             queue: found.queue.into(),
             runs: found.runs,
@@ -261,11 +260,8 @@ fn open_directory(root: PathBuf, many_runs: bool, interpret: Interpret) -> Resul
     let (journal, term, found) = Journal::open(&root)?;
     journal.claim(&root, many_runs)?;
     let last = found.started.as_ref().zip(found.job.as_ref().map(|j| j.schedule));
-    let home = match &found.job {
-        Some(job) if many_runs => Some(root.join(job.run_id.as_str())),
-        None if many_runs => None,
-        _ => Some(root.clone()),
-    };
+    let last_home = found.job.as_ref().map(|job| home(&root, many_runs, &job.run_id));
+    let home = last_home.or_else(|| (!many_runs).then(|| root.clone()));
     let opened = home.as_ref().map(|home| RunDir::open(home, last)).transpose()?;
     let (run_dir, committed) = opened.map_or((None, 0), |(dir, committed)| (Some(dir), committed));
     let running = found.job.as_ref().filter(|_| found.outcome.is_none());

@@ -4,6 +4,7 @@
 //! of its own, higher than all before.
 
 use crate::CoordinatorError;
+use crate::clock::since_1970;
 use crate::queue::Queued;
 use mcl_coordinator_core::{DrainFor, GenerationRecord, JobSpec, Outcome, Persisted, Started};
 use mcl_failpoint::{Failpoint, pass};
@@ -12,7 +13,6 @@ use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 /// Current values by name, as JSON.
 const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
@@ -123,7 +123,7 @@ impl Journal {
             held: journal.read(HELD)?.unwrap_or(false),
             checkpoint: journal.read(CHECKPOINT)?,
             outcome: journal.read(OUTCOME)?,
-            queue: journal.queue()?,
+            queue: journal.all("queue", QUEUE)?,
             runs: journal.runs()?,
         };
         Ok((journal, term, found))
@@ -201,10 +201,6 @@ impl Journal {
         self.write(|Tables { queue, .. }| remove_waiting(queue, run_id))?;
         pass(Failpoint::AfterJournalDequeued);
         Ok(())
-    }
-
-    fn queue(&self) -> Result<Vec<Queued>, CoordinatorError> {
-        self.all("queue", QUEUE)
     }
 
     /// The runs that made room for others, oldest first.
@@ -312,12 +308,11 @@ struct Tables<'a> {
 /// The values become those of another run: its own of earlier, or none.
 fn make_room(values: &mut Named<'_>, runs: &mut Named<'_>, next: &RunId) -> Result<(), redb::Error> {
     let Some(spec) = get::<JobSpec>(values, JOB)?.filter(|s| s.run_id != *next) else { return Ok(()) };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let record = RunRecord {
         started: get(values, STARTED)?,
         checkpoint: get(values, CHECKPOINT)?,
         outcome: get(values, OUTCOME)?,
-        until: now.as_secs(),
+        until: since_1970().as_secs(),
         spec,
     };
     runs.insert(record.spec.run_id.as_str(), json(&record)?.as_slice())?;

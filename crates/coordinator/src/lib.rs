@@ -11,6 +11,7 @@
 
 mod border;
 mod checkpoints;
+mod clock;
 mod config;
 mod coordinator;
 mod error;

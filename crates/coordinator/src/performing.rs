@@ -2,7 +2,7 @@
 
 use crate::border::Plans;
 use crate::checkpoints::{Ask, Checkpoints};
-use crate::config::JobFacts;
+use crate::config::{JobFacts, home};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::queue::Submitted;
 use crate::rim::{Rim, Running};
@@ -67,7 +67,7 @@ impl Rim {
             Effect::Warn(warning) => warn(&warning),
             Effect::Over(outcome) => {
                 tracing::info!(%outcome, "job over");
-                if self.many_runs {
+                if self.state.many_runs() {
                     self.sync()?;
                 } else {
                     return Ok(Some(JobOutcome::from(&outcome)));
@@ -114,7 +114,7 @@ impl Rim {
 
     /// Where the directory of a run is.
     pub(crate) fn home(&self, run_id: &RunId) -> PathBuf {
-        if self.many_runs { self.root.join(run_id.as_str()) } else { self.root.clone() }
+        home(&self.root, self.state.many_runs(), run_id)
     }
 
     /// Takes a job as the one that is run.

@@ -4,6 +4,7 @@
 //! the journal; a job leaves the queue in the transaction that makes it the one that is run. Left out: whether
 //! a run may be continued (`mcl-coordinator-core`).
 
+use crate::clock::since_1970;
 use crate::config::JobFacts;
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::journal::RunRecord;
@@ -15,7 +16,6 @@ use mcl_proto::v1;
 use mcl_types::{Digest, RunId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::SystemTime;
 use tokio::sync::oneshot;
 
 /// A job that waits for its turn.
@@ -45,11 +45,6 @@ pub(crate) struct Submitted {
     pub(crate) jobs_before: u32,
 }
 
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 pub(crate) type Answer = oneshot::Sender<Result<Submitted, Rejected>>;
 
 impl Rim {
@@ -62,7 +57,7 @@ impl Rim {
         let current = self.state.run_id().filter(|_| self.is_busy());
         let others = current.is_some_and(|c| *c != submission.run_id);
         let in_line = current.is_none() && (!self.queue.is_empty() || self.offer.is_some());
-        if self.many_runs && (others || in_line) {
+        if self.state.many_runs() && (others || in_line) {
             let result = self.enqueue(submission)?;
             let _ = answer.send(result);
             return Ok(None);
@@ -92,7 +87,8 @@ impl Rim {
                 if let Err(refused) = fits {
                     return Ok(Err(refused));
                 }
-                let waiting = Queued { run_id, job_toml: facts.job_toml, initial, since: now() };
+                let waiting =
+                    Queued { run_id, job_toml: facts.job_toml, initial, since: since_1970().as_secs() };
                 self.journal.enqueue(&waiting)?;
                 tracing::info!(run = %waiting.run_id, "job waits for its turn");
                 self.queue.push_back(waiting);
@@ -133,7 +129,7 @@ impl Rim {
 
     /// The directory of a run that was run here before the last one, and what is on record of it.
     fn past(&self, run_id: &RunId) -> Result<Option<(RunDir, PastRun)>, CoordinatorError> {
-        if !self.many_runs || self.state.run_id() == Some(run_id) {
+        if !self.state.many_runs() || self.state.run_id() == Some(run_id) {
             return Ok(None);
         }
         let Some(record) = self.runs.iter().find(|r| r.spec.run_id == *run_id).cloned() else {
@@ -145,14 +141,12 @@ impl Rim {
         let RunRecord { spec, started, checkpoint, .. } = record;
         let last = started.as_ref().map(|s| (s, spec.schedule));
         let (run_dir, committed) = RunDir::open(&self.home(run_id), last)?;
-        let last_checkpoint = checkpoint.filter(|c| *c <= committed);
-        let fresh = started.is_none() && committed == 0 && checkpoint.is_none() && spec.initial.is_none();
-        Ok(Some((run_dir, PastRun { spec, committed, last_checkpoint, fresh })))
+        Ok(Some((run_dir, PastRun::on_record(spec, committed, checkpoint, started.is_some()))))
     }
 
     /// Where no job is run and one waits, it is read: away from the loop, since opening a dataset takes its time.
     pub(crate) fn next_in_line(&mut self) {
-        if !self.many_runs || self.reading || self.is_busy() || self.offer.is_some() {
+        if !self.state.many_runs() || self.reading || self.is_busy() || self.offer.is_some() {
             return;
         }
         let Some(next) = self.queue.front().cloned() else { return };
@@ -198,9 +192,15 @@ impl Rim {
             None => {
                 let (run_id, outcome) = (run_id.to_string(), format!("could not be run: {refused}"));
                 self.refused.retain(|r| r.run_id != run_id);
-                self.refused.push(v1::PastRun { run_id, outcome, until: now() });
+                self.refused.push(v1::PastRun { run_id, outcome, until: since_1970().as_secs() });
             }
         }
+    }
+
+    /// The jobs that wait, in their order.
+    pub(crate) fn waiting(&self) -> Vec<v1::QueuedJob> {
+        let told = |w: &Queued| v1::QueuedJob { run_id: w.run_id.to_string(), since: w.since };
+        self.queue.iter().map(told).collect()
     }
 
     /// How the jobs before the last one ended, oldest first.

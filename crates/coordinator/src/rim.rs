@@ -68,7 +68,6 @@ pub(crate) struct Rim {
     pub(crate) run_dir: Option<RunDir>,
     /// The directory of the one run, or the folder of all.
     pub(crate) root: PathBuf,
-    pub(crate) many_runs: bool,
     pub(crate) interpret: Interpret,
     pub(crate) queue: VecDeque<Queued>,
     /// Runs before the last one, oldest first.
@@ -191,7 +190,7 @@ impl Rim {
             Input::GetStatus { answer } => {
                 let overview = Overview {
                     status: self.state.status(self.started.elapsed()),
-                    queue: self.queue.iter().cloned().collect(),
+                    queue: self.waiting(),
                     past_runs: self.past_runs(),
                     checkpoint_url: self.checkpoint_url.clone(),
                 };

@@ -4,7 +4,6 @@
 //! stream that brought it, since a peer that speaks another protocol would only repeat itself.
 
 use crate::config::JobFacts;
-use crate::queue::Queued;
 use mcl_coordinator_core::{
     FailureKind, Hello, Holding, LaneReport, Origin, ProcessId, RankEvent, RankPost, RankProcess, RankSaid,
     Status, StepReport, ToWorker,
@@ -260,7 +259,7 @@ impl Context<'_> {
 pub(crate) struct Overview {
     pub(crate) status: Status,
     /// First in, first out.
-    pub(crate) queue: Vec<Queued>,
+    pub(crate) queue: Vec<v1::QueuedJob>,
     pub(crate) past_runs: Vec<v1::PastRun>,
     pub(crate) checkpoint_url: String,
 }
@@ -295,7 +294,7 @@ pub(crate) fn status(overview: Overview) -> v1::GetStatusResponse {
         data_wait_share: status.data_wait_share,
         protocol: mcl_proto::PROTOCOL,
         build: status.build,
-        queue: queue.into_iter().map(|w| v1::QueuedJob { run_id: w.run_id.into(), since: w.since }).collect(),
+        queue,
         past_runs,
         checkpoint_url,
         ranks: status

@@ -49,6 +49,13 @@ async fn runs(client: &mut Client, run_id: &str) {
     .await;
 }
 
+/// Steps of a run that no journal here knows.
+fn put_foreign_steps(dir: &Path, run_id: &str) {
+    let ledger = dir.join(run_id).join("ledger");
+    std::fs::create_dir_all(&ledger).unwrap();
+    std::fs::write(ledger.join("epoch-000000.jsonl"), "{}\n").unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_wait_in_the_order_in_which_they_came() {
     let (dir, store) = (tempfile::tempdir().unwrap(), Store::start().await);
@@ -131,9 +138,7 @@ async fn a_job_that_can_no_longer_be_run_does_not_hold_up_the_queue() {
     submit(&mut client, "b", 20).await.unwrap();
     submit(&mut client, "c", 20).await.unwrap();
     // While it waits somebody puts another run's steps where its own are to be.
-    let ledger = dir.path().join("b/ledger");
-    std::fs::create_dir_all(&ledger).unwrap();
-    std::fs::write(ledger.join("epoch-000000.jsonl"), "{}\n").unwrap();
+    put_foreign_steps(dir.path(), "b");
     cancel(&mut client, None).await.unwrap();
     runs(&mut client, "c").await;
     let status = client.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
@@ -145,9 +150,7 @@ async fn a_job_that_can_no_longer_be_run_does_not_hold_up_the_queue() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn steps_that_nobody_knows_of_are_not_overwritten() {
     let (dir, store) = (tempfile::tempdir().unwrap(), Store::start().await);
-    let ledger = dir.path().join("a/ledger");
-    std::fs::create_dir_all(&ledger).unwrap();
-    std::fs::write(ledger.join("epoch-000000.jsonl"), "{}\n").unwrap();
+    put_foreign_steps(dir.path(), "a");
     let (_served, mut client) = start(dir.path(), &store).await;
     let refused = submit(&mut client, "a", 20).await.unwrap_err();
     assert!(refused.message().contains("knows nothing of"), "{refused}");

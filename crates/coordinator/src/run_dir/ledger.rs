@@ -27,11 +27,6 @@ impl Ledger {
         Ok(Self { folder, current: None })
     }
 
-    /// Whether nothing was ever written to it.
-    pub(super) fn is_empty(&self) -> Result<bool, CoordinatorError> {
-        Ok(files(&self.folder)?.is_empty())
-    }
-
     /// Finds how many steps stand, from what was written of the last generation; cuts a torn line; writes the roll
     /// back of that generation where a crash came between the journal and the ledger.
     pub(super) fn recover(&mut self, last: &Started, schedule: Schedule) -> Result<u64, CoordinatorError> {

@@ -10,6 +10,7 @@ mod metrics;
 mod tests;
 
 use crate::CoordinatorError;
+use crate::clock::since_1970;
 use ledger::Ledger;
 use mcl_coordinator_core::{Started, StepMetrics};
 use mcl_failpoint::{Failpoint, pass};
@@ -18,7 +19,6 @@ use mcl_plan::{PlanSpec, Schedule};
 use metrics::Metrics;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 pub(crate) use ledger::files as ledger_files;
 
@@ -71,7 +71,7 @@ impl RunDir {
     pub(crate) fn write_job(&self, job_toml: &str, plan: &PlanSpec) -> Result<(), CoordinatorError> {
         append_file::replace(&Self::job_path(&self.root), |file| file.write_all(job_toml.as_bytes()))?;
         let path = self.root.join(PLAN_FILE);
-        if path.is_file() && !self.ledger.is_empty()? {
+        if path.is_file() && Self::is_used(&self.root)? {
             return Ok(());
         }
         let json =
@@ -86,8 +86,7 @@ impl RunDir {
         metrics: &StepMetrics,
         schedule: Schedule,
     ) -> Result<(), CoordinatorError> {
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.metrics.append(metrics, since_1970.as_secs_f64())?;
+        self.metrics.append(metrics, since_1970().as_secs_f64())?;
         pass(Failpoint::MetricsAppended);
         self.append(&Record::Committed(record), schedule)
     }
