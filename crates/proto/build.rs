@@ -6,6 +6,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={}", root.display());
     let files = ["mcl/v1/rank.proto", "mcl/v1/coordinator.proto", "mcl/v1/checkpoint.proto"];
     let set = protox::compile(files, [&root])?;
-    tonic_prost_build::configure().compile_fds(set)?;
+    tonic_prost_build::configure()
+        // Chunks of slices are cut from one buffer, not copied.
+        .bytes(".mcl.v1.PutSliceRequest.chunk")
+        .bytes(".mcl.v1.GetSliceResponse.chunk")
+        .compile_fds(set)?;
     Ok(())
 }

@@ -39,6 +39,7 @@ pub fn mcl() -> PathBuf {
 #[derive(Debug)]
 pub struct Sandbox {
     folder: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 /// A small job over the sandbox's pictures; extra lines go to their sections by `--set`.
@@ -85,11 +86,17 @@ impl Sandbox {
 
     /// One in a folder that is there, with so many pictures.
     pub fn at(folder: PathBuf, pictures: u32) -> Self {
-        let sandbox = Self { folder };
+        let sandbox = Self { folder, environment: Vec::new() };
         let count = pictures.to_string();
         sandbox.ok(&["data", "generate", "objects", "--out", "objects", "--count", &count, "--seed", "5"]);
         std::fs::write(sandbox.path("job.toml"), JOB).unwrap();
         sandbox
+    }
+
+    /// What every `mcl` in it finds in its environment.
+    pub fn with_environment(mut self, environment: Vec<(&'static str, String)>) -> Self {
+        self.environment = environment;
+        self
     }
 
     /// Its folder stays when it goes.
@@ -106,6 +113,7 @@ impl Sandbox {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(mcl());
         command.args(arguments).current_dir(&self.folder).stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command
     }
 

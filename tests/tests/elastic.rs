@@ -230,6 +230,44 @@ fn when_nobody_survives_the_run_goes_back_to_a_checkpoint_and_says_so() {
 }
 
 #[test]
+fn when_nobody_survives_a_snapshot_in_memory_spares_the_steps_since_the_last_checkpoint() {
+    let sandbox = Sandbox::new();
+    let every = ["elastic.min_workers=2", "checkpoint.every_steps=30", "checkpoint.memory_every_steps=5"];
+    let job = lanes_of(2, 90, &every);
+    let straight = undisturbed(&sandbox, "straight", 2, &job);
+
+    let mut cluster = Cluster::start(&sandbox, "run", 2);
+    cluster.submit(&sandbox, &strs(&job));
+    cluster.until_workers(2);
+    cluster.until("the checkpoint of step 30", |c| visible(c, 30));
+    cluster.until_committed(49);
+    let kept = "checkpoint committed run=story step=45";
+    cluster.until("the snapshot of step 45", |c| c.said("checkpoint").contains(kept));
+    cluster.kill_all_workers();
+    for worker in ["a", "b"] {
+        cluster.start_worker(worker);
+    }
+    cluster.until_committed(62);
+    let undone = std::fs::read_to_string(cluster.run_dir.join("metrics.rolled_back.jsonl")).unwrap();
+    let undone = undone.lines().count() as u64;
+    assert!(undone < 19, "the durable one would have cost 19 steps, this cost {undone}");
+
+    // And where the service dies with them: what was durable.
+    cluster.until("the checkpoint of step 60", |c| visible(c, 60));
+    cluster.until_committed(69);
+    cluster.checkpoint.take().unwrap().kill();
+    cluster.kill_all_workers();
+    cluster.start_checkpoint();
+    for worker in ["a", "b"] {
+        cluster.start_worker(worker);
+    }
+    cluster.until_done();
+    let report = exact(&sandbox, &cluster, 90);
+    assert!(report["rolled_back"].as_u64().unwrap() >= undone + 9, "{report}");
+    same_bits(&sandbox, &straight, &cluster);
+}
+
+#[test]
 fn a_coordinator_that_was_replaced_while_it_slept_is_refused_everywhere_and_leaves() {
     let sandbox = Sandbox::new();
     let job = lanes_of(2, 120, &["elastic.min_workers=2", "checkpoint.every_steps=20"]);

@@ -21,7 +21,7 @@ fn interpret(job_toml: &str) -> Result<JobFacts, String> {
         schedule: mcl_job::schedule(&job, &plan).map_err(|e| e.to_string())?,
         plan,
         shard_names: dataset.shards().iter().map(|s| s.name.clone()).collect(),
-        keep: job.checkpoint().keep,
+        retention: job.checkpoint().retention(),
         min_workers: job.elastic().min_workers,
         max_lanes_per_rank: job.elastic().max_lanes_per_rank,
         lost_after: Some(job.elastic().lost_after),

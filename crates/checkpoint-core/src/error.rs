@@ -20,6 +20,16 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// The address or its settings make no store.
+    #[error(
+        "cannot open checkpoint store {url}: {source}; check the address and the variables AWS_*, GOOGLE_* or AZURE_*"
+    )]
+    Open {
+        /// The address.
+        url: String,
+        /// What is wrong.
+        source: object_store::Error,
+    },
     /// The store did not take the bytes.
     #[error("writing {path} failed: {source}; {advice}; earlier checkpoints are untouched")]
     Write {

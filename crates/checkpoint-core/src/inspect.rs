@@ -33,6 +33,8 @@ pub struct InventoryEntry {
     pub manifest: Manifest,
     /// Whether every byte was verified for this listing.
     pub verified: bool,
+    /// Whether it stays whatever the retention says.
+    pub pinned: bool,
 }
 
 /// What a run has, oldest first.
@@ -180,15 +182,21 @@ impl SliceReader {
 impl Inner {
     /// The steps that have a folder, oldest first.
     pub async fn steps(&self, place: &Place) -> Result<Vec<Step>, StoreError> {
-        let listing = self.objects.list_with_delimiter(Some(&place.prefix)).await;
-        let listing = listing.map_err(|e| self.read_error(&place.prefix, e))?;
-        let names = listing.common_prefixes.iter().filter_map(|path| path.filename());
-        let mut steps: Vec<Step> = names.filter_map(parse_step_folder).collect();
+        let folders = self.folders(place).await?;
+        let mut steps: Vec<Step> = folders.iter().filter_map(|name| parse_step_folder(name)).collect();
         steps.sort_unstable();
         Ok(steps)
     }
 
-    async fn visible(&self, place: &Place, step: Step) -> Result<(Manifest, Bytes), StoreError> {
+    /// Names of the folders directly inside a place.
+    pub async fn folders(&self, place: &Place) -> Result<Vec<String>, StoreError> {
+        let listing = self.objects.list_with_delimiter(Some(&place.prefix)).await;
+        let listing = listing.map_err(|e| self.read_error(&place.prefix, e))?;
+        let name = |path: &Path| path.filename().map(str::to_owned);
+        Ok(listing.common_prefixes.iter().filter_map(name).collect())
+    }
+
+    pub async fn visible(&self, place: &Place, step: Step) -> Result<(Manifest, Bytes), StoreError> {
         match self.manifest(place, step).await {
             Some(manifest) => manifest.map_err(|damage| self.damaged(place, step, damage)),
             None => Err(self.no_checkpoint(place, step)),
@@ -256,7 +264,8 @@ impl Inner {
             match checked {
                 Ok(manifest) => {
                     found_good = true;
-                    inventory.visible.push(InventoryEntry { manifest, verified });
+                    let pinned = self.is_pinned(place, step).await?;
+                    inventory.visible.push(InventoryEntry { manifest, verified, pinned });
                 }
                 Err(damage) => inventory.damaged.push((step, damage)),
             }

@@ -8,6 +8,8 @@ use object_store::path::Path;
 
 /// The file that makes a checkpoint visible.
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
+/// Beside a manifest: whatever the retention says, this checkpoint stays.
+pub(crate) const PIN_FILE: &str = "pinned.json";
 const STEP_PREFIX: &str = "step-";
 
 /// How a run's name becomes a folder below the store's root.

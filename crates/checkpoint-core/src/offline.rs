@@ -1,6 +1,7 @@
-//! Checkpoints without a service: listing, verifying, digesting, reading and exporting from a folder.
+//! Checkpoints without a service: listing, verifying, digesting, reading and exporting, from a folder or an object
+//! store.
 //!
-//! Takes a run directory, its `checkpoints` folder or one step's folder. Invariants: everything handed out
+//! Takes a run directory, its `checkpoints` folder, one step's folder, or the same in a store. Invariants: everything handed out
 //! was verified; an export appears whole or not at all. Left out: changing a store.
 
 use crate::error::StoreError;
@@ -10,7 +11,7 @@ use crate::manifest::Manifest;
 use crate::slice::{SliceError, SliceView, write_slice};
 use crate::state_digest::TensorDigest;
 use crate::store::CheckpointStore;
-use mcl_types::Step;
+use mcl_types::{Step, StoreLocation};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -43,7 +44,8 @@ pub enum OpenError {
     },
     /// It is something else.
     #[error(
-        "{} holds no checkpoints: expected a run directory, its `{CHECKPOINTS}` folder or one `step-...` folder{hint}",
+        "{} holds no checkpoints: expected a run directory, its `{CHECKPOINTS}` folder, a run's place in a store, or \
+         one `step-...` folder{hint}",
         path.display()
     )]
     NoCheckpoints {
@@ -81,8 +83,8 @@ pub enum ExportError {
 /// A folder of checkpoints of one run.
 #[derive(Debug, Clone)]
 pub struct CheckpointDir {
-    store: CheckpointStore,
-    place: Place,
+    pub(crate) store: CheckpointStore,
+    pub(crate) place: Place,
     only: Option<Step>,
 }
 
@@ -97,11 +99,11 @@ impl CheckpointDir {
         let full = std::fs::canonicalize(path).map_err(unreadable)?;
         if let Some(step) = name_of(&full).and_then(parse_step_folder) {
             let parent = full.parent().unwrap_or(&full).to_owned();
-            return Self::at(parent, Some(step));
+            return Self::inside(&parent.into(), Some(step));
         }
         let inside = full.join(CHECKPOINTS);
         if inside.is_dir() {
-            return Self::at(inside, None);
+            return Self::inside(&inside.into(), None);
         }
         let mut folders = Vec::new();
         for entry in std::fs::read_dir(&full).map_err(unreadable)? {
@@ -109,13 +111,35 @@ impl CheckpointDir {
         }
         let is_step = |folder: &PathBuf| name_of(folder).and_then(parse_step_folder).is_some();
         if folders.iter().any(is_step) || name_of(&full) == Some(CHECKPOINTS) {
-            return Self::at(full, None);
+            return Self::inside(&full.into(), None);
         }
-        Err(OpenError::NoCheckpoints { path: path.to_owned(), hint: hint(&folders) })
+        Err(OpenError::NoCheckpoints { path: path.to_owned(), hint: hint(runs_in(&folders)) })
     }
 
-    fn at(root: PathBuf, only: Option<Step>) -> Result<Self, OpenError> {
-        let store = CheckpointStore::local(root, Layout::Flat)?;
+    /// Opens what [`Self::open`] takes, or one run's place or one step's in an object store.
+    ///
+    /// # Errors
+    /// When no checkpoint is there, or the store cannot be reached.
+    pub async fn at(location: &StoreLocation) -> Result<Self, OpenError> {
+        let url = match location {
+            StoreLocation::Folder(folder) => return Self::open(folder),
+            StoreLocation::Object(url) => url,
+        };
+        let step = |(parent, name): (&str, &str)| Some((parent.to_owned(), parse_step_folder(name)?));
+        if let Some((parent, step)) = url.rsplit_once('/').and_then(step) {
+            return Self::inside(&StoreLocation::Object(parent), Some(step));
+        }
+        let found = Self::inside(location, None)?;
+        if found.store.inner.steps(&found.place).await?.is_empty() {
+            let runs = found.store.inner.folders(&found.place).await?;
+            let hint = hint(runs.iter().map(String::as_str).collect());
+            return Err(OpenError::NoCheckpoints { path: url.into(), hint });
+        }
+        Ok(found)
+    }
+
+    fn inside(root: &StoreLocation, only: Option<Step>) -> Result<Self, OpenError> {
+        let store = CheckpointStore::open(root, Layout::Flat)?;
         let place = Place { prefix: object_store::path::Path::default(), run: None };
         Ok(Self { store, place, only })
     }
@@ -186,14 +210,18 @@ fn name_of(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
 }
 
-/// Names the run folders inside a service's root.
-fn hint(folders: &[PathBuf]) -> String {
+/// The folders that hold steps: a service's root has one a run.
+fn runs_in(folders: &[PathBuf]) -> Vec<&str> {
     let holds_steps = |folder: &&PathBuf| {
         let inside = |name: &str| folder.join(name).is_dir();
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         inside(CHECKPOINTS) || entries.take(1000).any(|e| e.path().join(MANIFEST_FILE).is_file())
     };
-    let mut runs: Vec<&str> = folders.iter().filter(holds_steps).filter_map(|f| name_of(f)).collect();
+    folders.iter().filter(holds_steps).filter_map(|f| name_of(f)).collect()
+}
+
+/// Names what may have been meant.
+fn hint(mut runs: Vec<&str>) -> String {
     runs.sort_unstable();
     runs.truncate(8);
     if runs.is_empty() { String::new() } else { format!("; try one of its folders: {}", runs.join(", ")) }

@@ -1,11 +1,13 @@
-//! One slice as a safetensors file: writing it, and reading it without trusting a byte.
+//! One slice as a safetensors file: planning it, writing it, and reading it without trusting a byte.
 //!
 //! Invariants: the same tensors give the same bytes; parsing never panics and allocates in proportion
 //! to the header only, which is limited to [`MAX_HEADER_BYTES`]. Left out: hashing and I/O.
 
+use crate::slicing::TensorInfo;
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorView};
-use std::collections::BTreeMap;
+use safetensors::tensor::Metadata;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Header of one slice: about 100 bytes a tensor, so room for 100 000 tensors.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
@@ -61,7 +63,7 @@ pub enum SliceError {
         /// Its sizes.
         shape: Vec<usize>,
         /// Length of its bytes.
-        found: usize,
+        found: u64,
     },
     /// A name that cannot be stored.
     #[error("tensor name `{name}` is {why}: names are unique, not empty and not `{RESERVED}`")]
@@ -153,37 +155,135 @@ fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
-/// Writes tensors as one safetensors file. The result depends on the set of tensors, not on their order
-/// (inside, the widest dtypes come first, then names).
+/// Where the tensors of a slice lie in its file: made once, filled again and again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlicePlan {
+    /// Everything before the first tensor.
+    header: Vec<u8>,
+    /// Index into the tensors given, and the bytes of the file that are its.
+    places: Vec<(usize, Range<usize>)>,
+    len: usize,
+}
+
+impl SlicePlan {
+    /// Plans a file of these tensors. It depends on the set of tensors, not on their order (inside, the widest
+    /// dtypes come first, then names).
+    ///
+    /// # Errors
+    /// When a length does not fit a shape, or a name is empty, reserved or there twice.
+    pub fn new(tensors: &[TensorInfo]) -> Result<Self, SliceError> {
+        let mut names = BTreeSet::new();
+        for t in tensors {
+            check_info(t)?;
+            if !names.insert(t.name.as_str()) {
+                return Err(SliceError::Name { name: t.name.clone(), why: "there twice" });
+            }
+        }
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_by(|&a, &b| {
+            let (a, b) = (&tensors[a], &tensors[b]);
+            b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name))
+        });
+        let (mut at, mut infos, mut places) = (0_usize, Vec::new(), Vec::new());
+        for index in order {
+            let TensorInfo { name, dtype, shape, bytes } = &tensors[index];
+            let too_long = || SliceError::Header { reason: format!("more than 2^63 bytes at `{name}`") };
+            let end = usize::try_from(*bytes).ok().and_then(|n| at.checked_add(n)).ok_or_else(too_long)?;
+            let info = safetensors::tensor::TensorInfo {
+                dtype: *dtype,
+                shape: shape.clone(),
+                data_offsets: (at, end),
+            };
+            infos.push((name.clone(), info));
+            places.push((index, at..end));
+            at = end;
+        }
+        let reason = |e: &dyn std::fmt::Display| SliceError::Header { reason: e.to_string() };
+        let metadata = Metadata::new(None, infos).map_err(|e| reason(&e))?;
+        let mut json = serde_json::to_vec(&metadata).map_err(|e| reason(&e))?;
+        json.resize(json.len().next_multiple_of(PREFIX), b' ');
+        if json.len() as u64 > MAX_HEADER_BYTES {
+            return Err(SliceError::HeaderTooLong { found: json.len() as u64 });
+        }
+        let mut header = (json.len() as u64).to_le_bytes().to_vec();
+        header.append(&mut json);
+        let start = header.len();
+        for (_, range) in &mut places {
+            *range = range.start + start..range.end + start;
+        }
+        Ok(Self { header, places, len: start + at })
+    }
+
+    /// Length of the file in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is not even a header: never.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Fills `file` with the header and, by `copy`, with each tensor, in the order of the file. `copy` gets the
+    /// tensor's index and its place, which it must fill whole.
+    ///
+    /// # Errors
+    /// When `file` has another length, or as `copy`.
+    pub fn fill<E: From<SliceError>>(
+        &self,
+        file: &mut [u8],
+        mut copy: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let found = file.len() as u64;
+        let wrong = || SliceError::Length { found, expected: self.len as u64 };
+        if file.len() != self.len {
+            return Err(wrong().into());
+        }
+        let (header, _) = file.split_at_mut_checked(self.header.len()).ok_or_else(wrong)?;
+        header.copy_from_slice(&self.header);
+        for (index, range) in &self.places {
+            copy(*index, file.get_mut(range.clone()).ok_or_else(wrong)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_info(t: &TensorInfo) -> Result<(), SliceError> {
+    let named = |why| Err(SliceError::Name { name: t.name.clone(), why });
+    match t.name.as_str() {
+        "" => return named("empty"),
+        RESERVED => return named("reserved"),
+        _ => {}
+    }
+    // Checked here: the library multiplies without looking.
+    if byte_len(t.dtype, &t.shape).map(|n| n as u64) == Some(t.bytes) {
+        return Ok(());
+    }
+    Err(SliceError::Tensor { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), found: t.bytes })
+}
+
+/// Writes tensors as one safetensors file; the same set of tensors gives the same bytes.
 ///
 /// # Errors
-/// When bytes do not fit a shape, or a name is empty, reserved or there twice.
+/// As [`SlicePlan::new`].
 pub fn write_slice(tensors: &[(String, Dtype, Vec<usize>, &[u8])]) -> Result<Vec<u8>, SliceError> {
-    let mut views = BTreeMap::new();
-    for (name, dtype, shape, bytes) in tensors {
-        let named = |why| SliceError::Name { name: name.clone(), why };
-        if name.is_empty() {
-            return Err(named("empty"));
+    let info = |(name, dtype, shape, bytes): &(String, Dtype, Vec<usize>, &[u8])| TensorInfo {
+        name: name.clone(),
+        dtype: *dtype,
+        shape: shape.clone(),
+        bytes: bytes.len() as u64,
+    };
+    let infos: Vec<TensorInfo> = tensors.iter().map(info).collect();
+    let plan = SlicePlan::new(&infos)?;
+    let mut file = vec![0; plan.len()];
+    plan.fill(&mut file, |index, place| {
+        // Both lengths are the tensor's.
+        if let Some((_, _, _, bytes)) = tensors.get(index) {
+            place.copy_from_slice(bytes);
         }
-        if name == RESERVED {
-            return Err(named("reserved"));
-        }
-        let misfit = || SliceError::Tensor {
-            name: name.clone(),
-            dtype: *dtype,
-            shape: shape.clone(),
-            found: bytes.len(),
-        };
-        // Checked here first: the library multiplies without looking.
-        if byte_len(*dtype, shape) != Some(bytes.len()) {
-            return Err(misfit());
-        }
-        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|_| misfit())?;
-        if views.insert(name.as_str(), view).is_some() {
-            return Err(named("there twice"));
-        }
-    }
-    safetensors::serialize(views, None).map_err(|e| SliceError::Header { reason: e.to_string() })
+        Ok::<_, SliceError>(())
+    })?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -212,6 +312,34 @@ mod tests {
         assert_eq!(view.get("b").unwrap().bytes, weights);
         assert_eq!(view.get("b").unwrap().shape, [2, 3]);
         assert_eq!(view.len(), 3);
+    }
+
+    #[test]
+    fn the_file_is_the_librarys_own() {
+        let bytes: Vec<u8> = (0..96).collect();
+        let tensors = [
+            ("half".to_owned(), Dtype::F16, vec![3, 2], &bytes[..12]),
+            ("z.long".to_owned(), Dtype::I64, vec![], &bytes[..8]),
+            ("b".to_owned(), Dtype::F32, vec![2, 3], &bytes[..24]),
+            ("a".to_owned(), Dtype::F32, vec![24], &bytes[..]),
+            ("none".to_owned(), Dtype::U8, vec![0, 4], &[][..]),
+        ];
+        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+            (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        assert_eq!(write_slice(&tensors).unwrap(), safetensors::serialize(views, None).unwrap());
+    }
+
+    #[test]
+    fn a_plan_fills_only_a_file_of_its_length() {
+        let info = TensorInfo { name: "w".into(), dtype: Dtype::U8, shape: vec![4], bytes: 4 };
+        let plan = SlicePlan::new(&[info]).unwrap();
+        let mut file = vec![1; plan.len()];
+        let fill = |file: &mut [u8]| plan.fill(file, |_, place| Ok::<_, SliceError>(place.fill(7)));
+        fill(&mut file).unwrap();
+        assert_eq!(SliceView::parse(&file).unwrap().get("w").unwrap().bytes, [7; 4]);
+        file.push(0);
+        assert!(matches!(fill(&mut file), Err(SliceError::Length { .. })));
     }
 
     #[test]

@@ -33,8 +33,6 @@ pub struct SliceSpec {
     pub slices: u32,
     /// Length in bytes.
     pub size: u64,
-    /// BLAKE3 of the bytes.
-    pub hash: Digest,
 }
 
 /// What a staged slice must be.
@@ -100,9 +98,10 @@ impl CheckpointStore {
     /// # Errors
     /// As [`Self::begin_slice`], [`SliceUpload::write`] and [`SliceUpload::finish`].
     pub async fn stage_slice(&self, spec: SliceSpec, bytes: Bytes) -> Result<(), StoreError> {
+        let hash = Digest::of(&bytes);
         let mut upload = self.begin_slice(spec).await?;
         match upload.write(bytes).await {
-            Ok(()) => upload.finish().await,
+            Ok(()) => upload.finish(hash).await,
             Err(error) => {
                 upload.abort().await;
                 Err(error)
@@ -131,10 +130,10 @@ impl SliceUpload {
     /// before is replaced; an equal one stays.
     ///
     /// # Errors
-    /// When length or hash are not what was announced, when the step is visible with another slice, or
-    /// when the store fails.
-    pub async fn finish(mut self) -> Result<(), StoreError> {
-        let done = self.try_finish().await;
+    /// When the length is not what was announced or the bytes do not have this `hash`, when the step is visible
+    /// with another slice, or when the store fails.
+    pub async fn finish(mut self, hash: Digest) -> Result<(), StoreError> {
+        let done = self.try_finish(hash).await;
         if done.is_err() {
             self.abort().await;
         }
@@ -148,19 +147,19 @@ impl SliceUpload {
         }
     }
 
-    async fn try_finish(&mut self) -> Result<(), StoreError> {
+    async fn try_finish(&mut self, hash: Digest) -> Result<(), StoreError> {
         if self.written != self.target.spec.size {
             return Err(self.wrong_length());
         }
         let found = Digest::from_bytes(*self.hasher.finalize().as_bytes());
-        if found != self.target.spec.hash {
+        if found != hash {
             let path = self.target.inner.shown(&self.target.path);
-            return Err(StoreError::Hash { path, found, expected: self.target.spec.hash });
+            return Err(StoreError::Hash { path, found, expected: hash });
         }
         self.flush().await?;
         let lock = self.target.inner.lock(&self.target.place);
         let _guard = lock.lock().await;
-        if self.target.visible_already().await? || self.target.staged_already().await? {
+        if self.target.visible_already(hash).await? || self.target.staged_already(hash).await? {
             // The bytes just written are a copy of what is there.
             return self
                 .upload
@@ -169,7 +168,7 @@ impl SliceUpload {
                 .map_err(|e| self.target.inner.write_error(&self.target.path, e));
         }
         pass(Failpoint::BeforeTicket);
-        self.target.write_ticket().await?;
+        self.target.write_ticket(hash).await?;
         pass(Failpoint::AfterTicket);
         let complete = self.upload.complete().await;
         complete.map(drop).map_err(|e| self.target.inner.write_error(&self.target.path, e))
@@ -185,7 +184,8 @@ impl SliceUpload {
         put.map_err(|e| self.target.inner.write_error(&self.target.path, e))
     }
 
-    fn wrong_length(&self) -> StoreError {
+    /// What to say of an upload that ends before its last byte.
+    pub fn wrong_length(&self) -> StoreError {
         let path = self.target.inner.shown(&self.target.path);
         StoreError::Length { path, found: self.written, expected: self.target.spec.size }
     }
@@ -194,8 +194,8 @@ impl SliceUpload {
 impl Target {
     /// Whether a good checkpoint of this step holds this slice. A damaged one makes room: its step is
     /// being trained again.
-    async fn visible_already(&self) -> Result<bool, StoreError> {
-        let SliceSpec { run, step, slice, slices, size, hash } = &self.spec;
+    async fn visible_already(&self, hash: Digest) -> Result<bool, StoreError> {
+        let SliceSpec { run, step, slice, slices, size } = &self.spec;
         let Some(checked) = self.inner.checked(&self.place, *step).await else { return Ok(false) };
         let manifest = match checked {
             Ok(manifest) => manifest,
@@ -214,7 +214,7 @@ impl Target {
             return Ok(false);
         }
         match manifest.slices.get(*slice as usize) {
-            Some(entry) if (entry.size, entry.hash) == (*size, *hash) => Ok(true),
+            Some(entry) if (entry.size, entry.hash) == (*size, hash) => Ok(true),
             _ => {
                 let reason = format!("slice {slice} has other bytes");
                 Err(StoreError::Conflict { run: run.clone(), step: *step, reason })
@@ -223,8 +223,8 @@ impl Target {
     }
 
     /// Whether this very slice is staged, byte for byte.
-    async fn staged_already(&self) -> Result<bool, StoreError> {
-        let SliceSpec { step, slice, slices, size, hash, .. } = self.spec;
+    async fn staged_already(&self, hash: Digest) -> Result<bool, StoreError> {
+        let SliceSpec { step, slice, slices, size, .. } = self.spec;
         let ticket = self.inner.ticket(&self.place, step, slice, slices).await?;
         if ticket != Some(Ticket { size, hash }) {
             return Ok(false);
@@ -233,8 +233,8 @@ impl Target {
         Ok(self.inner.slice_bytes(&self.place.step(step), &entry).await.is_ok())
     }
 
-    async fn write_ticket(&self) -> Result<(), StoreError> {
-        let SliceSpec { step, slice, slices, size, hash, .. } = self.spec;
+    async fn write_ticket(&self, hash: Digest) -> Result<(), StoreError> {
+        let SliceSpec { step, slice, slices, size, .. } = self.spec;
         let path = self.place.ticket(step, slice, slices);
         let text = format!("{{\"size\":{size},\"hash\":\"{hash}\"}}\n");
         self.inner.put(&path, text.into(), PutMode::Overwrite).await

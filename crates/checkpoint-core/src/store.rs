@@ -7,7 +7,7 @@
 
 use crate::damage::Damage;
 use crate::error::{StoreError, advice};
-use crate::layout::{Layout, MANIFEST_FILE, Place, slice_file};
+use crate::layout::{Layout, MANIFEST_FILE, PIN_FILE, Place, slice_file};
 use crate::manifest::{MANIFEST_FORMAT, MAX_MANIFEST_BYTES, MAX_SLICES, Manifest, SliceEntry};
 use crate::slice::SliceView;
 use crate::staging::Ticket;
@@ -17,6 +17,7 @@ use futures::StreamExt;
 use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{Digest, RunId, Step};
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use std::collections::{BTreeMap, HashMap};
@@ -62,6 +63,8 @@ pub(crate) struct Inner {
     pub objects: Arc<dyn ObjectStore>,
     /// The folder behind `objects`, where it is one.
     pub local: Option<PathBuf>,
+    /// What a person calls the root.
+    pub name: String,
     pub layout: Layout,
     pub limits: Limits,
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -87,26 +90,47 @@ impl CheckpointStore {
         let objects = LocalFileSystem::new_with_prefix(&root)
             .map_err(|e| StoreError::Root { path: root.clone(), source: e.into() })?
             .with_fsync(true);
-        Ok(Self::build(Arc::new(objects), Some(root), layout))
+        let name = root.display().to_string();
+        Ok(Self::build(Inner { local: Some(root), ..Inner::new(Arc::new(objects), name, layout) }))
     }
 
     /// A store over any object store. Its `put` must be durable when it returns and must know
     /// create-if-absent.
     pub fn over(objects: Arc<dyn ObjectStore>, layout: Layout) -> Self {
-        Self::build(objects, None, layout)
+        let name = objects.to_string();
+        Self::at(objects, name, layout)
     }
 
-    fn build(objects: Arc<dyn ObjectStore>, local: Option<PathBuf>, layout: Layout) -> Self {
-        let inner = Inner { objects, local, layout, limits: Limits::default(), locks: Mutex::default() };
+    /// A store in this process's memory: it goes with the last handle.
+    pub fn in_memory() -> Self {
+        Self::at(Arc::new(InMemory::new()), "memory".to_owned(), Layout::RunFolders)
+    }
+
+    /// The same, under the name that its owner knows it by.
+    pub(crate) fn at(objects: Arc<dyn ObjectStore>, name: String, layout: Layout) -> Self {
+        Self::build(Inner::new(objects, name, layout))
+    }
+
+    fn build(inner: Inner) -> Self {
         Self { inner: Arc::new(inner) }
     }
 
     /// The same store with other limits; locks are not shared with the old handle.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
-        let Inner { objects, local, layout, .. } = &*self.inner;
-        let (objects, local, layout) = (Arc::clone(objects), local.clone(), *layout);
-        Self { inner: Arc::new(Inner { objects, local, layout, limits, locks: Mutex::default() }) }
+        let Inner { objects, local, name, layout, .. } = &*self.inner;
+        let fresh = Inner::new(Arc::clone(objects), name.clone(), *layout);
+        Self::build(Inner { local: local.clone(), limits, ..fresh })
+    }
+
+    /// Whether it is a folder of this machine.
+    pub fn is_local(&self) -> bool {
+        self.inner.local.is_some()
+    }
+
+    /// What a person calls its root: a folder or an address.
+    pub fn name(&self) -> &str {
+        &self.inner.name
     }
 
     pub(crate) fn place(&self, run: &RunId) -> Place {
@@ -216,7 +240,7 @@ impl CheckpointStore {
     /// Removes what a committed step's folder holds besides the checkpoint. Failing is no fault: the
     /// checkpoint is there, the rest goes with it when it is pruned.
     async fn tidy(&self, place: &Place, manifest: &Manifest) {
-        let keep = |name: &str| name == MANIFEST_FILE || manifest.slices.iter().any(|s| s.file == name);
+        let keep = |name: &str| [MANIFEST_FILE, PIN_FILE].contains(&name) || manifest.slices.iter().any(|s| s.file == name);
         let folder = place.step(manifest.step);
         let removed = async {
             for name in self.inner.files(&folder).await?.into_keys().filter(|name| !keep(name)) {
@@ -256,6 +280,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 impl Inner {
+    fn new(objects: Arc<dyn ObjectStore>, name: String, layout: Layout) -> Self {
+        let (limits, locks) = (Limits::default(), Mutex::default());
+        Self { objects, local: None, name, layout, limits, locks }
+    }
+
     /// Held while a run's folder changes.
     pub fn lock(&self, place: &Place) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -264,10 +293,7 @@ impl Inner {
 
     /// A path as a person finds it.
     pub fn shown(&self, path: &Path) -> String {
-        match &self.local {
-            Some(root) => root.join(path.as_ref()).display().to_string(),
-            None => format!("{path} in {}", self.objects),
-        }
+        format!("{}/{path}", self.name)
     }
 
     pub fn write_error(&self, path: &Path, source: object_store::Error) -> StoreError {

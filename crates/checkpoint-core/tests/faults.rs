@@ -6,7 +6,8 @@ mod support;
 
 use faulty::FaultyStore;
 use mcl_checkpoint_core::{CheckpointStore, Damage, Depth, Layout, StoreError};
-use mcl_types::Step;
+use mcl_types::{Retention, Step};
+use object_store::local::LocalFileSystem;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,7 +138,7 @@ async fn a_damaged_step_can_be_trained_and_saved_again() {
     let error = saved.store.commit(&commit_spec("a", 20, 2)).await.unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
     save(&saved.store, "a", 15, 5, 2).await.unwrap();
-    assert_eq!(saved.store.prune(&run("a"), 1, Step::new(15)).await.unwrap(), [Step::new(10)]);
+    assert_eq!(saved.store.prune(&run("a"), Retention::newest(1), Step::new(15)).await.unwrap(), [Step::new(10)]);
     assert_eq!(saved.store.latest_good(&run("a")).await.unwrap().unwrap().step, Step::new(15));
     let again = save(&saved.store, "a", 20, 7, 3).await.unwrap();
     assert_eq!(saved.store.latest_good(&run("a")).await.unwrap().unwrap(), again);
@@ -164,7 +165,8 @@ async fn a_store_that_stops_taking_bytes_loses_nothing() {
         let before = CheckpointStore::local(folder.path(), Layout::Flat).unwrap();
         let first = save(&before, "a", 10, 1, 2).await.unwrap();
 
-        let faulty = Arc::new(FaultyStore::new(folder.path(), good_writes));
+        let disk = Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
+        let faulty = Arc::new(FaultyStore::new(disk, good_writes));
         let store = CheckpointStore::over(faulty.clone(), Layout::Flat);
         let failed = save(&store, "a", 20, 2, 2).await;
         if let Ok(saved) = &failed {

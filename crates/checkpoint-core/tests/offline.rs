@@ -6,8 +6,8 @@ mod support;
 use mcl_checkpoint_core::{
     CheckpointDir, CheckpointStore, Depth, Layout, OpenError, SliceView, StoreError, export_safetensors,
 };
-use mcl_types::Step;
-use support::save;
+use mcl_types::{Retention, Step};
+use support::{commit_spec, run, save, stage};
 
 #[tokio::test]
 async fn a_run_its_checkpoints_and_one_step_all_open() {
@@ -30,6 +30,57 @@ async fn a_run_its_checkpoints_and_one_step_all_open() {
     assert_eq!(digests.len(), support::TENSORS);
     assert!(digests.is_sorted_by(|a, b| a.name < b.name));
     assert!(matches!(dir.verify(Step::new(11)).await, Err(StoreError::NoCheckpoint { .. })));
+}
+
+#[tokio::test]
+async fn pruning_beside_a_service_takes_only_good_old_checkpoints() {
+    let root = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::local(root.path(), Layout::Flat).unwrap();
+    for step in [10, 20, 30, 40, 50, 60] {
+        save(&store, "a", step, step as u8, 2).await.unwrap();
+    }
+    // One is being staged, far behind; one is damaged; the newest too.
+    stage(&store, "a", 25, 9, 2).await.unwrap();
+    let slice = |step: u64| root.path().join(format!("step-{step:010}/slice-000-of-002.safetensors"));
+    std::fs::write(slice(30), b"rot").unwrap();
+    std::fs::write(slice(60), b"rot").unwrap();
+    let dir = CheckpointDir::open(root.path()).unwrap();
+    dir.pin(Step::new(10), true).await.unwrap();
+    let missing = dir.pin(Step::new(11), true).await.unwrap_err();
+    assert!(matches!(missing, StoreError::NoCheckpoint { .. }), "{missing}");
+    let retention = Retention::newest(1);
+    let would = dir.prune(retention, true).await.unwrap();
+    assert_eq!(would, [Step::new(40), Step::new(30), Step::new(20)]);
+    assert!(slice(40).is_file(), "a dry run takes nothing");
+    assert_eq!(dir.prune(retention, false).await.unwrap(), would);
+    let left = dir.list(Depth::Quick).await.unwrap();
+    let steps: Vec<_> = left.visible.iter().map(|e| (e.manifest.step.get(), e.pinned)).collect();
+    assert_eq!(steps, [(10, true), (50, false)]);
+    assert_eq!(left.staged, [Step::new(25)]);
+    // The staged one is still whole.
+    store.commit(&commit_spec("a", 25, 2)).await.unwrap();
+    dir.pin(Step::new(10), false).await.unwrap();
+    let gone = dir.prune(Retention { keep: 1, keep_every: 25 }, false).await.unwrap();
+    assert_eq!(gone, [Step::new(10)]);
+    assert_eq!(dir.newest().await.unwrap(), Some(Step::new(50)));
+}
+
+#[tokio::test]
+async fn a_pinned_checkpoint_outlives_the_services_own_retention() {
+    let root = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::local(root.path(), Layout::Flat).unwrap();
+    let dir = CheckpointDir::open(root.path());
+    assert!(dir.is_err(), "nothing is there yet");
+    save(&store, "a", 10, 1, 2).await.unwrap();
+    CheckpointDir::open(root.path()).unwrap().pin(Step::new(10), true).await.unwrap();
+    // A repeated commit tidies its folder; the pin stays.
+    save(&store, "a", 10, 1, 3).await.unwrap();
+    for step in [20, 30] {
+        save(&store, "a", step, step as u8, 2).await.unwrap();
+        store.prune(&run("a"), Retention::newest(1), Step::new(step)).await.unwrap();
+    }
+    let steps = store.list(&run("a"), Depth::Full).await.unwrap().visible;
+    assert_eq!(steps.iter().map(|e| e.manifest.step.get()).collect::<Vec<_>>(), [10, 30]);
 }
 
 #[tokio::test]

@@ -1,29 +1,39 @@
-//! What a store promises, over each implementation: a local folder in both layouts, and memory.
+//! What a store promises, over each implementation: a local folder in both layouts, memory, and a real S3
+//! server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
 use bytes::Bytes;
 use mcl_checkpoint_core::{CheckpointStore, Depth, Layout, Limits, SliceView, StoreError, digest_state};
-use mcl_types::Step;
+use mcl_testkit::S3Server;
+use mcl_types::{Retention, Step};
 use object_store::memory::InMemory;
 use std::sync::Arc;
-use support::{commit_spec, run, save, slices, spec, stage};
+use support::{commit_spec, in_s3, run, save, slices, spec, stage};
 
-/// Every implementation, each fresh; the folders live as long as the guard.
-fn stores() -> (Vec<CheckpointStore>, Vec<tempfile::TempDir>) {
+/// What the stores below live in.
+struct Homes {
+    _folders: Vec<tempfile::TempDir>,
+    _s3: S3Server,
+}
+
+/// Every implementation, each fresh; they live as long as the guard.
+fn stores() -> (Vec<CheckpointStore>, Homes) {
     let folders: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let s3 = S3Server::start();
     let stores = vec![
         CheckpointStore::local(folders[0].path(), Layout::RunFolders).unwrap(),
         CheckpointStore::local(folders[1].path().join("checkpoints"), Layout::Flat).unwrap(),
         CheckpointStore::over(Arc::new(InMemory::new()), Layout::RunFolders),
+        in_s3(&s3, "a/prefix"),
     ];
-    (stores, folders)
+    (stores, Homes { _folders: folders, _s3: s3 })
 }
 
 #[tokio::test]
 async fn what_is_committed_is_visible_and_reads_back() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         assert!(store.latest_good(&run("a")).await.unwrap().is_none());
         stage(&store, "a", 10, 1, 2).await.unwrap();
@@ -54,7 +64,7 @@ async fn what_is_committed_is_visible_and_reads_back() {
 
 #[tokio::test]
 async fn a_slice_reads_in_chunks_of_any_size() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         save(&store, "a", 1, 1, 1).await.unwrap();
         let expected = slices(1, 1).remove(0);
@@ -71,7 +81,7 @@ async fn a_slice_reads_in_chunks_of_any_size() {
 
 #[tokio::test]
 async fn the_digest_is_that_of_the_state_whatever_the_slicing() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         let two = save(&store, "a", 10, 1, 2).await.unwrap();
         let three = save(&store, "a", 20, 1, 3).await.unwrap();
@@ -85,7 +95,7 @@ async fn the_digest_is_that_of_the_state_whatever_the_slicing() {
 
 #[tokio::test]
 async fn a_commit_repeats_and_a_different_one_is_refused() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         let first = save(&store, "a", 10, 1, 2).await.unwrap();
         let later = mcl_checkpoint_core::CommitSpec { created: 1_800_000_000, ..commit_spec("a", 10, 2) };
@@ -106,7 +116,7 @@ async fn a_commit_repeats_and_a_different_one_is_refused() {
 
 #[tokio::test]
 async fn a_later_coordinator_or_generation_that_repeats_a_commit_gets_the_first_one() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         let by = |term: u64, generation: u64, seed: u64| mcl_checkpoint_core::CommitSpec {
             meta: serde_json::json!({ "term": term, "generation": generation, "seed": seed }),
@@ -124,7 +134,7 @@ async fn a_later_coordinator_or_generation_that_repeats_a_commit_gets_the_first_
 
 #[tokio::test]
 async fn concurrent_commits_agree() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         stage(&store, "a", 10, 1, 3).await.unwrap();
         let spec = commit_spec("a", 10, 3);
@@ -150,7 +160,7 @@ async fn two_processes_that_commit_agree() {
 
 #[tokio::test]
 async fn nothing_is_committed_before_every_slice_is_there() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         let parts = slices(1, 3);
         for i in [0, 2] {
@@ -168,7 +178,7 @@ async fn nothing_is_committed_before_every_slice_is_there() {
 
 #[tokio::test]
 async fn a_slice_staged_again_replaces_the_one_before() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         stage(&store, "a", 10, 1, 2).await.unwrap();
         save(&store, "a", 10, 2, 2).await.unwrap();
@@ -178,7 +188,7 @@ async fn a_slice_staged_again_replaces_the_one_before() {
 
 #[tokio::test]
 async fn slices_of_two_states_do_not_make_a_checkpoint() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         let whole = slices(1, 1).remove(0);
         for i in 0..2 {
@@ -196,24 +206,25 @@ async fn slices_of_two_states_do_not_make_a_checkpoint() {
 
 #[tokio::test]
 async fn an_upload_that_is_wrong_or_dropped_stages_nothing() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         let bytes = slices(1, 1).remove(0);
-        let spec = |size, hash| mcl_checkpoint_core::SliceSpec { size, hash, ..spec("a", 10, 0, 1, &bytes) };
-        let hash = mcl_types::Digest::of(&bytes);
+        let spec = |size| mcl_checkpoint_core::SliceSpec { size, ..spec("a", 10, 0, 1, &bytes) };
         let len = bytes.len() as u64;
-        let short = store.stage_slice(spec(len + 1, hash), bytes.clone()).await;
+        let short = store.stage_slice(spec(len + 1), bytes.clone()).await;
         assert!(matches!(short, Err(StoreError::Length { .. })));
-        let long = store.stage_slice(spec(len - 1, hash), bytes.clone()).await;
+        let long = store.stage_slice(spec(len - 1), bytes.clone()).await;
         assert!(matches!(long, Err(StoreError::Length { .. })));
-        let other = store.stage_slice(spec(len, mcl_types::Digest::of(b"x")), bytes.clone()).await;
+        let mut other = store.begin_slice(spec(len)).await.unwrap();
+        other.write(bytes.clone()).await.unwrap();
+        let other = other.finish(mcl_types::Digest::of(b"x")).await;
         assert!(matches!(other, Err(StoreError::Hash { .. })));
-        let mut dropped = store.begin_slice(spec(len, hash)).await.unwrap();
+        let mut dropped = store.begin_slice(spec(len)).await.unwrap();
         dropped.write(bytes.slice(..10)).await.unwrap();
         drop(dropped);
         assert!(matches!(store.commit(&commit_spec("a", 10, 1)).await, Err(StoreError::NotStaged { .. })));
         let small = store.clone().with_limits(Limits { slice_bytes: 10 });
-        assert!(matches!(small.stage_slice(spec(len, hash), bytes).await, Err(StoreError::TooLarge { .. })));
+        assert!(matches!(small.stage_slice(spec(len), bytes).await, Err(StoreError::TooLarge { .. })));
     }
 }
 
@@ -224,7 +235,7 @@ async fn runs_do_not_meet() {
     save(&store, "a", 10, 1, 2).await.unwrap();
     save(&store, "b", 10, 2, 2).await.unwrap();
     save(&store, "b", 20, 2, 2).await.unwrap();
-    store.prune(&run("b"), 1, Step::new(20)).await.unwrap();
+    store.prune(&run("b"), Retention::newest(1), Step::new(20)).await.unwrap();
     assert_eq!(store.list(&run("a"), Depth::Full).await.unwrap().visible.len(), 1);
     assert_eq!(store.list(&run("b"), Depth::Full).await.unwrap().visible.len(), 1);
 
@@ -236,13 +247,13 @@ async fn runs_do_not_meet() {
     assert!(other.damaged[0].1.to_string().contains("belongs to run `a`"));
     assert!(matches!(save(&flat, "c", 10, 1, 2).await, Err(StoreError::Damaged { .. })));
     save(&flat, "c", 20, 1, 2).await.unwrap();
-    assert!(flat.prune(&run("c"), 1, Step::new(20)).await.unwrap().is_empty());
+    assert!(flat.prune(&run("c"), Retention::newest(1), Step::new(20)).await.unwrap().is_empty());
     assert!(flat.verify(&run("a"), Step::new(10)).await.is_ok(), "another run's checkpoint stays");
 }
 
 #[tokio::test]
 async fn pruning_keeps_the_newest_and_never_the_one_to_come() {
-    let (stores, _folders) = stores();
+    let (stores, _homes) = stores();
     for store in stores {
         for step in [10, 20, 30, 40] {
             save(&store, "a", step, step as u8, 2).await.unwrap();
@@ -253,15 +264,15 @@ async fn pruning_keeps_the_newest_and_never_the_one_to_come() {
             let all = store.list(&run("a"), Depth::Full).await.unwrap();
             all.visible.iter().map(|e| e.manifest.step.get()).collect()
         };
-        assert_eq!(store.prune(&run("a"), 0, Step::new(40)).await.unwrap(), [Step::new(25)]);
+        assert_eq!(store.prune(&run("a"), Retention::newest(0), Step::new(40)).await.unwrap(), [Step::new(25)]);
         assert_eq!(steps().await, [10, 20, 30, 40]);
-        let gone = store.prune(&run("a"), 2, Step::new(40)).await.unwrap();
+        let gone = store.prune(&run("a"), Retention::newest(2), Step::new(40)).await.unwrap();
         assert_eq!(gone, [Step::new(20), Step::new(10)]);
         assert_eq!(steps().await, [30, 40]);
-        assert!(store.prune(&run("a"), 1, Step::new(50)).await.unwrap().is_empty(), "50 is not visible");
+        assert!(store.prune(&run("a"), Retention::newest(1), Step::new(50)).await.unwrap().is_empty(), "50 is not visible");
         store.commit(&commit_spec("a", 50, 2)).await.unwrap();
         // A step before the newest is committed late: what is newer stays.
-        assert_eq!(store.prune(&run("a"), 1, Step::new(40)).await.unwrap(), [Step::new(30)]);
+        assert_eq!(store.prune(&run("a"), Retention::newest(1), Step::new(40)).await.unwrap(), [Step::new(30)]);
         assert_eq!(steps().await, [40, 50]);
     }
 }

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use mcl_checkpoint_core::{Manifest, SliceEntry};
 use mcl_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use mcl_proto::{CHUNK_BYTES, MAX_MESSAGE_BYTES, v1};
-use mcl_types::{Digest, FencingToken, RunId, Step, Term};
+use mcl_types::{Digest, FencingToken, Retention, RunId, Step, Term, Tier};
 use std::future::Future;
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
@@ -54,6 +54,23 @@ pub struct CheckpointSummary {
     pub bytes: u64,
     /// How many slices it has.
     pub slices: u32,
+    /// Where it is kept.
+    pub tier: Tier,
+}
+
+/// A checkpoint being written.
+#[derive(Debug, Clone, Copy)]
+pub struct Draft<'a> {
+    /// Under whose token.
+    pub token: FencingToken,
+    /// Whose state it is.
+    pub run: &'a RunId,
+    /// Optimiser steps applied.
+    pub step: Step,
+    /// How many slices it has.
+    pub slices: u32,
+    /// Where it is to be kept.
+    pub tier: Tier,
 }
 
 /// A checkpoint not to be trusted.
@@ -162,27 +179,20 @@ impl CheckpointClient {
         self.persist("AnnounceTerm", self.patience.call, call).await.map(drop)
     }
 
-    /// Stages one slice of a state; it is durable and not yet visible when this returns.
+    /// Stages one slice of a state; it is stored, durably unless the tier is memory, and not yet visible when this
+    /// returns.
     ///
     /// # Errors
     /// [`ClientError::Fenced`] for a stale token, [`ClientError::Full`] for a full disk, and the rest.
-    pub async fn put_slice(
-        &self,
-        token: FencingToken,
-        run: &RunId,
-        step: Step,
-        slice: u32,
-        slices: u32,
-        bytes: Bytes,
-    ) -> Result<(), ClientError> {
+    pub async fn put_slice(&self, draft: Draft<'_>, slice: u32, bytes: Bytes) -> Result<(), ClientError> {
         let header = v1::SliceHeader {
-            token: Some(token.into()),
-            run_id: run.to_string(),
-            step: step.get(),
+            token: Some(draft.token.into()),
+            run_id: draft.run.to_string(),
+            step: draft.step.get(),
             slice,
-            slices,
+            slices: draft.slices,
             size: bytes.len() as u64,
-            hash: Digest::of(&bytes).to_string(),
+            in_memory: draft.tier == Tier::Memory,
         };
         let call = || {
             let mut inner = self.inner.clone();
@@ -192,29 +202,28 @@ impl CheckpointClient {
         self.persist("PutSlice", self.transfer_time(bytes.len() as u64), call).await.map(drop)
     }
 
-    /// Makes the staged slices of a step one visible checkpoint; gives the state's digest. `keep` visible
-    /// checkpoints stay, all with 0.
+    /// Makes the staged slices of a step one visible checkpoint; gives the state's digest. Older
+    /// checkpoints stay or go by `retention`.
     ///
     /// # Errors
     /// [`ClientError::NotStaged`] when a slice is missing, [`ClientError::Conflict`] when the step is
     /// visible with other content, [`ClientError::Fenced`] for a stale token, and the rest.
     pub async fn commit(
         &self,
-        token: FencingToken,
-        run: &RunId,
-        step: Step,
-        slices: u32,
+        draft: Draft<'_>,
         meta_json: &str,
-        keep: u32,
+        retention: Retention,
     ) -> Result<Digest, ClientError> {
         const CALL: &str = "CommitCheckpoint";
         let request = v1::CommitCheckpointRequest {
-            token: Some(token.into()),
-            run_id: run.to_string(),
-            step: step.get(),
-            slices,
+            token: Some(draft.token.into()),
+            run_id: draft.run.to_string(),
+            step: draft.step.get(),
+            slices: draft.slices,
             meta_json: meta_json.to_owned(),
-            keep,
+            keep: retention.keep,
+            keep_every: retention.keep_every,
+            in_memory: draft.tier == Tier::Memory,
         };
         let call = || {
             let (mut inner, request) = (self.inner.clone(), request.clone());
@@ -242,7 +251,8 @@ impl CheckpointClient {
             let digest = mcl_proto::digest("digest", &found.digest);
             let digest = digest.map_err(|e| self.nonsense(CALL, e.to_string()))?;
             let (step, bytes, slices) = (Step::new(found.step), found.bytes, found.slices);
-            list.visible.push(CheckpointSummary { step, digest, bytes, slices });
+            let tier = mcl_proto::tier(found.in_memory);
+            list.visible.push(CheckpointSummary { step, digest, bytes, slices, tier });
         }
         let damaged =
             |d: v1::DamagedCheckpoint| DamagedCheckpoint { step: Step::new(d.step), reason: d.reason };
@@ -368,12 +378,19 @@ async fn download(
     )))
 }
 
-/// A slice as the messages of one upload.
+/// A slice as the messages of one upload, hashed as it goes.
 fn parts(header: v1::SliceHeader, mut bytes: Bytes) -> impl Iterator<Item = v1::PutSliceRequest> {
     use v1::put_slice_request::Part;
-    let chunks = std::iter::from_fn(move || {
+    let mut hasher = Some(blake3::Hasher::new());
+    let rest = std::iter::from_fn(move || {
         let next = bytes.len().min(CHUNK_BYTES);
-        (next > 0).then(|| Part::Chunk(bytes.split_to(next).to_vec()))
+        if next == 0 {
+            let hash = hasher.take()?.finalize().to_hex().to_string();
+            return Some(Part::End(v1::SliceEnd { hash }));
+        }
+        let chunk = bytes.split_to(next);
+        hasher.as_mut()?.update(&chunk);
+        Some(Part::Chunk(chunk))
     });
-    std::iter::once(Part::Header(header)).chain(chunks).map(|part| v1::PutSliceRequest { part: Some(part) })
+    std::iter::once(Part::Header(header)).chain(rest).map(|part| v1::PutSliceRequest { part: Some(part) })
 }

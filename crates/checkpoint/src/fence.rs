@@ -1,16 +1,19 @@
-//! Who may still speak for a run: the highest token seen, on the disk.
+//! Who may still speak for a run: the highest token seen, kept beside its checkpoints.
 //!
 //! Each run has its own (different coordinators count their terms apart). Invariants: a higher token is
 //! durable before anything is done under it; while a [`Pass`] is held no higher token is let in, so what
-//! it covers is over when a newer coordinator is told that its term stands.
+//! it covers is over when a newer coordinator is told that its term stands. In an object store a second
+//! service over the same checkpoints is noticed when it raised a token first.
 
+use mcl_checkpoint_core::{CheckpointStore, Record, RecordError, StoreError};
 use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{FencingToken, RunId};
 use std::collections::HashMap;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+
+/// Tries to raise a token that another service raises too.
+const TRIES: u32 = 5;
 
 /// Why a token was not let in.
 #[derive(Debug, thiserror::Error)]
@@ -20,12 +23,15 @@ pub(crate) enum FenceError {
          replaced and must stop"
     )]
     Stale { run: RunId, found: FencingToken, highest: FencingToken },
+    #[error("cannot keep the highest token of run `{run}`: {source}")]
+    Store { run: RunId, source: StoreError },
+    #[error("cannot keep the highest token of run `{run}`: {reason}; stop other checkpoint services over the same store")]
+    Contended { run: RunId, reason: String },
     #[error(
-        "cannot keep the highest token in {}: {source}; check the disk, or restore the file from the \
-         coordinator's term",
-        path.display()
+        "the highest token of run `{run}` in {place}/{file} does not parse: {reason}; restore the file from the \
+         coordinator's term"
     )]
-    File { path: PathBuf, source: io::Error },
+    Parse { run: RunId, place: String, file: String, reason: String },
 }
 
 /// Leave to act under a token; hold it until the act is done.
@@ -39,14 +45,14 @@ type Slot = Arc<RwLock<Option<FencingToken>>>;
 
 #[derive(Debug)]
 pub(crate) struct Fence {
-    folder: PathBuf,
+    store: CheckpointStore,
     slots: Mutex<HashMap<RunId, Slot>>,
 }
 
 impl Fence {
-    /// Tokens are kept in `folder`, one small file a run.
-    pub fn new(folder: PathBuf) -> Self {
-        Self { folder, slots: Mutex::default() }
+    /// Tokens are kept at the root of `store`, one small file a run.
+    pub fn new(store: CheckpointStore) -> Self {
+        Self { store, slots: Mutex::default() }
     }
 
     /// Lets a token in that is not below the highest.
@@ -55,60 +61,109 @@ impl Fence {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(slots.entry(run.clone()).or_default())
         };
+        let stale = |highest| FenceError::Stale { run: run.clone(), found: token, highest };
         let held = Arc::clone(&slot).read_owned().await;
         match *held {
             Some(highest) if token == highest => return Ok(Pass { _held: held }),
-            Some(highest) if token < highest => {
-                return Err(FenceError::Stale { run: run.clone(), found: token, highest });
-            }
+            Some(highest) if token < highest => return Err(stale(highest)),
             _ => drop(held),
         }
         let mut held = slot.write_owned().await;
-        let path = self.folder.join(format!("fence-{run}.json"));
-        let failed = |source| FenceError::File { path: path.clone(), source };
-        let highest = match *held {
-            Some(highest) => highest,
-            None => load(&path).map_err(failed)?,
-        };
-        if token < highest {
-            *held = Some(highest);
-            return Err(FenceError::Stale { run: run.clone(), found: token, highest });
+        if let Some(highest) = *held
+            && token < highest
+        {
+            return Err(stale(highest));
         }
-        if token > highest {
+        let highest = self.raise(run, token, *held).await?;
+        *held = Some(highest);
+        if token < highest { Err(stale(highest)) } else { Ok(Pass { _held: held.downgrade() }) }
+    }
+
+    /// Refuses a token that another service over the same object store has let a higher one pass. A folder has one
+    /// service, and asking it costs nothing there.
+    pub async fn confirm(&self, run: &RunId, token: FencingToken) -> Result<(), FenceError> {
+        if self.store.is_local() {
+            return Ok(());
+        }
+        let (highest, _) = self.load(run).await?;
+        let run = run.clone();
+        if token < highest { Err(FenceError::Stale { run, found: token, highest }) } else { Ok(()) }
+    }
+
+    /// Makes `token` the highest, durably, unless a higher one stands; the highest then.
+    async fn raise(
+        &self,
+        run: &RunId,
+        token: FencingToken,
+        known: Option<FencingToken>,
+    ) -> Result<FencingToken, FenceError> {
+        if known == Some(token) {
+            return Ok(token);
+        }
+        let mut reason = String::new();
+        for _ in 0..TRIES {
+            let (highest, before) = self.load(run).await?;
+            if token <= highest {
+                return Ok(highest);
+            }
             pass(Failpoint::BeforeFence);
-            save(&path, token).map_err(failed)?;
+            match self.save(run, token, before.as_ref()).await {
+                Ok(()) => {}
+                Err(RecordError::Changed { .. }) => {
+                    reason = "another service raised it at the same time".to_owned();
+                    continue;
+                }
+                Err(RecordError::Store(source)) => {
+                    return Err(FenceError::Store { run: run.clone(), source });
+                }
+            }
             pass(Failpoint::AfterFence);
             tracing::info!(%run, term = token.term.get(), generation = token.generation.get(), "fence raised");
+            return Ok(token);
         }
-        *held = Some(token);
-        Ok(Pass { _held: held.downgrade() })
+        Err(FenceError::Contended { run: run.clone(), reason })
+    }
+
+    async fn load(&self, run: &RunId) -> Result<(FencingToken, Option<Record>), FenceError> {
+        let file = file(run);
+        let record = self.store.read_record(&file).await;
+        let record = record.map_err(|source| FenceError::Store { run: run.clone(), source })?;
+        let Some(record) = record else { return Ok((FencingToken::default(), None)) };
+        let token = serde_json::from_slice(&record.bytes).map_err(|e| FenceError::Parse {
+            run: run.clone(),
+            place: self.store.name().to_owned(),
+            file,
+            reason: e.to_string(),
+        })?;
+        Ok((token, Some(record)))
+    }
+
+    async fn save(&self, run: &RunId, token: FencingToken, before: Option<&Record>) -> Result<(), RecordError> {
+        let text = format!(
+            "{{\"term\":{},\"generation\":{}}}\n",
+            token.term.get(),
+            token.generation.get()
+        );
+        self.store.write_record(&file(run), text.into(), before).await
     }
 }
 
-fn load(path: &Path) -> io::Result<FencingToken> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(FencingToken::default()),
-        Err(e) => Err(e),
-    }
-}
-
-/// A few bytes: temporary file, flush, rename, flush of the folder.
-fn save(path: &Path, token: FencingToken) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&serde_json::to_vec(&token)?)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    std::fs::File::open(folder)?.sync_all()
+/// Beside the runs' folders.
+fn file(run: &RunId) -> String {
+    format!("fence-{run}.json")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mcl_checkpoint_core::Layout;
     use mcl_types::{Generation, Term};
+    use std::path::Path;
     use std::time::Duration;
+
+    fn in_folder(folder: &Path) -> Fence {
+        Fence::new(CheckpointStore::local(folder, Layout::Flat).unwrap())
+    }
 
     fn token(term: u64, generation: u64) -> FencingToken {
         FencingToken { term: Term::new(term), generation: Generation::new(generation) }
@@ -118,13 +173,13 @@ mod tests {
     async fn tokens_only_grow_also_over_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let (a, b) = (RunId::new("a").unwrap(), RunId::new("b").unwrap());
-        let fence = Fence::new(folder.path().to_owned());
+        let fence = in_folder(folder.path());
         for good in [token(0, 0), token(1, 3), token(1, 3), token(2, 0)] {
             fence.admit(&a, good).await.unwrap();
         }
         assert!(matches!(fence.admit(&a, token(1, 9)).await, Err(FenceError::Stale { .. })));
         fence.admit(&b, token(1, 0)).await.unwrap();
-        let again = Fence::new(folder.path().to_owned());
+        let again = in_folder(folder.path());
         assert!(matches!(again.admit(&a, token(1, 9)).await, Err(FenceError::Stale { .. })));
         assert!(matches!(again.admit(&a, token(1, 9)).await, Err(FenceError::Stale { .. })));
         again.admit(&a, token(2, 0)).await.unwrap();
@@ -134,7 +189,7 @@ mod tests {
     async fn a_higher_token_waits_for_what_was_begun() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunId::new("a").unwrap();
-        let fence = Arc::new(Fence::new(folder.path().to_owned()));
+        let fence = Arc::new(in_folder(folder.path()));
         let pass = fence.admit(&run, token(1, 1)).await.unwrap();
         let beside = fence.admit(&run, token(1, 1)).await.unwrap();
         drop(beside);
@@ -149,7 +204,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunId::new("a").unwrap();
         std::fs::write(folder.path().join("fence-a.json"), b"{").unwrap();
-        let fence = Fence::new(folder.path().to_owned());
+        let fence = in_folder(folder.path());
         let error = fence.admit(&run, token(9, 9)).await.unwrap_err().to_string();
         assert!(error.contains("fence-a.json"), "{error}");
     }

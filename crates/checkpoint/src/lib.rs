@@ -20,9 +20,10 @@ mod client_error;
 mod fence;
 mod serve;
 mod service;
+mod tiers;
 
 pub use bind::{ExposedError, check_bind};
-pub use client::{CheckpointClient, CheckpointList, CheckpointSummary, DamagedCheckpoint, Patience};
+pub use client::{CheckpointClient, CheckpointList, CheckpointSummary, DamagedCheckpoint, Draft, Patience};
 pub use client_error::ClientError;
 pub use mcl_checkpoint_core::Layout;
 pub use serve::{ServeConfig, ServeError, serve};

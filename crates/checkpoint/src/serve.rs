@@ -2,9 +2,10 @@
 
 use crate::fence::Fence;
 use crate::service::Service;
+use crate::tiers::Tiers;
 use mcl_checkpoint_core::{CheckpointStore, Layout, StoreError};
+use mcl_types::StoreLocation;
 use mcl_proto::v1::checkpoint_service_server::CheckpointServiceServer;
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
@@ -15,27 +16,33 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Flow-control window of a stream: a few chunks, so that a fast network is not kept waiting.
 const WINDOW_BYTES: u32 = 4 << 20;
 
+/// Snapshots in memory take this much unless told otherwise: two states of a large backbone.
+const MEMORY_BYTES: u64 = 4 << 30;
+
 /// What the service is to serve.
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
-    /// Folder of the checkpoints; created where it is missing.
-    pub root: PathBuf,
+    /// Where checkpoints are kept; a folder is created where it is missing.
+    pub root: StoreLocation,
     /// Whether runs have folders below it.
     pub layout: Layout,
     /// Largest slice taken, in bytes.
     pub max_slice_bytes: u64,
+    /// Most bytes of snapshots kept in memory.
+    pub memory_bytes: u64,
     /// An upload that sends nothing for this long is given up.
     pub stall: Duration,
 }
 
 impl ServeConfig {
-    /// A folder with the default limits.
-    pub fn new(root: impl Into<PathBuf>, layout: Layout) -> Self {
+    /// A folder or an object store with the default limits.
+    pub fn new(root: impl Into<StoreLocation>, layout: Layout) -> Self {
         let limits = mcl_checkpoint_core::Limits::default();
         Self {
             root: root.into(),
             layout,
             max_slice_bytes: limits.slice_bytes,
+            memory_bytes: MEMORY_BYTES,
             stall: Duration::from_secs(30),
         }
     }
@@ -44,7 +51,7 @@ impl ServeConfig {
 /// The service did not start or broke down.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Its folder does not open.
+    /// Its folder or object store does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The listener failed.
@@ -62,11 +69,12 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let limits = mcl_checkpoint_core::Limits { slice_bytes: config.max_slice_bytes };
-    let store = CheckpointStore::local(&config.root, config.layout)?.with_limits(limits);
+    let store = CheckpointStore::open(&config.root, config.layout)?.with_limits(limits);
     let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
-    tracing::info!(address, root = %config.root.display(), "checkpoint service listening");
+    tracing::info!(address, root = store.name(), "checkpoint service listening");
 
-    let service = CheckpointServiceServer::new(Service::new(store, Fence::new(config.root), config.stall));
+    let tiers = Tiers::new(store.clone(), limits, config.memory_bytes);
+    let service = CheckpointServiceServer::new(Service::new(tiers, Fence::new(store), config.stall));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CheckpointServiceServer<Service>>().await;
 

@@ -4,13 +4,12 @@
 //! client that hangs up can neither cut it in two nor let it outlive its token. Left out: transport.
 
 use crate::fence::{Fence, FenceError, Pass};
-use bytes::Bytes;
-use mcl_checkpoint_core::{
-    CheckpointStore, CommitSpec, Depth, SliceReader, SliceSpec, SliceUpload, StoreError,
-};
+use crate::tiers::Tiers;
+use mcl_checkpoint_core::{CommitSpec, Depth, SliceReader, SliceSpec, SliceUpload, StoreError};
 use mcl_failpoint::Failpoint;
+use mcl_proto::v1::put_slice_request::Part;
 use mcl_proto::{CHUNK_BYTES, WireError, v1};
-use mcl_types::{FencingToken, Generation, RunId, Step, Term};
+use mcl_types::{Digest, FencingToken, Generation, Retention, RunId, Step, Term, Tier};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,33 +24,38 @@ const READ_AHEAD: usize = 2;
 
 #[derive(Debug)]
 pub(crate) struct Service {
-    store: CheckpointStore,
+    tiers: Tiers,
     fence: Arc<Fence>,
     stall: Duration,
 }
 
 impl Service {
-    pub fn new(store: CheckpointStore, fence: Fence, stall: Duration) -> Self {
-        Self { store, fence: Arc::new(fence), stall }
+    pub fn new(tiers: Tiers, fence: Fence, stall: Duration) -> Self {
+        Self { tiers, fence: Arc::new(fence), stall }
     }
 
     async fn pass(&self, run: &RunId, token: FencingToken) -> Result<Pass, Status> {
         self.fence.admit(run, token).await.map_err(|e| fence_status(&e))
     }
 
-    /// Feeds an upload from the client; nothing is staged yet.
+    /// Feeds an upload from the client; nothing is staged yet. Gives the hash that the client came to.
     async fn receive(
         &self,
         upload: &mut SliceUpload,
         stream: &mut Streaming<v1::PutSliceRequest>,
-    ) -> Result<(), Status> {
-        while let Some(chunk) = next_part(stream, self.stall).await? {
-            let v1::put_slice_request::Part::Chunk(chunk) = chunk else {
-                return Err(Status::invalid_argument("a second header; expected chunks after the first"));
-            };
-            upload.write(Bytes::from(chunk)).await.map_err(|e| store_status(&e))?;
+    ) -> Result<Digest, Status> {
+        loop {
+            match next_part(stream, self.stall).await? {
+                Some(Part::Chunk(chunk)) => upload.write(chunk).await.map_err(|e| store_status(&e))?,
+                Some(Part::End(end)) => {
+                    return mcl_proto::digest("hash", &end.hash).map_err(|e| wire_status(&e));
+                }
+                Some(Part::Header(_)) => {
+                    return Err(Status::invalid_argument("a second header; expected chunks after the first"));
+                }
+                None => return Err(store_status(&upload.wrong_length())),
+            }
         }
-        Ok(())
     }
 }
 
@@ -59,7 +63,7 @@ impl Service {
 async fn next_part(
     stream: &mut Streaming<v1::PutSliceRequest>,
     stall: Duration,
-) -> Result<Option<v1::put_slice_request::Part>, Status> {
+) -> Result<Option<Part>, Status> {
     let message = tokio::time::timeout(stall, stream.message()).await.map_err(|_| {
         Status::deadline_exceeded(format!(
             "the upload sent nothing for {} s; nothing was staged, send it again",
@@ -71,17 +75,17 @@ async fn next_part(
     message.part.map(Some).ok_or_else(missing)
 }
 
-fn slice_spec(header: v1::SliceHeader) -> Result<(FencingToken, SliceSpec), WireError> {
+fn slice_spec(header: v1::SliceHeader) -> Result<(FencingToken, SliceSpec, Tier), WireError> {
     let token = mcl_proto::token(header.token)?;
+    let tier = mcl_proto::tier(header.in_memory);
     let spec = SliceSpec {
         run: mcl_proto::run_id(&header.run_id)?,
         step: Step::new(header.step),
         slice: header.slice,
         slices: header.slices,
         size: header.size,
-        hash: mcl_proto::digest("hash", &header.hash)?,
     };
-    Ok((token, spec))
+    Ok((token, spec, tier))
 }
 
 fn commit_spec(request: &v1::CommitCheckpointRequest) -> Result<CommitSpec, WireError> {
@@ -125,18 +129,21 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
         request: Request<Streaming<v1::PutSliceRequest>>,
     ) -> Result<Response<v1::PutSliceResponse>, Status> {
         let mut stream = request.into_inner();
-        let Some(v1::put_slice_request::Part::Header(header)) = next_part(&mut stream, self.stall).await?
+        let Some(Part::Header(header)) = next_part(&mut stream, self.stall).await?
         else {
             return Err(Status::invalid_argument("the upload does not begin with a header"));
         };
-        let (token, spec) = slice_spec(header).map_err(|e| wire_status(&e))?;
+        let (token, spec, tier) = slice_spec(header).map_err(|e| wire_status(&e))?;
         // Early, to spare the bytes; what counts is the pass below.
         drop(self.pass(&spec.run, token).await?);
-        let mut upload = self.store.begin_slice(spec.clone()).await.map_err(|e| store_status(&e))?;
-        if let Err(status) = self.receive(&mut upload, &mut stream).await {
-            upload.abort().await;
-            return Err(status);
-        }
+        let mut upload = self.tiers.begin_slice(spec.clone(), tier).await.map_err(|e| store_status(&e))?;
+        let hash = match self.receive(&mut upload, &mut stream).await {
+            Ok(hash) => hash,
+            Err(status) => {
+                upload.abort().await;
+                return Err(status);
+            }
+        };
         let pass = match self.pass(&spec.run, token).await {
             Ok(pass) => pass,
             Err(status) => {
@@ -145,7 +152,7 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
             }
         };
         let finish = async move {
-            let finished = upload.finish().await;
+            let finished = upload.finish(hash).await;
             drop(pass);
             finished
         };
@@ -163,16 +170,11 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
         let token = mcl_proto::token(request.token).map_err(|e| wire_status(&e))?;
         let spec = commit_spec(&request).map_err(|e| wire_status(&e))?;
         let pass = self.pass(&spec.run, token).await?;
-        let (store, keep) = (self.store.clone(), request.keep);
+        self.fence.confirm(&spec.run, token).await.map_err(|e| fence_status(&e))?;
+        let (tiers, tier) = (self.tiers.clone(), mcl_proto::tier(request.in_memory));
+        let retention = Retention { keep: request.keep, keep_every: request.keep_every };
         let commit = async move {
-            let manifest = store.commit(&spec).await;
-            if manifest.is_ok() {
-                match store.prune(&spec.run, keep, spec.step).await {
-                    Ok(gone) if gone.is_empty() => {}
-                    Ok(gone) => tracing::info!(run = %spec.run, steps = ?gone, "old checkpoints removed"),
-                    Err(error) => tracing::warn!(run = %spec.run, %error, "old checkpoints not removed"),
-                }
-            }
+            let manifest = tiers.commit(&spec, tier, retention).await;
             drop(pass);
             manifest
         };
@@ -187,8 +189,9 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
     ) -> Result<Response<v1::ListCheckpointsResponse>, Status> {
         let run = mcl_proto::run_id(&request.into_inner().run_id).map_err(|e| wire_status(&e))?;
         // Whoever asks may go on from the newest one: that one is looked at byte by byte.
-        let inventory = self.store.list(&run, Depth::NewestGood).await.map_err(|e| store_status(&e))?;
-        let summary = |entry: mcl_checkpoint_core::InventoryEntry| v1::CheckpointSummary {
+        let listing = self.tiers.list(&run, Depth::NewestGood).await.map_err(|e| store_status(&e))?;
+        let summary = |(entry, tier): (mcl_checkpoint_core::InventoryEntry, Tier)| v1::CheckpointSummary {
+            in_memory: tier == Tier::Memory,
             step: entry.manifest.step.get(),
             digest: entry.manifest.state_digest.to_string(),
             bytes: entry.manifest.file_bytes(),
@@ -199,8 +202,8 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
             v1::DamagedCheckpoint { step: step.get(), reason: damage.to_string() }
         };
         Ok(Response::new(v1::ListCheckpointsResponse {
-            checkpoints: inventory.visible.into_iter().map(summary).collect(),
-            damaged: inventory.damaged.into_iter().map(damaged).collect(),
+            checkpoints: listing.visible.into_iter().map(summary).collect(),
+            damaged: listing.damaged.into_iter().map(damaged).collect(),
         }))
     }
 
@@ -210,7 +213,7 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
     ) -> Result<Response<v1::GetManifestResponse>, Status> {
         let request = request.into_inner();
         let run = mcl_proto::run_id(&request.run_id).map_err(|e| wire_status(&e))?;
-        let text = self.store.manifest_text(&run, Step::new(request.step)).await;
+        let text = self.tiers.manifest_text(&run, Step::new(request.step)).await;
         let manifest_json = text.map_err(|e| store_status(&e))?;
         Ok(Response::new(v1::GetManifestResponse { manifest_json }))
     }
@@ -224,7 +227,7 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
         let request = request.into_inner();
         let run = mcl_proto::run_id(&request.run_id).map_err(|e| wire_status(&e))?;
         let step = Step::new(request.step);
-        let reader = self.store.slice_reader(&run, step, request.slice, CHUNK_BYTES).await;
+        let reader = self.tiers.slice_reader(&run, step, request.slice, CHUNK_BYTES).await;
         let reader = reader.map_err(|e| store_status(&e))?;
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
         tokio::spawn(send_slice(reader, sender));
@@ -237,7 +240,7 @@ async fn send_slice(mut reader: SliceReader, sender: mpsc::Sender<Result<v1::Get
     loop {
         let message = match reader.next().await {
             Ok(None) => return,
-            Ok(Some(chunk)) => Ok(v1::GetSliceResponse { chunk: chunk.into() }),
+            Ok(Some(chunk)) => Ok(v1::GetSliceResponse { chunk }),
             Err(error) => {
                 tracing::warn!(%error, "download broken off");
                 Err(store_status(&error))
@@ -262,7 +265,9 @@ fn fence_status(error: &FenceError) -> Status {
     tracing::warn!(%error, "refused");
     match error {
         FenceError::Stale { .. } => Status::failed_precondition(error.to_string()),
-        FenceError::File { .. } => Status::internal(error.to_string()),
+        FenceError::Store { .. } | FenceError::Contended { .. } | FenceError::Parse { .. } => {
+            Status::internal(error.to_string())
+        }
     }
 }
 
@@ -281,9 +286,10 @@ fn store_status(error: &StoreError) -> Status {
             Status::invalid_argument(message)
         }
         StoreError::Write { source, .. } if disk_full(source) => Status::resource_exhausted(message),
-        StoreError::Root { .. } | StoreError::Write { .. } | StoreError::Read { .. } => {
-            Status::internal(message)
-        }
+        StoreError::Root { .. }
+        | StoreError::Open { .. }
+        | StoreError::Write { .. }
+        | StoreError::Read { .. } => Status::internal(message),
     }
 }
 

@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use bytes::Bytes;
-use mcl_checkpoint::{CheckpointClient, ClientError, Layout, Patience, ServeConfig, ServeError, serve};
+use mcl_checkpoint::{Draft, CheckpointClient, ClientError, Layout, Patience, ServeConfig, ServeError, serve};
 use mcl_checkpoint_core::{Dtype, TensorInfo, assign, write_slice};
 use mcl_proto::v1;
-use mcl_types::{Digest, FencingToken, Generation, RunId, Step, Term};
+use mcl_types::{Digest, FencingToken, Generation, Retention, RunId, Step, Term, Tier};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -84,6 +84,11 @@ fn slices(seed: u8, parts: u32) -> Vec<Bytes> {
     assign(&infos, parts).into_iter().map(slice).collect()
 }
 
+/// A durable checkpoint being written.
+fn draft(token: FencingToken, run: &RunId, step: u64, slices: u32) -> Draft<'_> {
+    Draft { token, run, step: Step::new(step), slices, tier: Tier::Durable }
+}
+
 async fn stage(
     client: &CheckpointClient,
     token: FencingToken,
@@ -94,7 +99,7 @@ async fn stage(
     let count = parts.len() as u32;
     let puts = (0..count).zip(parts).map(|(i, bytes)| {
         let run = run(name);
-        async move { client.put_slice(token, &run, Step::new(step), i, count, bytes.clone()).await }
+        async move { client.put_slice(draft(token, &run, step, count), i, bytes.clone()).await }
     });
     for put in puts {
         put.await?;
@@ -110,7 +115,7 @@ async fn save(
     parts: u32,
 ) -> Result<Digest, ClientError> {
     stage(client, token(1, 1), name, step, &slices(seed, parts)).await?;
-    client.commit(token(1, 1), &run(name), Step::new(step), parts, "{\"cursor\":1}", 0).await
+    client.commit(draft(token(1, 1), &run(name), step, parts), "{\"cursor\":1}", Retention::ALL).await
 }
 
 async fn steps(client: &CheckpointClient, name: &str) -> Vec<u64> {
@@ -154,10 +159,10 @@ async fn a_commit_waits_for_every_slice_repeats_and_never_changes() {
     let service = Service::start(root.path(), Layout::Flat).await;
     let client = service.client().await;
     let parts = slices(1, 3);
-    let put = |i: u32| client.put_slice(token(1, 1), &ID, Step::new(5), i, 3, parts[i as usize].clone());
+    let put = |i: u32| client.put_slice(draft(token(1, 1), &ID, 5, 3), i, parts[i as usize].clone());
     put(0).await.unwrap();
     put(2).await.unwrap();
-    let commit = |meta: &'static str| client.commit(token(1, 1), &ID, Step::new(5), 3, meta, 2);
+    let commit = |meta: &'static str| client.commit(draft(token(1, 1), &ID, 5, 3), meta, Retention::newest(2));
     let early = commit("{}").await.unwrap_err();
     assert!(matches!(&early, ClientError::NotStaged { .. }), "{early}");
     assert!(early.to_string().contains("slice 1 of 3"), "{early}");
@@ -193,11 +198,11 @@ async fn a_stale_token_is_refused_also_after_a_restart() {
     let told = fenced(client.announce_term(&run("a"), Term::new(2)).await);
     assert!(told.contains("term 3"), "{told}");
     fenced(stage(&client, token(3, 1), "a", 1, &slices(1, 1)).await);
-    fenced(client.commit(token(2, 9), &run("a"), Step::new(1), 1, "", 0).await.map(drop));
+    fenced(client.commit(draft(token(2, 9), &run("a"), 1, 1), "", Retention::ALL).await.map(drop));
     assert!(steps(&client, "a").await.is_empty());
     // Another run counts for itself, and whoever holds the highest token goes on.
     client.announce_term(&run("b"), Term::new(1)).await.unwrap();
-    client.commit(token(3, 2), &run("a"), Step::new(1), 1, "", 0).await.unwrap();
+    client.commit(draft(token(3, 2), &run("a"), 1, 1), "", Retention::ALL).await.unwrap();
 }
 
 /// Sends the head of an upload and then breaks off.
@@ -210,10 +215,9 @@ async fn half_an_upload(url: &str, bytes: &Bytes, hang: bool) -> Result<(), toni
         slice: 0,
         slices: 1,
         size: bytes.len() as u64,
-        hash: Digest::of(bytes).to_string(),
     };
     let message = |part| v1::PutSliceRequest { part: Some(part) };
-    let head = vec![message(Part::Header(header)), message(Part::Chunk(bytes[..1000].to_vec()))];
+    let head = vec![message(Part::Header(header)), message(Part::Chunk(bytes.slice(..1000)))];
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     for part in head {
         sender.send(part).await.unwrap();
@@ -243,11 +247,11 @@ async fn a_killed_upload_leaves_nothing_visible() {
     let ended = half_an_upload(&service.url, &bytes, false).await.unwrap_err();
     assert!(ended.message().contains("1000 bytes came"), "{ended}");
     half_an_upload(&service.url, &bytes, true).await.unwrap_err();
-    let error = client.commit(token(1, 1), &run("a"), Step::new(7), 1, "", 0).await.unwrap_err();
+    let error = client.commit(draft(token(1, 1), &run("a"), 7, 1), "", Retention::ALL).await.unwrap_err();
     assert!(matches!(error, ClientError::NotStaged { .. }), "{error}");
     assert!(!slice_path(root.path(), 7, 0, 1).exists());
     stage(&client, token(1, 1), "a", 7, &[bytes]).await.unwrap();
-    client.commit(token(1, 1), &run("a"), Step::new(7), 1, "", 0).await.unwrap();
+    client.commit(draft(token(1, 1), &run("a"), 7, 1), "", Retention::ALL).await.unwrap();
     // Whatever the killed one left is gone with the commit.
     let left = std::fs::read_dir(slice_path(root.path(), 7, 0, 1).parent().unwrap()).unwrap().count();
     assert_eq!(left, 2, "manifest and slice");
@@ -267,7 +271,6 @@ async fn an_upload_that_outlives_its_term_is_refused_at_its_end() {
         slice: 0,
         slices: 1,
         size: bytes.len() as u64,
-        hash: Digest::of(&bytes).to_string(),
     };
     let message = |part| v1::PutSliceRequest { part: Some(part) };
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
@@ -279,13 +282,15 @@ async fn an_upload_that_outlives_its_term_is_refused_at_its_end() {
     sender.send(message(Part::Header(header))).await.unwrap();
     let half = bytes.len() / 2;
     for chunk in bytes[..half].chunks(1 << 20) {
-        sender.send(message(Part::Chunk(chunk.to_vec()))).await.unwrap();
+        sender.send(message(Part::Chunk(Bytes::copy_from_slice(chunk)))).await.unwrap();
     }
     // Its coordinator is replaced while half of it is on the way.
     client.announce_term(&run("a"), Term::new(2)).await.unwrap();
     for chunk in bytes[half..].chunks(1 << 20) {
-        let _ = sender.send(message(Part::Chunk(chunk.to_vec()))).await;
+        let _ = sender.send(message(Part::Chunk(Bytes::copy_from_slice(chunk)))).await;
     }
+    let end = v1::SliceEnd { hash: Digest::of(&bytes).to_string() };
+    let _ = sender.send(message(Part::End(end))).await;
     drop(sender);
     let status = upload.await.unwrap().unwrap_err();
     assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status}");
@@ -325,7 +330,7 @@ async fn two_runs_go_on_side_by_side_and_old_checkpoints_go() {
         client.announce_term(&run(name), Term::new(term)).await.unwrap();
         for step in [10, 20, 30] {
             stage(&client, token(term, 1), name, step, &slices(seed ^ step as u8, 2)).await.unwrap();
-            client.commit(token(term, 1), &run(name), Step::new(step), 2, "", 2).await.unwrap();
+            client.commit(draft(token(term, 1), &run(name), step, 2), "", Retention::newest(2)).await.unwrap();
         }
         steps(&client, name).await
     };
@@ -344,7 +349,7 @@ async fn requests_that_make_no_sense_are_refused() {
     let error = stage(&client, token(1, 1), "a", 1, &slices(1, 1)).await.unwrap_err();
     assert!(error.to_string().contains("the limit is 1000"), "{error}");
     let small = Bytes::from_static(b"x");
-    let error = client.put_slice(token(1, 1), &run("a"), Step::new(1), 3, 3, small).await.unwrap_err();
+    let error = client.put_slice(draft(token(1, 1), &run("a"), 1, 3), 3, small).await.unwrap_err();
     assert!(matches!(error, ClientError::Refused { .. }), "{error}");
 
     let mut raw =
@@ -381,4 +386,45 @@ async fn a_client_waits_for_its_service_and_says_where_it_looked() {
     let service = Service::on(port, ServeConfig::new(root.path(), Layout::Flat)).await;
     assert_eq!(call.await.unwrap(), [10]);
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_in_memory_lasts_until_a_later_durable_one_or_the_end_of_the_service() {
+    let root = tempfile::tempdir().unwrap();
+    let config = ServeConfig { memory_bytes: 8 << 20, ..ServeConfig::new(root.path(), Layout::Flat) };
+    let service = Service::on(0, config.clone()).await;
+    let (client, port) = (service.client().await, service.port);
+    let run = run("a");
+    let keep = async |step: u64, seed: u8, tier: Tier| {
+        let draft = Draft { tier, ..draft(token(1, 1), &run, step, 2) };
+        for (i, bytes) in (0..).zip(slices(seed, 2)) {
+            client.put_slice(draft, i, bytes).await?;
+        }
+        client.commit(draft, "", Retention::newest(2)).await
+    };
+    let listed = async || -> Vec<(u64, Tier)> {
+        client.list(&run).await.unwrap().visible.iter().map(|c| (c.step.get(), c.tier)).collect()
+    };
+    keep(10, 1, Tier::Durable).await.unwrap();
+    for step in [12, 14] {
+        keep(step, 2, Tier::Memory).await.unwrap();
+    }
+    // The one before it is gone; the newest of both kinds is last, and reads back.
+    assert_eq!(listed().await, [(10, Tier::Durable), (14, Tier::Memory)]);
+    let manifest = client.manifest(&run, Step::new(14)).await.unwrap();
+    let bytes = client.get_slice(&run, Step::new(14), 1, &manifest.slices[1]).await.unwrap();
+    assert_eq!(bytes, slices(2, 2)[1]);
+    keep(20, 3, Tier::Durable).await.unwrap();
+    assert_eq!(listed().await, [(10, Tier::Durable), (20, Tier::Durable)], "14 is of no more use");
+    assert!(std::fs::read_dir(root.path()).unwrap().count() == 3, "nothing of it was on the disk");
+    keep(22, 4, Tier::Memory).await.unwrap();
+    // What does not fit is refused by name, and what is there stays.
+    let small = Draft { tier: Tier::Memory, ..draft(token(1, 1), &run, 24, 1) };
+    let error = client.put_slice(small, 0, Bytes::from(vec![0; 6 << 20])).await.unwrap_err().to_string();
+    assert!(error.contains("in memory") && error.contains("limit"), "{error}");
+    assert_eq!(listed().await.last(), Some(&(22, Tier::Memory)));
+    service.stop().await;
+    let again = Service::on(port, config).await;
+    assert_eq!(listed().await, [(10, Tier::Durable), (20, Tier::Durable)]);
+    drop(again);
 }

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mcl_config::Override;
+use mcl_types::StoreLocation;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -71,6 +72,24 @@ pub(crate) enum Command {
 pub(crate) enum BenchCommand {
     /// How many workers a coordinator can carry: a load generator that speaks the real protocol.
     Coordinator(BenchCoordinatorArguments),
+    /// What saving costs the training process, and how fast a state is durable.
+    Checkpoint(BenchCheckpointArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchCheckpointArguments {
+    /// Folder on the disk to measure; what is written there is removed again.
+    #[arg(long, default_value = ".")]
+    pub(crate) folder: PathBuf,
+    /// Snapshots to take.
+    #[arg(long, default_value_t = 30)]
+    pub(crate) snapshots: u32,
+    /// Uploads, each beside a plain copy.
+    #[arg(long, default_value_t = 7)]
+    pub(crate) uploads: u32,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -125,7 +144,7 @@ pub(crate) struct RunArguments {
     pub(crate) run_dir: Option<PathBuf>,
     /// Begin a new run with the weights of another run, a checkpoint or an exported file.
     #[arg(long)]
-    pub(crate) from: Option<PathBuf>,
+    pub(crate) from: Option<StoreLocation>,
     /// Override of a job key, as in train.steps=20.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) overrides: Vec<Override>,
@@ -191,12 +210,15 @@ impl Home {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckpointServerArguments {
-    /// Folder to keep checkpoints in.
+    /// Where to keep checkpoints: a folder, or s3://bucket/prefix, gs://..., az://...
     #[arg(long)]
-    pub(crate) root: PathBuf,
+    pub(crate) root: StoreLocation,
     /// All checkpoints belong to one run: leave its name out of the paths.
     #[arg(long)]
     pub(crate) flat: bool,
+    /// MiB of memory for snapshots between checkpoints (`[checkpoint] memory_every_steps`).
+    #[arg(long, default_value_t = 4096)]
+    pub(crate) memory: u64,
     #[command(flatten)]
     pub(crate) listen: Listen,
 }
@@ -241,7 +263,7 @@ pub(crate) struct SubmitArguments {
     pub(crate) name: Option<String>,
     /// Begin a new run with the weights of another run (its directory), a checkpoint or an exported safetensors file.
     #[arg(long)]
-    pub(crate) from: Option<PathBuf>,
+    pub(crate) from: Option<StoreLocation>,
     /// Checkpoint service, as this machine reaches it, for --from; default: as the coordinator names it.
     #[arg(long, requires = "from")]
     pub(crate) checkpoint: Option<String>,
@@ -387,24 +409,24 @@ pub(crate) enum Kind {
 pub(crate) enum CheckpointCommand {
     /// What is there, oldest first.
     List {
-        /// Run directory, its checkpoints folder, or one checkpoint.
-        path: PathBuf,
+        /// Run directory, its checkpoints folder, one checkpoint, or s3://bucket/prefix/run.
+        path: StoreLocation,
         /// Answer as one JSON object.
         #[arg(long)]
         json: bool,
     },
     /// Check every byte.
     Verify {
-        /// Run directory, its checkpoints folder, or one checkpoint.
-        path: PathBuf,
+        /// Run directory, its checkpoints folder, one checkpoint, or s3://bucket/prefix/run.
+        path: StoreLocation,
         /// Answer as one JSON object.
         #[arg(long)]
         json: bool,
     },
     /// Digest of the whole state, whatever the slicing.
     Digest {
-        /// Run directory (its newest good checkpoint) or one checkpoint.
-        path: PathBuf,
+        /// Run directory (its newest good checkpoint), one checkpoint, or s3://bucket/prefix/run.
+        path: StoreLocation,
         /// Also every tensor's digest.
         #[arg(long)]
         tensors: bool,
@@ -412,10 +434,37 @@ pub(crate) enum CheckpointCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Remove older checkpoints; safe beside a service that is writing new ones.
+    Prune {
+        /// Run directory, its checkpoints folder, or s3://bucket/prefix/run.
+        path: StoreLocation,
+        /// Newest good checkpoints to keep, at least 1.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        keep: u32,
+        /// Besides, those whose step is a multiple of this; 0: none.
+        #[arg(long, default_value_t = 0)]
+        keep_every: u64,
+        /// Only say what would go.
+        #[arg(long)]
+        dry_run: bool,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a checkpoint stay whatever `keep` and `keep_every` say.
+    Pin {
+        /// Run directory (its newest good checkpoint), one checkpoint, or the same in a store.
+        path: StoreLocation,
+    },
+    /// Have it no longer stay.
+    Unpin {
+        /// One checkpoint (`.../step-0000000500`), or the same in a store.
+        path: StoreLocation,
+    },
     /// Write weights for other tools.
     Export {
-        /// Run directory (its newest good checkpoint) or one checkpoint.
-        path: PathBuf,
+        /// Run directory (its newest good checkpoint), one checkpoint, or s3://bucket/prefix/run.
+        path: StoreLocation,
         /// The file to write.
         #[arg(long)]
         out: PathBuf,

@@ -1,11 +1,15 @@
 //! `mcl bench`: measurements of our own parts on this machine.
 
-use crate::arguments::{BenchCommand, BenchCoordinatorArguments};
+use crate::arguments::{BenchCheckpointArguments, BenchCommand, BenchCoordinatorArguments};
 use crate::client::runtime;
-use crate::exit::Usage;
+use crate::exit::{FAILED, Usage};
+use crate::rank_program::RankProgram;
+use crate::spawn::{Daemon, Show};
 use anyhow::{Context, Result};
 use mcl_bench::{Load, Options, Target};
+use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Workers of one point, and of a curve's last one.
@@ -13,7 +17,37 @@ const AGENTS: u32 = 1_000;
 const CURVE: u32 = 16_000;
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<ExitCode> {
-    let BenchCommand::Coordinator(a) = command;
+    match command {
+        BenchCommand::Coordinator(a) => coordinator(a),
+        BenchCommand::Checkpoint(a) => runtime()?.block_on(checkpoint(a)),
+    }
+}
+
+/// A checkpoint service of its own, and a rank process that measures.
+async fn checkpoint(a: &BenchCheckpointArguments) -> Result<ExitCode> {
+    let program = RankProgram::find(1)?;
+    let folder = tempfile::tempdir_in(&a.folder)
+        .with_context(|| format!("making a folder in {}", a.folder.display()))?;
+    let place = |name: &str| folder.path().join(name);
+    let mut arguments: Vec<OsString> =
+        ["checkpoint-server", "--stop-with-stdin", "--root"].map(OsString::from).to_vec();
+    arguments.push(place("checkpoints").into());
+    let show: Show = Arc::new(|line| eprintln!("{line}"));
+    let mut service = Daemon::start("checkpoint", &arguments, &place("logs"), show)?;
+    let url = service.url().await?;
+    let mut child = tokio::process::Command::new(&program.path);
+    child.args(["bench-checkpoint", "--service", &url, "--folder"]).arg(folder.path());
+    child.args(["--snapshots", &a.snapshots.to_string(), "--uploads", &a.uploads.to_string()]);
+    if a.json {
+        child.arg("--json");
+    }
+    let status = child.envs(program.environment).kill_on_drop(true).status().await;
+    let status = status.with_context(|| format!("starting {}", program.path.display()))?;
+    service.stop().await;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn coordinator(a: &BenchCoordinatorArguments) -> Result<ExitCode> {
     let options = options(a)?;
     let report = runtime()?.block_on(mcl_bench::run(options))?;
     if a.json {

@@ -2,10 +2,10 @@
 
 use crate::arguments::{CheckpointCommand, Encoder, Format};
 use crate::client::runtime;
-use crate::exit::FAILED;
+use crate::exit::{FAILED, Usage};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint_core::{CheckpointDir, Depth, export_safetensors};
-use mcl_types::Step;
+use mcl_types::{Retention, Step, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -15,6 +15,11 @@ pub(crate) fn checkpoint(command: &CheckpointCommand) -> Result<ExitCode> {
             CheckpointCommand::List { path, json } => list(path, *json, Depth::Quick).await,
             CheckpointCommand::Verify { path, json } => list(path, *json, Depth::Full).await,
             CheckpointCommand::Digest { path, tensors, json } => digest(path, *tensors, *json).await,
+            CheckpointCommand::Prune { path, keep, keep_every, dry_run, json } => {
+                prune(path, Retention { keep: *keep, keep_every: *keep_every }, *dry_run, *json).await
+            }
+            CheckpointCommand::Pin { path } => pin(path, true).await,
+            CheckpointCommand::Unpin { path } => pin(path, false).await,
             CheckpointCommand::Export { path, out, format, encoder } => {
                 export(path, out, *format, *encoder).await
             }
@@ -22,15 +27,15 @@ pub(crate) fn checkpoint(command: &CheckpointCommand) -> Result<ExitCode> {
     })
 }
 
-async fn newest(dir: &CheckpointDir, path: &Path) -> Result<Step> {
+async fn newest(dir: &CheckpointDir, path: &StoreLocation) -> Result<Step> {
     match dir.newest().await? {
         Some(step) => Ok(step),
-        None => bail!("{} holds no good checkpoint", path.display()),
+        None => bail!("{path} holds no good checkpoint"),
     }
 }
 
-async fn list(path: &Path, json: bool, depth: Depth) -> Result<ExitCode> {
-    let inventory = CheckpointDir::open(path)?.list(depth).await?;
+async fn list(path: &StoreLocation, json: bool, depth: Depth) -> Result<ExitCode> {
+    let inventory = CheckpointDir::at(path).await?.list(depth).await?;
     if json {
         let visible: Vec<_> = inventory
             .visible
@@ -38,7 +43,7 @@ async fn list(path: &Path, json: bool, depth: Depth) -> Result<ExitCode> {
             .map(|e| {
                 serde_json::json!({
                     "step": e.manifest.step.get(), "digest": e.manifest.state_digest.to_string(),
-                    "slices": e.manifest.slices.len(), "bytes": e.manifest.file_bytes(),
+                    "slices": e.manifest.slices.len(), "bytes": e.manifest.file_bytes(), "pinned": e.pinned,
                 })
             })
             .collect();
@@ -52,25 +57,59 @@ async fn list(path: &Path, json: bool, depth: Depth) -> Result<ExitCode> {
         for e in &inventory.visible {
             let m = &e.manifest;
             println!(
-                "after {:>8} steps  {}  {} slices  {} bytes",
+                "after {:>8} steps  {}  {} slices  {} bytes{}",
                 m.step.get(),
                 m.state_digest.short(),
                 m.slices.len(),
-                m.file_bytes()
+                m.file_bytes(),
+                if e.pinned { "  pinned" } else { "" }
             );
         }
         for (step, reason) in &inventory.damaged {
             println!("after {:>8} steps  DAMAGED: {reason}", step.get());
         }
         if inventory.visible.is_empty() && inventory.damaged.is_empty() {
-            println!("no checkpoints in {}", path.display());
+            println!("no checkpoints in {path}");
         }
     }
     Ok(if inventory.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-async fn digest(path: &Path, tensors: bool, json: bool) -> Result<ExitCode> {
-    let dir = CheckpointDir::open(path)?;
+async fn prune(
+    path: &StoreLocation,
+    retention: Retention,
+    dry_run: bool,
+    json: bool,
+) -> Result<ExitCode> {
+    let gone = CheckpointDir::at(path).await?.prune(retention, dry_run).await?;
+    if json {
+        let steps: Vec<u64> = gone.iter().map(|step| step.get()).collect();
+        println!("{}", serde_json::json!({ "removed": steps, "dry_run": dry_run }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let what = if dry_run { "would remove" } else { "removed" };
+    for step in &gone {
+        println!("{what} the checkpoint after {} steps", step.get());
+    }
+    if gone.is_empty() {
+        println!("nothing to remove in {path}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn pin(path: &StoreLocation, pinned: bool) -> Result<ExitCode> {
+    let dir = CheckpointDir::at(path).await?;
+    let step = match (pinned, dir.only()) {
+        (false, None) => bail!(Usage(format!("unpin {path}: name one checkpoint: {path}/step-..."))),
+        _ => newest(&dir, path).await?,
+    };
+    dir.pin(step, pinned).await?;
+    println!("the checkpoint after {} steps {}", step.get(), if pinned { "stays" } else { "may go" });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn digest(path: &StoreLocation, tensors: bool, json: bool) -> Result<ExitCode> {
+    let dir = CheckpointDir::at(path).await?;
     let step = newest(&dir, path).await?;
     let (manifest, list) = dir.verify(step).await?;
     if json {
@@ -107,9 +146,9 @@ fn exported_name(name: &str, encoder: Encoder) -> Option<String> {
     PARTS.iter().find_map(|(part, own)| Some(format!("{part}{}", rest.strip_prefix(own)?)))
 }
 
-async fn export(path: &Path, out: &Path, format: Format, encoder: Encoder) -> Result<ExitCode> {
+async fn export(path: &StoreLocation, out: &Path, format: Format, encoder: Encoder) -> Result<ExitCode> {
     let Format::Safetensors = format;
-    let dir = CheckpointDir::open(path)?;
+    let dir = CheckpointDir::at(path).await?;
     let step = newest(&dir, path).await?;
     let (_, tensors) = dir.tensors(step).await?;
     export_safetensors(out, &tensors, |name, _| exported_name(name, encoder))

@@ -9,7 +9,7 @@ use mcl_proto::v1::{
     CancelJobRequest, DrainJobRequest, GetStatusRequest, GetStatusResponse, PauseJobRequest,
     ResumeJobRequest, SubmitJobRequest, SubmitJobResponse,
 };
-use mcl_types::{Digest, RunId};
+use mcl_types::{Digest, RunId, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Coordinator {
     /// digest.
     pub(crate) async fn store_initial(
         &mut self,
-        from: Option<&Path>,
+        from: Option<&StoreLocation>,
         run_id: &RunId,
         job: &Job,
         checkpoint: Option<&str>,
@@ -153,7 +153,7 @@ pub(crate) fn submit(a: &SubmitArguments) -> Result<ExitCode> {
     };
     runtime()?.block_on(async {
         let mut coordinator = Coordinator::connect(&a.server.coordinator).await?;
-        let (from, checkpoint) = (a.from.as_deref(), a.checkpoint.as_deref());
+        let (from, checkpoint) = (a.from.as_ref(), a.checkpoint.as_deref());
         let initial = coordinator.store_initial(from, &name, &job, checkpoint).await?;
         let taken = coordinator.submit(&name, &job, initial).await?;
         let (committed, before) = (taken.committed_steps, taken.jobs_before);

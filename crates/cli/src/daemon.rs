@@ -93,16 +93,12 @@ fn announce(address: SocketAddr) -> Result<()> {
 pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCode> {
     mcl_checkpoint::check_bind(a.listen.listen, a.listen.insecure).map_err(|e| Usage(e.to_string()))?;
     runtime()?.block_on(async {
-        std::fs::create_dir_all(&a.root).with_context(|| format!("creating {}", a.root.display()))?;
         let (listener, address) = bind(&a.listen)?;
         announce(address)?;
         let layout = if a.flat { Layout::Flat } else { Layout::RunFolders };
-        mcl_checkpoint::serve(
-            listener,
-            ServeConfig::new(&a.root, layout),
-            asked_to_stop(a.listen.stop_with_stdin),
-        )
-        .await?;
+        let memory_bytes = a.memory.saturating_mul(1 << 20);
+        let config = ServeConfig { memory_bytes, ..ServeConfig::new(a.root.clone(), layout) };
+        mcl_checkpoint::serve(listener, config, asked_to_stop(a.listen.stop_with_stdin)).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -155,7 +151,7 @@ fn interpret(job_toml: &str) -> Result<JobFacts> {
         plan,
         schedule,
         shard_names: dataset.shards().iter().map(|s| s.name.clone()).collect(),
-        keep: job.checkpoint().keep,
+        retention: job.checkpoint().retention(),
         min_workers: job.elastic().min_workers,
         max_lanes_per_rank: job.elastic().max_lanes_per_rank,
         lost_after: Some(job.elastic().lost_after),

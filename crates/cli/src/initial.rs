@@ -8,10 +8,10 @@ use crate::exit::Usage;
 use crate::run_dir;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use mcl_checkpoint::{CheckpointClient, ClientError};
+use mcl_checkpoint::{CheckpointClient, ClientError, Draft};
 use mcl_checkpoint_core::{CheckpointDir, Dtype, OwnedTensor, SliceView, digest_state, write_slice};
 use mcl_config::Job;
-use mcl_types::{Digest, FencingToken, RunId, Step};
+use mcl_types::{Digest, FencingToken, Retention, RunId, Step, StoreLocation, Tier};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -23,18 +23,19 @@ const NO_WEIGHTS: [&str; 2] = ["optimizer.", "trainer."];
 
 /// Stores what is at `from` as the first checkpoint of a run; its digest. A run that has begun already keeps what it
 /// has: the coordinator then compares digests.
-pub(crate) async fn store(from: &Path, run_id: &RunId, job: &Job, checkpoint_url: &str) -> Result<Digest> {
+pub(crate) async fn store(from: &StoreLocation, run_id: &RunId, job: &Job, checkpoint_url: &str) -> Result<Digest> {
     let weights = read(from, job).await?;
     let tensors: Vec<_> =
         weights.iter().map(|(n, t)| (n.clone(), t.dtype, t.shape.clone(), t.bytes.as_slice())).collect();
-    let slice = Bytes::from(write_slice(&tensors).with_context(|| from.display().to_string())?);
+    let slice = Bytes::from(write_slice(&tensors).with_context(|| from.to_string())?);
     let digest = digest_state(&[SliceView::parse(&slice)?])?;
     let client = CheckpointClient::lazy(checkpoint_url)?;
     // No coordinator speaks for the run yet; once one does, this token is refused.
     let (token, first) = (FencingToken::default(), Step::new(0));
     let meta = serde_json::json!({ "run_id": run_id.as_str(), "step": 0, "from": from }).to_string();
-    let stored = match client.put_slice(token, run_id, first, 0, 1, slice).await {
-        Ok(()) => client.commit(token, run_id, first, 1, &meta, 0).await.map(drop),
+    let draft = Draft { token, run: run_id, step: first, slices: 1, tier: Tier::Durable };
+    let stored = match client.put_slice(draft, 0, slice).await {
+        Ok(()) => client.commit(draft, &meta, Retention::ALL).await.map(drop),
         Err(error) => Err(error),
     };
     match stored {
@@ -50,16 +51,18 @@ pub(crate) async fn store(from: &Path, run_id: &RunId, job: &Job, checkpoint_url
     }
 }
 
-async fn read(from: &Path, job: &Job) -> Result<Weights> {
-    if from.is_file() {
-        return exported(from);
+async fn read(from: &StoreLocation, job: &Job) -> Result<Weights> {
+    if let Some(file) = from.folder().filter(|f| f.is_file()) {
+        return exported(file);
     }
-    let dir = CheckpointDir::open(from).map_err(|e| {
+    let dir = CheckpointDir::at(from).await.map_err(|e| {
         Usage(format!("--from {e}, or a safetensors file that `mcl checkpoint export` wrote"))
     })?;
-    same_model(from, job)?;
+    if let Some(folder) = from.folder() {
+        same_model(folder, job)?;
+    }
     let Some(step) = dir.newest().await? else {
-        bail!(Usage(format!("--from {}: no good checkpoint is there", from.display())));
+        bail!(Usage(format!("--from {from}: no good checkpoint is there")));
     };
     let (_, mut tensors) = dir.tensors(step).await?;
     tensors.retain(|name, _| !NO_WEIGHTS.iter().any(|p| name.starts_with(p)));

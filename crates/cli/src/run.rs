@@ -9,6 +9,7 @@ use crate::run_dir;
 use crate::spawn::{DONE, Daemon, Show};
 use anyhow::{Context, Result, bail};
 use mcl_config::Job;
+use mcl_types::StoreLocation;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -83,7 +84,7 @@ impl Fleet {
         let advertise =
             crate::address::advertised(network.advertise.as_deref(), network.interface.as_deref(), None)?;
         let run_id = run_dir::run_id(folder)?;
-        let initial = coordinator.store_initial(a.from.as_deref(), &run_id, job, None).await?;
+        let initial = coordinator.store_initial(a.from.as_ref(), &run_id, job, None).await?;
         let done = coordinator.submit(&run_id, job, initial).await?.committed_steps;
         if done > 0 {
             show(&format!("resuming {} after {done} committed steps", folder.display()));
@@ -105,10 +106,13 @@ impl Fleet {
         show: &Show,
     ) -> Result<String> {
         let logs = folder.join("logs");
-        let store = job.checkpoint().store.clone().unwrap_or_else(|| folder.join(CHECKPOINTS));
+        let store = job.checkpoint().store.clone().unwrap_or_else(|| folder.join(CHECKPOINTS).into());
         let mut arguments: Vec<OsString> =
             ["checkpoint-server", "--stop-with-stdin", "--root"].map(OsString::from).to_vec();
-        arguments.push(store.into());
+        arguments.push(match store {
+            StoreLocation::Folder(folder) => folder.into(),
+            StoreLocation::Object(url) => url.into(),
+        });
         if job.checkpoint().store.is_none() {
             arguments.push("--flat".into());
         }
@@ -289,10 +293,10 @@ fn worker_arguments(
 }
 
 /// Where the run's checkpoints lie: in a store of several runs under the run's name.
-fn checkpoints(job: &Job, folder: &Path) -> PathBuf {
+fn checkpoints(job: &Job, folder: &Path) -> StoreLocation {
     match (&job.checkpoint().store, run_dir::run_id(folder)) {
         (Some(store), Ok(run)) => store.join(run.as_str()),
-        _ => folder.join(CHECKPOINTS),
+        _ => folder.join(CHECKPOINTS).into(),
     }
 }
 
@@ -308,7 +312,7 @@ async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome)
     let (chance, floor) = run_dir::loss_bounds(job);
     let closed = (chance - loss) / (chance - floor);
     let steps = metrics.last().map_or(0, |m| m.step + 1);
-    let store = mcl_checkpoint_core::CheckpointDir::open(checkpoints(job, folder))?;
+    let store = mcl_checkpoint_core::CheckpointDir::at(&checkpoints(job, folder)).await?;
     let newest = store.newest().await?;
     let digest = match newest {
         Some(step) => Some(store.verify(step).await?.0.state_digest.to_string()),

@@ -5,7 +5,7 @@ use crate::sections::{
     Augment, Batch, Checkpoint, Data, Elastic, JobFile, Method, Model, Network, Optimizer, Shuffle, Train,
 };
 use crate::validate;
-use mcl_types::{Digest, PortRange, Seed};
+use mcl_types::{Digest, PortRange, Seed, StoreLocation};
 use std::path::{Path, PathBuf};
 
 /// Environment variables `MCL__SECTION__KEY=value` override the file.
@@ -183,7 +183,7 @@ fn anchor(file: &mut JobFile, folder: &Path) {
         }
     };
     fix(&mut file.data.source);
-    if let Some(store) = &mut file.checkpoint.store {
+    if let Some(StoreLocation::Folder(store)) = &mut file.checkpoint.store {
         fix(store);
     }
 }

@@ -1,5 +1,6 @@
 //! The job file's sections and keys, with their defaults: the paper's settings where it has one.
 
+use mcl_types::{Retention, StoreLocation};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -275,12 +276,23 @@ section!(
     Checkpoint {
         /// Steps between checkpoints; the end and a drain always make one.
         every_steps: u64 = 500,
+        /// Steps between snapshots in the checkpoint service's memory, for the loss of all ranks; 0: none.
+        memory_every_steps: u64 = 0,
         /// Visible checkpoints to keep; 0 keeps all.
         keep: u32 = 3,
-        /// Where: a folder; default `checkpoints` in the run directory.
-        store: Option<PathBuf> = None,
+        /// Besides, checkpoints stay whose step is a multiple of this; 0: none. Pinned ones always do.
+        keep_every: u64 = 0,
+        /// Where: a folder or `s3://bucket/prefix`, `gs://...`, `az://...`; default `checkpoints` in the run directory.
+        store: Option<StoreLocation> = None,
     }
 );
+
+impl Checkpoint {
+    /// Which checkpoints stay.
+    pub const fn retention(&self) -> Retention {
+        Retention { keep: self.keep, keep_every: self.keep_every }
+    }
+}
 
 /// The whole file, before validation.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

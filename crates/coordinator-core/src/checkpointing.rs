@@ -5,7 +5,7 @@ use crate::generation::{DrainFor, Live, Member};
 use crate::reason::{EndCause, Outcome};
 use crate::state::{Job, Stage, Turn};
 use mcl_plan::ledger::{Interrupted, Record};
-use mcl_types::{Rank, Step};
+use mcl_types::{Rank, Step, Tier};
 
 /// What has become of a generation whose ranks may all stand still.
 enum Parked {
@@ -32,12 +32,13 @@ impl Turn<'_> {
             .staged
             .range(..=job.committed)
             .find(|(_, s)| s.ranks.len() == world)
-            .map(|(step, s)| (*step, s.slices));
-        if let Some((step, slices)) = ready {
+            .map(|(step, s)| (*step, s.slices, s.tier));
+        if let Some((step, slices, tier)) = ready {
             live.staged.retain(|s, _| *s > step);
             job.committing = Some(step);
+            job.committing_to = tier;
             let generation = live.generation;
-            self.out.push(Effect::CommitCheckpoint { step, generation, slices });
+            self.out.push(Effect::CommitCheckpoint { step, generation, slices, tier });
         }
     }
 
@@ -46,8 +47,11 @@ impl Turn<'_> {
         job.committing = None;
         match result {
             Ok(digest) => {
-                job.last_checkpoint = job.last_checkpoint.max(Some(step));
-                self.out.push(Effect::Persist(Persisted::Checkpoint(step)));
+                // What is only in memory is found when it is needed; nothing may rest on it.
+                if job.committing_to == Tier::Durable {
+                    job.last_checkpoint = job.last_checkpoint.max(Some(step));
+                    self.out.push(Effect::Persist(Persisted::Checkpoint(step)));
+                }
                 if let Some(generation) = self.state.live().map(|l| l.generation) {
                     self.broadcast(&ToWorker::CheckpointCommitted { generation, step, digest });
                 }

@@ -7,7 +7,7 @@ use crate::job::{JobSpec, SubmitError};
 use crate::reason::Outcome;
 use crate::settling::{Origin, Started};
 use mcl_plan::ledger::{Committed, Record};
-use mcl_types::{Generation, Rank, WorkerName};
+use mcl_types::{Generation, Rank, Tier, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -66,6 +66,8 @@ pub enum Effect {
         generation: Generation,
         /// Slices that make it up.
         slices: u32,
+        /// Where they are kept.
+        tier: Tier,
     },
     /// Answer a submission.
     SubmitAnswered {

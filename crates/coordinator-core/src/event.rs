@@ -5,7 +5,7 @@
 
 use crate::job::{JobSpec, PastRun};
 use mcl_plan::ledger::LaneRecord;
-use mcl_types::{FencingToken, Generation, Rank, RunId, WorkerName};
+use mcl_types::{FencingToken, Generation, Rank, RunId, Tier, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -62,8 +62,10 @@ pub enum Event {
     Cancel,
     /// The visible checkpoints of the run: state after so many steps.
     CheckpointsFound {
-        /// Any order.
+        /// Durable ones, in any order.
         steps: Vec<u64>,
+        /// Those in the service's memory.
+        in_memory: Vec<u64>,
     },
     /// What became of a [`crate::Effect::CommitCheckpoint`]. Whoever performs it retries while the service is
     /// away; an error means that the service refused.
@@ -183,12 +185,14 @@ pub enum RankSaid {
     },
     /// A step was applied.
     Step(StepReport),
-    /// The slice of the state after `step` steps is durable.
+    /// The slice of the state after `step` steps is stored.
     Staged {
         /// Steps.
         step: u64,
         /// Slices of the whole.
         slices: u32,
+        /// Where it is kept.
+        tier: Tier,
     },
     /// Training stopped after `step` steps, the checkpoint of it is staged.
     Drained {

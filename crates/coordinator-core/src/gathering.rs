@@ -84,7 +84,7 @@ impl Turn<'_> {
     }
 
     /// The newest visible checkpoint that the ledger covers is where a generation begins that has nothing better.
-    pub(crate) fn checkpoints_found(&mut self, steps: &[u64]) {
+    pub(crate) fn checkpoints_found(&mut self, steps: &[u64], in_memory: &[u64]) {
         let Some(job) = self.state.job.as_mut() else { return };
         if job.lookup != Lookup::Asked {
             return;
@@ -95,7 +95,11 @@ impl Turn<'_> {
         }
         // Step 0 has a checkpoint where the run was given one to begin with; any other is somebody else's.
         let first = u64::from(job.spec.initial.is_none());
-        job.lookup = Lookup::Known(steps.iter().copied().filter(|s| (first..=committed).contains(s)).max());
+        let durable = steps.iter().copied().filter(|s| (first..=committed).contains(s)).max();
+        // A job is not done with a state that may be gone tomorrow.
+        let end = job.spec.total_steps().min(committed.saturating_add(1));
+        let in_memory = in_memory.iter().copied().filter(|s| (1..end).contains(s)).max();
+        job.lookup = Lookup::Known(durable.max(in_memory));
     }
 
     /// Finish the step in flight, checkpoint, stop.

@@ -6,7 +6,7 @@ use crate::pace::Pace;
 use crate::reason::{EndCause, Failure, Outcome};
 use crate::settling::{Origin, Started};
 use crate::state::{Ended, Gathering, Lookup, Stage, Turn};
-use mcl_types::{Generation, LaneLayout, Rank, WorkerName};
+use mcl_types::{Generation, LaneLayout, Rank, Tier, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -120,6 +120,7 @@ pub(crate) struct Live {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Staging {
     pub(crate) slices: u32,
+    pub(crate) tier: Tier,
     pub(crate) ranks: BTreeSet<Rank>,
 }
 

@@ -6,7 +6,7 @@ use crate::job::JobSpec;
 use crate::reason::{EndCause, Failure, Outcome};
 use crate::slots::SlotStage;
 use crate::state::{Stage, Turn};
-use mcl_types::{Rank, WorkerName};
+use mcl_types::{Rank, Tier, WorkerName};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -69,7 +69,7 @@ impl Turn<'_> {
             RankSaid::Spawned | RankSaid::Prepared | RankSaid::Training { .. } => {}
             RankSaid::Step(report) => self.report(rank, report),
             RankSaid::Recounted(steps) => self.recounted(rank, steps),
-            RankSaid::Staged { step, slices } => self.staged(rank, step, slices),
+            RankSaid::Staged { step, slices, tier } => self.staged(rank, step, slices, tier),
             RankSaid::Drained { step } => self.park(rank, Member::Drained(step)),
             RankSaid::Paused { step } => self.park(rank, Member::Paused(step)),
             RankSaid::Finished => self.park(rank, Member::Finished),
@@ -147,11 +147,11 @@ impl Turn<'_> {
         }
     }
 
-    fn staged(&mut self, rank: Rank, step: u64, slices: u32) {
+    fn staged(&mut self, rank: Rank, step: u64, slices: u32, tier: Tier) {
         let Some(job) = self.state.job.as_mut() else { return };
         let Stage::Live(live) = &mut job.stage else { return };
         if Some(step) > job.last_checkpoint && job.committing.is_none_or(|c| step > c) {
-            let fresh = || Staging { slices, ranks: BTreeSet::new() };
+            let fresh = || Staging { slices, tier, ranks: BTreeSet::new() };
             live.staged.entry(step).or_insert_with(fresh).ranks.insert(rank);
         }
     }
@@ -222,11 +222,13 @@ fn judge(spec: &JobSpec, live: &Live, rank: Rank, said: &RankSaid) -> Result<(),
             started("step")?;
             judge_report(spec, live, rank, report)
         }
-        RankSaid::Staged { step, slices } => {
+        RankSaid::Staged { step, slices, tier } => {
             started("staged")?;
-            let before = live.staged.get(step).map(|s| s.slices);
-            if *slices == 0 || before.is_some_and(|b| b != *slices) {
-                return Err(format!("it staged step {step} in {slices} slices, others in {before:?}"));
+            let before = live.staged.get(step).map(|s| (s.slices, s.tier));
+            if *slices == 0 || before.is_some_and(|b| b != (*slices, *tier)) {
+                return Err(format!(
+                    "it staged step {step} in {slices} slices for {tier:?}, others in {before:?}"
+                ));
             }
             within("staged step", *step, first, total)
         }

@@ -9,7 +9,7 @@ use crate::reason::{EndCause, Outcome};
 use crate::settings::Settings;
 use crate::settling::{Line, Started};
 use crate::slots::Slot;
-use mcl_types::{Generation, LaneLayout, LaneLayoutError, RunId, Term, WorkerName};
+use mcl_types::{Generation, LaneLayout, LaneLayoutError, RunId, Term, Tier, WorkerName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub(crate) struct Job {
     pub(crate) last_checkpoint: Option<u64>,
     /// The checkpoint that is being made visible.
     pub(crate) committing: Option<u64>,
+    /// Where that one is kept.
+    pub(crate) committing_to: Tier,
     /// Generations in a row that ended without bringing the run forward.
     pub(crate) fruitless: u32,
     /// Their causes, oldest first.
@@ -295,6 +297,7 @@ impl Job {
             furthest: committed,
             last_checkpoint,
             committing: None,
+            committing_to: Tier::default(),
             fruitless: 0,
             causes: Vec::new(),
             ended: None,
@@ -334,7 +337,7 @@ impl<'a> Turn<'a> {
             Event::Hold => self.hold(),
             Event::Resume => self.resume(),
             Event::Cancel => self.cancel(),
-            Event::CheckpointsFound { steps } => self.checkpoints_found(&steps),
+            Event::CheckpointsFound { steps, in_memory } => self.checkpoints_found(&steps, &in_memory),
             Event::CheckpointResult { step, result } => self.checkpoint_result(step, result),
             Event::HeldUp { by } => self.held_up(by),
             Event::Tick => self.tick(),

@@ -11,7 +11,7 @@ use mcl_coordinator_core::{
     EndCause, Event, Failure, FailureKind, Hello, JobSpec, Outcome, Phase, RankSaid, SessionId, Settings,
     StepReport, ToWorker,
 };
-use mcl_types::{Digest, FencingToken, Generation, LaneLayout, Rank, RunId, Term};
+use mcl_types::{Digest, FencingToken, Generation, LaneLayout, Rank, RunId, Term, Tier};
 use std::time::Duration;
 
 #[test]
@@ -243,7 +243,8 @@ fn a_checkpoint_waits_for_the_steps_before_it() {
     for (rank, worker) in [(0, "w1"), (1, "w2")] {
         cluster.stored.entry((next + 1, generation)).or_default().insert(rank);
         let staged =
-            rank_event(&cluster, generation.get(), rank, RankSaid::Staged { step: next + 1, slices: 2 });
+            RankSaid::Staged { step: next + 1, slices: 2, tier: Tier::Durable };
+        let staged = rank_event(&cluster, generation.get(), rank, staged);
         tell(&mut cluster, worker, staged);
         let drained = rank_event(&cluster, generation.get(), rank, RankSaid::Drained { step: next + 1 });
         tell(&mut cluster, worker, drained);

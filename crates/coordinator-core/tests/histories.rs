@@ -30,6 +30,7 @@ enum Op {
     Round,
     Rounds(usize),
     RestartCoordinator(bool),
+    RestartService,
     RoundTrip,
     Drain,
     Resubmit,
@@ -61,6 +62,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => Just(Op::Round),
         2 => (5..15_usize).prop_map(Op::Rounds),
         1 => any::<bool>().prop_map(Op::RestartCoordinator),
+        1 => Just(Op::RestartService),
         1 => Just(Op::RoundTrip),
     ]
 }
@@ -94,6 +96,7 @@ fn perform(cluster: &mut Cluster, op: &Op) {
         Op::Round => cluster.round(),
         Op::Rounds(n) => (0..*n).for_each(|_| cluster.round()),
         Op::RestartCoordinator(done) => cluster.restart_coordinator(*done),
+        Op::RestartService => cluster.restart_service(),
         Op::RoundTrip => cluster.round_trip(),
         Op::Leave(w) => cluster.machines.get_mut(&name(w)).unwrap().leaving = true,
         Op::Hold => cluster.apply(Event::Hold),
@@ -131,9 +134,11 @@ proptest! {
         lanes in 1..6_u32,
         steps in 1..40_u64,
         max in prop::option::of(1..4_u32),
+        memory_every in 0..4_u64,
         ops in prop::collection::vec(rare(false), 1..200),
     ) {
         let mut cluster = cluster(&machines, lanes, steps, max);
+        cluster.memory_every = memory_every;
         cluster.submit();
         for op in &ops {
             perform(&mut cluster, op);
@@ -151,9 +156,11 @@ proptest! {
         machines in machines(),
         lanes in 1..6_u32,
         steps in 1..40_u64,
+        memory_every in 0..4_u64,
         ops in prop::collection::vec(rare(true), 1..200),
     ) {
         let mut cluster = cluster(&machines, lanes, steps, None);
+        cluster.memory_every = memory_every;
         cluster.submit();
         for op in &ops {
             perform(&mut cluster, op);

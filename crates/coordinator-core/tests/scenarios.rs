@@ -8,7 +8,7 @@ use cluster::{Cluster, patient, report_of, spec};
 use mcl_coordinator_core::{
     FailureKind, Origin, Outcome, Phase, RankSaid, Reason, Settings, ToWorker, WorkerState,
 };
-use mcl_types::{Generation, Rank};
+use mcl_types::{Generation, Rank, Tier};
 
 #[test]
 fn two_workers_train_to_the_end() {
@@ -188,7 +188,7 @@ fn words_from_older_generations_and_from_other_workers_change_nothing() {
     let exited = RankSaid::Exited { status: "exit status 0".to_owned(), last_words: String::new() };
     let words = [
         say(generation - 1, 0, RankSaid::Step(report)),
-        say(generation - 1, 0, RankSaid::Staged { step: 5, slices: 2 }),
+        say(generation - 1, 0, RankSaid::Staged { step: 5, slices: 2, tier: Tier::Durable }),
         say(generation - 1, 0, RankSaid::Drained { step: 5 }),
         say(generation - 1, 0, RankSaid::Finished),
         of_another_process(exited.clone()),

@@ -10,7 +10,7 @@ use mcl_coordinator_core::Event;
 use mcl_failpoint::{Failpoint, pass};
 use mcl_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use mcl_proto::{MAX_MESSAGE_BYTES, v1};
-use mcl_types::{FencingToken, RunId, Term};
+use mcl_types::{FencingToken, Retention, RunId, Term, Tier};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
@@ -34,7 +34,8 @@ pub(crate) enum Ask {
         token: FencingToken,
         slices: u32,
         meta_json: String,
-        keep: u32,
+        retention: Retention,
+        tier: Tier,
     },
 }
 
@@ -91,14 +92,16 @@ impl Caller {
                 Ask::CheckReign if self.reigns(&inbox).await => continue,
                 Ask::CheckReign => return,
                 Ask::Find => self.find().await,
-                Ask::Commit { step, token, slices, meta_json, keep } => {
+                Ask::Commit { step, token, slices, meta_json, retention, tier } => {
                     let request = v1::CommitCheckpointRequest {
                         token: Some(token.into()),
                         run_id: self.run_id.to_string(),
                         step,
                         slices,
                         meta_json,
-                        keep,
+                        keep: retention.keep,
+                        keep_every: retention.keep_every,
+                        in_memory: tier == Tier::Memory,
                     };
                     let result = self.commit(request).await.map_err(|s| s.message().to_owned());
                     pass(Failpoint::CommitAnswered);
@@ -159,9 +162,10 @@ impl Caller {
                             "damaged checkpoint skipped"
                         );
                     }
-                    return Event::CheckpointsFound {
-                        steps: list.checkpoints.iter().map(|c| c.step).collect(),
-                    };
+                    let (memory, durable): (Vec<_>, Vec<_>) =
+                        list.checkpoints.iter().partition(|c| c.in_memory);
+                    let steps = |found: Vec<&v1::CheckpointSummary>| found.iter().map(|c| c.step).collect();
+                    return Event::CheckpointsFound { steps: steps(durable), in_memory: steps(memory) };
                 }
                 Err(status) => tracing::error!(%status, "the checkpoint service refuses to list checkpoints"),
             }

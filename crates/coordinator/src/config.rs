@@ -2,7 +2,7 @@
 
 use mcl_coordinator_core::{JobSpec, Settings};
 use mcl_plan::{PlanSpec, Schedule};
-use mcl_types::{Digest, RunId};
+use mcl_types::{Digest, Retention, RunId};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,8 +62,8 @@ pub struct JobFacts {
     pub schedule: Schedule,
     /// Names of the plan's shards, in the same order.
     pub shard_names: Vec<String>,
-    /// How many visible checkpoints to keep; 0 keeps all.
-    pub keep: u32,
+    /// Which checkpoints stay.
+    pub retention: Retention,
     /// Workers without which nothing starts.
     pub min_workers: u32,
     /// Most lanes that one rank may carry; none: as many as it takes.

@@ -12,7 +12,7 @@ use mcl_coordinator_core::{Effect, Persisted, SessionId, ToWorker, Warning};
 use mcl_failpoint::{Failpoint, pass};
 use mcl_plan::Schedule;
 use mcl_plan::ledger::Record;
-use mcl_types::{Epoch, FencingToken, RunId};
+use mcl_types::{Epoch, FencingToken, Retention, RunId};
 use std::path::PathBuf;
 
 impl Rim {
@@ -46,12 +46,12 @@ impl Rim {
             }
             Effect::FindCheckpoints => self.ask(Ask::Find),
             Effect::CheckReign => self.ask(Ask::CheckReign),
-            Effect::CommitCheckpoint { step, generation, slices } => {
+            Effect::CommitCheckpoint { step, generation, slices, tier } => {
                 self.sync()?;
                 let token = FencingToken { term: self.state.term(), generation };
-                let (meta_json, keep) = self.meta(step, token);
+                let (meta_json, retention) = self.meta(step, token);
                 pass(Failpoint::BeforeCommitAsked);
-                self.ask(Ask::Commit { step, token, slices, meta_json, keep });
+                self.ask(Ask::Commit { step, token, slices, meta_json, retention, tier });
             }
             Effect::SubmitAnswered { request, result } => {
                 let Some(offer) = self.offer.take_if(|o| o.request == request) else { return Ok(None) };
@@ -142,8 +142,8 @@ impl Rim {
     }
 
     /// What a checkpoint says of itself.
-    fn meta(&self, step: u64, token: FencingToken) -> (String, u32) {
-        let Some(running) = &self.running else { return ("{}".to_owned(), 0) };
+    fn meta(&self, step: u64, token: FencingToken) -> (String, Retention) {
+        let Some(running) = &self.running else { return ("{}".to_owned(), Retention::ALL) };
         let facts = &running.facts;
         let position = facts.schedule.locate(mcl_types::Step::new(step));
         let meta = serde_json::json!({
@@ -160,7 +160,7 @@ impl Rim {
             "term": token.term,
             "generation": token.generation,
         });
-        (meta.to_string(), facts.keep)
+        (meta.to_string(), facts.retention)
     }
 
     /// Of several acknowledgements only the last one matters.

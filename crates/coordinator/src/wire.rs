@@ -72,7 +72,11 @@ pub(crate) fn rank_event(event: v1::RankEvent) -> Result<RankEvent, WireError> {
         }
         Event::Training(training) => RankSaid::Training { next_step: training.next_step },
         Event::Step(report) => RankSaid::Step(step_report(report)?),
-        Event::Staged(staged) => RankSaid::Staged { step: staged.step, slices: staged.slices },
+        Event::Staged(staged) => RankSaid::Staged {
+            step: staged.step,
+            slices: staged.slices,
+            tier: mcl_proto::tier(staged.in_memory),
+        },
         Event::Drained(drained) => RankSaid::Drained { step: drained.step },
         Event::Finished(_) => RankSaid::Finished,
         Event::Failed(failed) => {

@@ -4,10 +4,10 @@
 //! the project reads raw numbers from a message without it.
 #![forbid(unsafe_code)]
 
-use mcl_types::{Digest, FencingToken, Generation, RunId, Term};
+use mcl_types::{Digest, FencingToken, Generation, RunId, Term, Tier};
 
 /// Version of the protocol; a worker and a coordinator that differ refuse each other by name.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Largest gRPC message either side accepts: a heartbeat after an outage is the largest one.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -58,6 +58,11 @@ impl From<v1::FencingToken> for FencingToken {
 /// When the field is absent.
 pub fn token(token: Option<v1::FencingToken>) -> Result<FencingToken, WireError> {
     token.map(Into::into).ok_or(WireError::Missing { field: "token" })
+}
+
+/// Where a checkpoint is kept.
+pub const fn tier(in_memory: bool) -> Tier {
+    if in_memory { Tier::Memory } else { Tier::Durable }
 }
 
 /// A run's name, checked.

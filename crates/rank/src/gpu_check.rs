@@ -1,13 +1,12 @@
 //! Golden cases on any device, and everything that needs a GPU.
 
-use crate::engine;
+use crate::{engine, trial};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use mcl_collective::{CudaError, Group, Membership, ReduceOp, Store};
-use mcl_model::{ComputeMode, LaneSide, Model, ModelConfig, ModelSpec};
+use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
 use mcl_train::golden::{Case, find_cases};
-use mcl_train::{Halt, LaneInput, OptimizerSettings, Rates, Rule, StepInput, Trainer, TrainerSettings};
-use mcl_types::{FencingToken, LaneLayout, Rank, Seed, Step};
+use mcl_types::{FencingToken, LaneLayout, Rank};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -148,42 +147,11 @@ fn nccl_step(device: Device) -> Result<(bool, String)> {
         predictor_hidden: 64,
         ..ModelConfig::default()
     })?;
-    let mut model = Model::new(spec, Kind::Float, device)?;
-    model.initialize(Seed::new(1))?;
-    let settings = TrainerSettings {
-        lanes: 1,
-        images_per_lane: 8,
-        montages: None,
-        compute: ComputeMode::Exact,
-        optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
-        clip_norm: 500.0,
-    };
-    let mut trainer = Trainer::new(model, settings)?;
+    let mut trainer = trial::trainer(spec, device, 8)?;
     trainer.join(LaneLayout::new(1, 1)?, Rank::new(0), Some(group_of_one()?))?;
     let before = trainer.digest()?;
-    let (q, k) = (random_side(&trainer, 0)?, random_side(&trainer, 1)?);
-    let lane = LaneInput { q, k, notes: vec![7] };
-    let rates = Rates { lr: 0.5, momentum: 0.99 };
-    let outcome = trainer.step(&StepInput { step: Step::new(0), lanes: &[lane], rates, halt: Halt::No })?;
+    let outcome = trial::step(&mut trainer, 0)?;
     let loss: f64 = outcome.lane_losses.iter().flatten().sum();
     let passed = loss.is_finite() && !outcome.skipped && trainer.digest()? != before;
     Ok((passed, format!("loss {loss:.4}, gradient norm {:.4}", outcome.grad_norm)))
-}
-
-fn random_side(trainer: &Trainer, seed: u64) -> Result<LaneSide> {
-    let layout = trainer.layout();
-    let mut random = mcl_types::SplitMix64::new(seed);
-    let mut views = Vec::new();
-    let mut permutations = Vec::new();
-    for level in 0..layout.levels() {
-        let side = trainer.model().spec().image_size / ModelSpec::ratio(level);
-        let n = layout.images_per_lane();
-        views.push(Tensor::f_rand([n, 3, side, side], (Kind::Float, Device::Cpu))?);
-        if level > 0 {
-            let tiles = usize::try_from(layout.tiles(level))?;
-            let drawn = random.permutation(tiles);
-            permutations.push(drawn.into_iter().map(i64::try_from).collect::<Result<_, _>>()?);
-        }
-    }
-    Ok(LaneSide { views, permutations })
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod checkpoint_bench;
 mod control;
 mod engine;
 mod eval;
@@ -15,9 +16,11 @@ mod gpu_check;
 mod orders;
 mod pictures;
 mod records;
+mod slice_buffer;
 mod snapshot;
 mod steps;
 mod train;
+mod trial;
 mod weights;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +43,8 @@ enum Command {
     Golden(gpu_check::GoldenArguments),
     /// Everything that needs a GPU.
     GpuCheck(gpu_check::GpuCheckArguments),
+    /// What saving costs a training process.
+    BenchCheckpoint(checkpoint_bench::BenchCheckpointArguments),
     /// Print the engine's version and devices as JSON.
     Engine,
 }
@@ -61,6 +66,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Golden(arguments) => gpu_check::golden(&arguments),
         Command::GpuCheck(arguments) => gpu_check::run(&arguments, &cuda),
+        Command::BenchCheckpoint(arguments) => checkpoint_bench::run(&arguments),
         Command::Engine => engine::describe(&cuda),
     };
     match result {

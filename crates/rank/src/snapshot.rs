@@ -2,15 +2,15 @@
 
 use crate::generation::Member;
 use crate::orders::Orders;
+use crate::slice_buffer::SliceBuffer;
 use crate::weights;
-use anyhow::{Context, Result};
-use bytes::Bytes;
-use mcl_checkpoint::{CheckpointClient, ClientError};
-use mcl_checkpoint_core::{SliceView, TensorInfo, assign, write_slice};
+use anyhow::Result;
+use mcl_checkpoint::{CheckpointClient, ClientError, Draft};
+use mcl_checkpoint_core::SliceView;
 use mcl_collective::Lifeline;
 use mcl_failpoint::Failpoint;
 use mcl_proto::v1::{self, rank_event::Event};
-use mcl_types::{FencingToken, RunId, Step};
+use mcl_types::{FencingToken, RunId, Step, Tier};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,7 @@ pub(crate) struct Snapshots {
     client: CheckpointClient,
     run: RunId,
     orders: Arc<Orders>,
+    buffer: SliceBuffer,
     pending: Option<JoinHandle<Result<()>>>,
 }
 
@@ -69,7 +70,8 @@ impl Snapshots {
             let _inside = runtime.enter();
             CheckpointClient::lazy(&configure.checkpoint_url)?
         };
-        Ok(Self { runtime, client, run: mcl_proto::run_id(&configure.run_id)?, orders, pending: None })
+        let (run, buffer) = (mcl_proto::run_id(&configure.run_id)?, SliceBuffer::default());
+        Ok(Self { runtime, client, run, orders, buffer, pending: None })
     }
 
     /// The state of a visible checkpoint, every byte verified.
@@ -88,17 +90,27 @@ impl Snapshots {
         }))?
     }
 
+    /// Has the memory for this rank's slice ready before the first snapshot needs it.
+    pub(crate) fn prepare(&mut self, member: &Member, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let (slice, slices) = (member.rank.get(), member.layout.world());
+        if let Some(work) = self.buffer.prepare(state, slice, slices)? {
+            self.runtime.spawn_blocking(work);
+        }
+        Ok(())
+    }
+
     /// Copies this rank's slice of `state` (after `step` steps) and uploads it in the background; Staged is
     /// reported when it is stored. Waits for the upload before it, so that two never pile up.
     pub(crate) fn stage(
         &mut self,
         member: &Member,
         step: Step,
+        tier: Tier,
         state: &BTreeMap<String, Tensor>,
     ) -> Result<()> {
         self.finish(&member.lifeline)?;
         let (slice, slices) = (member.rank.get(), member.layout.world());
-        let bytes = Bytes::from(Self::slice(state, slice, slices)?);
+        let bytes = self.buffer.copy(state, slice, slices)?;
         let generation = member.token.generation;
         let (client, run, orders, reporter) =
             (self.client.clone(), self.run.clone(), Arc::clone(&self.orders), member.reporter.clone());
@@ -108,7 +120,8 @@ impl Snapshots {
                 if token.generation != generation {
                     return Err(Left.into());
                 }
-                match client.put_slice(token, &run, step, slice, slices, bytes.clone()).await {
+                let draft = Draft { token, run: &run, step, slices, tier };
+                match client.put_slice(draft, slice, bytes.clone()).await {
                     Ok(()) => break,
                     // A new coordinator has announced itself to the service and not yet to this rank; if it takes the
                     // generation over, its term comes.
@@ -120,7 +133,12 @@ impl Snapshots {
                 }
             }
             mcl_failpoint::pass(Failpoint::StagedBeforeReport);
-            reporter.send(Event::Staged(v1::Staged { step: step.get(), slice, slices }));
+            reporter.send(Event::Staged(v1::Staged {
+                step: step.get(),
+                slice,
+                slices,
+                in_memory: tier == Tier::Memory,
+            }));
             Ok(())
         }));
         Ok(())
@@ -158,33 +176,5 @@ impl Snapshots {
         if let Some(pending) = self.pending.take() {
             pending.abort();
         }
-    }
-
-    fn slice(state: &BTreeMap<String, Tensor>, slice: u32, slices: u32) -> Result<Vec<u8>> {
-        let infos: Vec<TensorInfo> = state
-            .iter()
-            .map(|(name, t)| {
-                let bytes = u64::try_from(t.numel() * t.kind().elt_size_in_bytes())?;
-                Ok(TensorInfo {
-                    name: name.clone(),
-                    dtype: weights::dtype(t.kind())?,
-                    shape: weights::shape(t),
-                    bytes,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let deal = assign(&infos, slices);
-        let own = deal.get(usize::try_from(slice)?).context("this rank has no slice")?;
-        let mut copies = Vec::with_capacity(own.len());
-        for index in own {
-            let info = infos.get(*index).context("the deal names a tensor that is not there")?;
-            let tensor = state.get(&info.name).context("the state changed under the deal")?;
-            copies.push((info, mcl_train::bytes_of(tensor)?));
-        }
-        let tensors: Vec<_> = copies
-            .iter()
-            .map(|(info, bytes)| (info.name.clone(), info.dtype, info.shape.clone(), bytes.as_slice()))
-            .collect();
-        Ok(write_slice(&tensors)?)
     }
 }

@@ -9,7 +9,7 @@ use mcl_failpoint::Failpoint;
 use mcl_plan::Schedule;
 use mcl_proto::v1::{self, rank_event::Event};
 use mcl_train::{Doing, Halt, LearningRate, Momentum, Rates, StepInput, StepOutcome};
-use mcl_types::Step;
+use mcl_types::{Step, Tier};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tch::Device;
@@ -90,6 +90,10 @@ impl Process {
         let mut step = first;
         while step.get() < total {
             let halt = self.one(&mut turn, step)?;
+            if step == first {
+                // Only now the state has all its tensors: moments come with the first update.
+                self.snapshots.prepare(member, &self.trainer.state()?)?;
+            }
             step = step.next();
             let done = step.get();
             let drains = halt == Halt::Drain || done == total;
@@ -100,6 +104,9 @@ impl Process {
             }
             if due {
                 self.stage(&mut turn, step)?;
+            } else if self.in_memory(step) {
+                self.activity.set(Doing::Checkpoint, None);
+                self.snapshots.stage(member, step, Tier::Memory, &self.trainer.state()?)?;
             }
             if done < total && halt != Halt::No {
                 return self.halt(member, step, halt);
@@ -129,9 +136,15 @@ impl Process {
         Ok(())
     }
 
+    /// Whether the service's memory gets the state after so many steps.
+    const fn in_memory(&self, step: Step) -> bool {
+        let every = self.job.checkpoint().memory_every_steps;
+        every > 0 && step.get().is_multiple_of(every)
+    }
+
     fn stage(&mut self, turn: &mut Loop<'_>, step: Step) -> Result<()> {
         turn.last_staged = Some(step.get());
-        self.snapshots.stage(turn.member, step, &self.trainer.state()?)
+        self.snapshots.stage(turn.member, step, Tier::Durable, &self.trainer.state()?)
     }
 
     /// One step; what all ranks agreed to do after it.

@@ -8,13 +8,19 @@
 mod digest;
 mod ids;
 mod lanes;
+mod location;
 mod ports;
+mod retention;
 mod seed;
+mod tier;
 mod token;
 
 pub use digest::{Digest, ParseDigestError};
 pub use ids::{Epoch, Generation, Lane, Rank, RunId, RunIdError, SampleIndex, Slot, Step, Term, WorkerName};
 pub use lanes::{LaneLayout, LaneLayoutError};
+pub use location::{StoreLocation, StoreLocationError};
 pub use ports::{PortRange, PortRangeError};
+pub use retention::Retention;
 pub use seed::{Purpose, Seed, SplitMix64};
+pub use tier::Tier;
 pub use token::FencingToken;

@@ -1,47 +1,78 @@
-//! A local store whose disk is full after a number of writes.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! A store that fails from its n-th change on: refused, or done without being told so.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 #[derive(Debug, Default)]
 struct Budget {
     left: AtomicI64,
     refused: AtomicUsize,
+    /// The change at which it fails is done all the same.
+    done_untold: AtomicBool,
+}
+
+/// What becomes of a change.
+enum Fate {
+    Done,
+    DoneUntold,
+    Refused,
 }
 
 impl Budget {
-    fn spend(&self) -> Result<()> {
-        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 {
-            return Ok(());
+    fn spend(&self) -> Fate {
+        let left = self.left.fetch_sub(1, Ordering::SeqCst);
+        if left > 0 {
+            return Fate::Done;
         }
         self.refused.fetch_add(1, Ordering::SeqCst);
-        let source = Box::new(io::Error::from(io::ErrorKind::StorageFull));
-        Err(Error::Generic { store: "faulty", source })
+        if left == 0 && self.done_untold.load(Ordering::SeqCst) { Fate::DoneUntold } else { Fate::Refused }
+    }
+}
+
+fn full() -> Error {
+    let source = Box::new(io::Error::from(io::ErrorKind::StorageFull));
+    Error::Generic { store: "faulty", source }
+}
+
+/// A change under a budget.
+async fn within<T>(budget: &Budget, change: impl Future<Output = Result<T>>) -> Result<T> {
+    match budget.spend() {
+        Fate::Done => change.await,
+        Fate::Refused => Err(full()),
+        Fate::DoneUntold => {
+            change.await?;
+            Err(full())
+        }
     }
 }
 
 #[derive(Debug)]
 pub struct FaultyStore {
-    inside: LocalFileSystem,
+    inside: Arc<dyn ObjectStore>,
     budget: Arc<Budget>,
 }
 
 impl FaultyStore {
-    pub fn new(root: &std::path::Path, good_writes: i64) -> Self {
+    pub fn new(inside: Arc<dyn ObjectStore>, good_changes: i64) -> Self {
         let budget = Arc::new(Budget::default());
-        budget.left.store(good_writes, Ordering::SeqCst);
-        Self { inside: LocalFileSystem::new_with_prefix(root).unwrap(), budget }
+        budget.left.store(good_changes, Ordering::SeqCst);
+        Self { inside, budget }
+    }
+    /// The first change that fails is done, and not told so.
+    pub fn done_untold(self) -> Self {
+        self.budget.done_untold.store(true, Ordering::SeqCst);
+        self
     }
     pub fn heal(&self) {
         self.budget.left.store(i64::MAX, Ordering::SeqCst);
@@ -65,16 +96,14 @@ struct FaultyUpload {
 
 impl MultipartUpload for FaultyUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        match self.budget.spend() {
-            Ok(()) => self.inside.put_part(data),
-            Err(e) => futures::future::ready(Err(e)).boxed(),
-        }
+        let (put, budget) = (self.inside.put_part(data), Arc::clone(&self.budget));
+        async move { within(&budget, put).await }.boxed()
     }
     fn complete<'a, 'f>(&'a mut self) -> BoxFuture<'f, Result<PutResult>>
     where
         'a: 'f,
     {
-        async { self.inside.complete().await }.boxed()
+        async { within(&self.budget, self.inside.complete()).await }.boxed()
     }
     fn abort<'a, 'f>(&'a mut self) -> BoxFuture<'f, Result<()>>
     where
@@ -95,11 +124,7 @@ impl ObjectStore for FaultyStore {
         'a: 'f,
         'b: 'f,
     {
-        async {
-            self.budget.spend()?;
-            self.inside.put_opts(location, payload, opts).await
-        }
-        .boxed()
+        async { within(&self.budget, self.inside.put_opts(location, payload, opts)).await }.boxed()
     }
     fn put_multipart_opts<'a, 'b, 'f>(
         &'a self,
@@ -129,7 +154,16 @@ impl ObjectStore for FaultyStore {
         self.inside.get_opts(location, options)
     }
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inside.delete_stream(locations).boxed()
+        let (inside, budget) = (Arc::clone(&self.inside), Arc::clone(&self.budget));
+        locations
+            .then(move |location| {
+                let (inside, budget) = (Arc::clone(&inside), Arc::clone(&budget));
+                async move {
+                    let location = location?;
+                    within(&budget, inside.delete(&location)).await.map(|()| location)
+                }
+            })
+            .boxed()
     }
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         self.inside.list(prefix)

@@ -3,14 +3,22 @@
 
 use bytes::Bytes;
 use mcl_checkpoint_core::{
-    CheckpointStore, CommitSpec, Dtype, Manifest, SliceSpec, StoreError, TensorInfo, assign, write_slice,
+    CheckpointStore, CommitSpec, Dtype, Layout, Manifest, SliceSpec, StoreError, TensorInfo, assign, write_slice,
 };
-use mcl_types::{Digest, RunId, Step};
+use mcl_testkit::S3Server;
+use mcl_types::{RunId, Step};
 
 pub const TENSORS: usize = 7;
 
 pub fn run(name: &str) -> RunId {
     RunId::new(name).unwrap()
+}
+
+/// A store at a place in an S3 server.
+pub fn in_s3(server: &S3Server, prefix: &str) -> CheckpointStore {
+    let settings = server.environment().into_iter().map(|(key, value)| (key.to_owned(), value));
+    let location = server.url(prefix).parse().unwrap();
+    CheckpointStore::open_with(&location, Layout::RunFolders, settings).unwrap()
 }
 
 /// A small state that differs with `seed`, cut into `parts` slices.
@@ -37,8 +45,8 @@ pub fn slices(seed: u8, parts: u32) -> Vec<Bytes> {
 }
 
 pub fn spec(name: &str, step: u64, slice: u32, slices: u32, bytes: &[u8]) -> SliceSpec {
-    let (size, hash) = (bytes.len() as u64, Digest::of(bytes));
-    SliceSpec { run: run(name), step: Step::new(step), slice, slices, size, hash }
+    let size = bytes.len() as u64;
+    SliceSpec { run: run(name), step: Step::new(step), slice, slices, size }
 }
 
 pub fn commit_spec(name: &str, step: u64, slices: u32) -> CommitSpec {

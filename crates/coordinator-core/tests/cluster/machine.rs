@@ -6,7 +6,7 @@ use mcl_coordinator_core::{
     Event, FailureKind, Hello, Holding, Origin, ProcessId, RankEvent, RankPost, RankProcess, RankSaid,
     SessionId, ToWorker,
 };
-use mcl_types::{FencingToken, Generation, LaneLayout, Rank, Term, WorkerName};
+use mcl_types::{FencingToken, Generation, LaneLayout, Rank, Term, Tier, WorkerName};
 use std::collections::{BTreeMap, VecDeque};
 
 /// How far a process is.
@@ -526,7 +526,7 @@ impl Cluster {
                     () => RankSaid::Paused { step: applied },
                 };
                 if stages || applied == total {
-                    self.stage(name, device, applied);
+                    self.stage(name, device, applied, Tier::Durable);
                 }
                 self.machines.get_mut(name).unwrap().say(device, &process, said);
                 return;
@@ -548,21 +548,24 @@ impl Cluster {
                 RankSaid::Step(report_of(&spec, layout.lanes_of(Rank::new(rank)), applied)),
             );
             machine.processes.insert(device.to_owned(), process);
+            let memory_every = self.memory_every;
             if (applied + 1).is_multiple_of(CHECKPOINT_EVERY) {
-                self.stage(name, device, applied + 1);
+                self.stage(name, device, applied + 1, Tier::Durable);
+            } else if memory_every > 0 && (applied + 1).is_multiple_of(memory_every) {
+                self.stage(name, device, applied + 1, Tier::Memory);
             }
             return;
         }
         self.machines.get_mut(name).unwrap().processes.insert(device.to_owned(), process);
     }
 
-    fn stage(&mut self, name: &WorkerName, device: &str, step: u64) {
+    fn stage(&mut self, name: &WorkerName, device: &str, step: u64, tier: Tier) {
         let machine = self.machines.get_mut(name).unwrap();
         let process = machine.processes[device].clone();
         let slices = self.fabrics[&process.joined].world;
         let stored = self.stored.entry((step, process.joined)).or_default();
         stored.insert(process.rank);
         self.staged_contents.insert((step, process.joined), process.held.as_ref().unwrap().history.clone());
-        machine.say(device, &process, RankSaid::Staged { step, slices });
+        machine.say(device, &process, RankSaid::Staged { step, slices, tier });
     }
 }

@@ -14,7 +14,7 @@ use mcl_coordinator_core::{
 };
 use mcl_plan::Schedule;
 use mcl_plan::ledger::{LaneRecord, SampleHash, SampleRecord};
-use mcl_types::{Digest, Generation, Lane, RunId, SampleIndex, Term, WorkerName};
+use mcl_types::{Digest, Generation, Lane, RunId, SampleIndex, Term, Tier, WorkerName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
@@ -73,6 +73,10 @@ pub struct Cluster {
     pub commits: usize,
     pub rolled_back: usize,
     pub visible: BTreeSet<u64>,
+    /// Visible as long as the service lives.
+    pub in_memory: BTreeSet<u64>,
+    /// Steps between those; 0: none.
+    pub memory_every: u64,
     pub damaged: BTreeSet<u64>,
     /// Slices stored: (step, generation) -> ranks.
     pub stored: BTreeMap<(u64, Generation), BTreeSet<u32>>,
@@ -98,7 +102,7 @@ pub struct Cluster {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
     Find,
-    Commit { step: u64, generation: Generation },
+    Commit { step: u64, generation: Generation, tier: Tier },
 }
 
 pub fn spec(lanes: u32, total_steps: u64, steps_per_epoch: u64) -> JobSpec {
@@ -132,6 +136,8 @@ impl Cluster {
             commits: 0,
             rolled_back: 0,
             visible: BTreeSet::new(),
+            in_memory: BTreeSet::new(),
+            memory_every: 0,
             damaged: BTreeSet::new(),
             stored: BTreeMap::new(),
             staged_contents: BTreeMap::new(),
@@ -208,7 +214,7 @@ impl Cluster {
             }
             Effect::FindCheckpoints => self.service.push_back(Asked::Find),
             Effect::CheckReign => self.reign_checks += 1,
-            Effect::CommitCheckpoint { step, generation, slices } => {
+            Effect::CommitCheckpoint { step, generation, slices, tier } => {
                 assert!(
                     step <= self.ledger.len() as u64,
                     "the ledger covers a checkpoint before it is visible"
@@ -217,7 +223,7 @@ impl Cluster {
                 assert!(!in_flight, "one checkpoint at a time becomes visible");
                 let stored = self.stored.get(&(step, generation)).map_or(0, BTreeSet::len);
                 assert_eq!(stored, slices as usize, "all slices are durable");
-                self.service.push_back(Asked::Commit { step, generation });
+                self.service.push_back(Asked::Commit { step, generation, tier });
             }
             Effect::SubmitAnswered { result, .. } => self.answers.push(result.map_err(|e| e.to_string())),
             Effect::Warn(warning) => self.warnings.push(warning.to_string()),
@@ -237,6 +243,7 @@ impl Cluster {
                     (journal.started, journal.last_checkpoint) = (None, None);
                     self.ledger.clear();
                     self.visible.clear();
+                    self.in_memory.clear();
                     self.contents.clear();
                     self.service.clear();
                     self.spec = spec.clone();
@@ -328,21 +335,27 @@ impl Cluster {
         match if newest { self.service.pop_back() } else { self.service.pop_front() } {
             Some(Asked::Find) => {
                 let steps = self.visible.iter().copied().collect();
-                self.apply(Event::CheckpointsFound { steps });
+                let in_memory = self.in_memory.iter().copied().collect();
+                self.apply(Event::CheckpointsFound { steps, in_memory });
             }
             Some(Asked::Commit { step, .. }) if refuse => {
                 self.apply(Event::CheckpointResult { step, result: Err("a slice is damaged".to_owned()) });
             }
-            Some(Asked::Commit { step, generation }) => {
-                self.make_visible(step, generation);
+            Some(Asked::Commit { step, generation, tier }) => {
+                self.make_visible(step, generation, tier);
                 self.apply(Event::CheckpointResult { step, result: Ok("digest".to_owned()) });
             }
             None => {}
         }
     }
 
-    fn make_visible(&mut self, step: u64, generation: Generation) {
-        self.visible.insert(step);
+    fn make_visible(&mut self, step: u64, generation: Generation, tier: Tier) {
+        match tier {
+            Tier::Durable => self.in_memory.retain(|s| *s > step),
+            Tier::Memory => self.in_memory.clear(),
+        }
+        let visible = if tier == Tier::Durable { &mut self.visible } else { &mut self.in_memory };
+        visible.insert(step);
         let contents = self.staged_contents[&(step, generation)].clone();
         let told: Vec<_> = self.ledger.iter().take(contents.len()).map(|g| Generation::new(*g)).collect();
         assert_eq!(contents, told, "a checkpoint came about otherwise than the ledger says");
@@ -354,6 +367,11 @@ impl Cluster {
         if !self.visible.contains(&self.spec.total_steps()) {
             self.damaged.extend(self.visible.pop_last());
         }
+    }
+
+    /// The checkpoint service is started again: what was in its memory is gone.
+    pub fn restart_service(&mut self) {
+        self.in_memory.clear();
     }
 
     /// What could not be read can be read again: the disk was only slow, say. One whose steps have been taken
@@ -381,8 +399,8 @@ impl Cluster {
     /// that the service may have done what it was asked.
     pub fn restart_coordinator(&mut self, done: bool) {
         for asked in std::mem::take(&mut self.service) {
-            if let (Asked::Commit { step, generation }, true) = (asked, done) {
-                self.make_visible(step, generation);
+            if let (Asked::Commit { step, generation, tier }, true) = (asked, done) {
+                self.make_visible(step, generation, tier);
             }
         }
         self.down.clear();

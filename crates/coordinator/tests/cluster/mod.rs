@@ -10,7 +10,7 @@ use mcl_coordinator::{
 };
 use mcl_plan::ledger::VerifyReport;
 use mcl_plan::{PlanSpec, Schedule, Shuffle};
-use mcl_types::{Digest, RunId, Seed};
+use mcl_types::{Digest, Retention, RunId, Seed};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub fn interpret() -> Interpret {
             schedule: Schedule::new(steps_per_epoch, total).map_err(|e| e.to_string())?,
             plan,
             shard_names: vec!["a.tar".to_owned(), "b.tar".to_owned()],
-            keep: 3,
+            retention: Retention::newest(3),
             min_workers: 1,
             max_lanes_per_rank: None,
             lost_after: None,

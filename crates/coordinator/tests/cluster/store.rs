@@ -101,7 +101,7 @@ impl CheckpointService for Store {
         _: Request<v1::ListCheckpointsRequest>,
     ) -> Result<Response<v1::ListCheckpointsResponse>, Status> {
         let summary =
-            |step: &u64| v1::CheckpointSummary { step: *step, digest: String::new(), bytes: 0, slices: 1 };
+            |step: &u64| v1::CheckpointSummary { step: *step, slices: 1, ..v1::CheckpointSummary::default() };
         let checkpoints = self.here()?.visible.iter().map(summary).collect();
         Ok(Response::new(v1::ListCheckpointsResponse { checkpoints, damaged: Vec::new() }))
     }

@@ -290,7 +290,7 @@ impl Worker {
     fn stage(&self, rank: &mut Ranked, step: u64) {
         let (slice, slices) = (rank.rank, rank.world);
         self.store.stage(step, rank.token.generation, slice);
-        rank.say(Event::Staged(v1::Staged { step, slice, slices }));
+        rank.say(Event::Staged(v1::Staged { step, slice, slices, in_memory: false }));
     }
 
     fn report(&self, rank: &Ranked, step: u64, lanes: std::ops::Range<u32>) -> v1::StepReport {

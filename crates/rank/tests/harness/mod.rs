@@ -1,10 +1,10 @@
 //! Rank processes over their pipes, with the test in the place of worker, coordinator and checkpoint store.
 
-use mcl_checkpoint::{CheckpointClient, Layout, ServeConfig, serve};
+use mcl_checkpoint::{CheckpointClient, Draft, Layout, ServeConfig, serve};
 use mcl_data::Dataset;
 use mcl_data::generate::{GenerateSpec, generate};
 use mcl_proto::v1::{self, rank_command::Command, rank_event::Event, start::Origin};
-use mcl_types::{Digest, FencingToken, Generation, RunId, Seed, Step, Term};
+use mcl_types::{Digest, FencingToken, Generation, RunId, Seed, Step, Term, Tier};
 use prost::Message;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -191,7 +191,8 @@ impl World {
     pub fn commit(&self, run: &str, step: u64, slices: u32) -> Digest {
         let token = FencingToken { term: Term::new(1), generation: Generation::new(self.generation) };
         let run = RunId::new(run).unwrap();
-        self.runtime.block_on(self.checkpoints.commit(token, &run, Step::new(step), slices, "{}", 0)).unwrap()
+        let draft = Draft { token, run: &run, step: Step::new(step), slices, tier: Tier::Durable };
+        self.runtime.block_on(self.checkpoints.commit(draft, "{}", mcl_types::Retention::ALL)).unwrap()
     }
 }
 

@@ -1,0 +1,50 @@
+//! A trainer on random views: for checks and measurements that need steps and no pictures.
+
+use anyhow::Result;
+use mcl_model::{ComputeMode, LaneSide, Model, ModelSpec};
+use mcl_train::{
+    Halt, LaneInput, OptimizerSettings, Rates, Rule, StepInput, StepOutcome, Trainer, TrainerSettings,
+};
+use mcl_types::{Seed, Step};
+use tch::{Device, Kind, Tensor};
+
+/// One lane, LARS, f32.
+pub(crate) fn trainer(spec: ModelSpec, device: Device, images: u32) -> Result<Trainer> {
+    let mut model = Model::new(spec, Kind::Float, device)?;
+    model.initialize(Seed::new(1))?;
+    let settings = TrainerSettings {
+        lanes: 1,
+        images_per_lane: images,
+        montages: None,
+        compute: ComputeMode::Exact,
+        optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
+        clip_norm: 500.0,
+    };
+    Ok(Trainer::new(model, settings)?)
+}
+
+/// The next step, on views of its own.
+pub(crate) fn step(trainer: &mut Trainer, step: u64) -> Result<StepOutcome> {
+    let (q, k) = (random_side(trainer, 2 * step)?, random_side(trainer, 2 * step + 1)?);
+    let lane = LaneInput { q, k, notes: vec![7] };
+    let rates = Rates { lr: 0.5, momentum: 0.99 };
+    Ok(trainer.step(&StepInput { step: Step::new(step), lanes: &[lane], rates, halt: Halt::No })?)
+}
+
+fn random_side(trainer: &Trainer, seed: u64) -> Result<LaneSide> {
+    let layout = trainer.layout();
+    let mut random = mcl_types::SplitMix64::new(seed);
+    let mut views = Vec::new();
+    let mut permutations = Vec::new();
+    for level in 0..layout.levels() {
+        let side = trainer.model().spec().image_size / ModelSpec::ratio(level);
+        let n = layout.images_per_lane();
+        views.push(Tensor::f_rand([n, 3, side, side], (Kind::Float, Device::Cpu))?);
+        if level > 0 {
+            let tiles = usize::try_from(layout.tiles(level))?;
+            let drawn = random.permutation(tiles);
+            permutations.push(drawn.into_iter().map(i64::try_from).collect::<Result<_, _>>()?);
+        }
+    }
+    Ok(LaneSide { views, permutations })
+}

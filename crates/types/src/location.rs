@@ -1,0 +1,163 @@
+//! Where checkpoints are kept: a folder, or a place in an object store.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// What begins the address of an object store, and which one it is.
+const SCHEMES: [(&str, &str); 7] = [
+    ("s3", "S3"),
+    ("s3a", "S3"),
+    ("gs", "Google Cloud Storage"),
+    ("az", "Azure"),
+    ("azure", "Azure"),
+    ("abfs", "Azure"),
+    ("abfss", "Azure"),
+];
+const FILE: &str = "file://";
+
+/// A folder (`runs/store`, `file:///srv/store`) or a place in an object store (`s3://bucket/prefix`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum StoreLocation {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// Scheme, bucket and prefix; without a `/` at the end.
+    Object(String),
+}
+
+/// An address of no store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreLocationError {
+    /// Nothing at all.
+    #[error("an empty place for checkpoints, expected a folder or s3://bucket/prefix")]
+    Empty,
+    /// A store that is not known.
+    #[error("`{found}` begins with {scheme}://, expected a folder, or one of file, s3, gs, az, abfs before ://")]
+    Scheme {
+        /// The address.
+        found: String,
+        /// How it begins.
+        scheme: String,
+    },
+    /// An address without a bucket, or with more than a path after it.
+    #[error("`{found}`: expected {scheme}://bucket or {scheme}://bucket/prefix, without `?`, `#`, empty or dotted parts")]
+    Bucket {
+        /// The address.
+        found: String,
+        /// How it begins.
+        scheme: &'static str,
+    },
+}
+
+impl StoreLocation {
+    /// A place inside this one.
+    #[must_use]
+    pub fn join(&self, name: &str) -> Self {
+        match self {
+            Self::Folder(folder) => Self::Folder(folder.join(name)),
+            Self::Object(url) => Self::Object(format!("{url}/{name}")),
+        }
+    }
+
+    /// The folder, where it is one.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(folder) => Some(folder),
+            Self::Object(_) => None,
+        }
+    }
+}
+
+impl FromStr for StoreLocation {
+    type Err = StoreLocationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err(StoreLocationError::Empty);
+        }
+        if let Some(path) = text.strip_prefix(FILE) {
+            return Ok(Self::Folder(PathBuf::from(path)));
+        }
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Ok(Self::Folder(PathBuf::from(text)));
+        };
+        let Some((scheme, _)) = SCHEMES.iter().find(|(known, _)| *known == scheme) else {
+            let (found, scheme) = (text.to_owned(), scheme.to_owned());
+            return Err(StoreLocationError::Scheme { found, scheme });
+        };
+        let rest = rest.trim_end_matches('/');
+        let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['?', '#', '\\']);
+        if !rest.split('/').all(plain) {
+            return Err(StoreLocationError::Bucket { found: text.to_owned(), scheme });
+        }
+        Ok(Self::Object(format!("{scheme}://{rest}")))
+    }
+}
+
+impl TryFrom<String> for StoreLocation {
+    type Error = StoreLocationError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<StoreLocation> for String {
+    fn from(location: StoreLocation) -> Self {
+        location.to_string()
+    }
+}
+
+impl From<PathBuf> for StoreLocation {
+    fn from(folder: PathBuf) -> Self {
+        Self::Folder(folder)
+    }
+}
+
+impl From<&Path> for StoreLocation {
+    fn from(folder: &Path) -> Self {
+        Self::Folder(folder.to_owned())
+    }
+}
+
+impl fmt::Display for StoreLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder) => folder.display().fmt(f),
+            Self::Object(url) => f.write_str(url),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<StoreLocation, StoreLocationError> {
+        text.parse()
+    }
+
+    #[test]
+    fn folders_and_stores_are_told_apart() {
+        let object = |url: &str| Ok(StoreLocation::Object(url.to_owned()));
+        assert_eq!(parse("runs/a"), Ok(StoreLocation::Folder("runs/a".into())));
+        assert_eq!(parse("file:///srv/a"), Ok(StoreLocation::Folder("/srv/a".into())));
+        assert_eq!(parse("s3://bucket"), object("s3://bucket"));
+        assert_eq!(parse("gs://bucket/a/b/"), object("gs://bucket/a/b"));
+        assert_eq!(parse("az://container@account/a"), object("az://container@account/a"));
+        let inside = parse("s3://bucket/a").unwrap().join("run").to_string();
+        assert_eq!(inside, "s3://bucket/a/run");
+        assert_eq!(parse("a").unwrap().join("b"), StoreLocation::Folder("a/b".into()));
+    }
+
+    #[test]
+    fn what_is_no_store_is_an_error() {
+        assert_eq!(parse(""), Err(StoreLocationError::Empty));
+        assert!(matches!(parse("ftp://a/b"), Err(StoreLocationError::Scheme { .. })));
+        for bad in ["s3://", "s3:///a", "s3://b//a", "s3://b/../c", "s3://b/a?x=1", "gs://b/.", "s3://b/a#c"] {
+            assert!(matches!(parse(bad), Err(StoreLocationError::Bucket { .. })), "{bad}");
+        }
+    }
+}
