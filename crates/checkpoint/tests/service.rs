@@ -215,6 +215,7 @@ async fn half_an_upload(url: &str, bytes: &Bytes, hang: bool) -> Result<(), toni
         slice: 0,
         slices: 1,
         size: bytes.len() as u64,
+        in_memory: false,
     };
     let message = |part| v1::PutSliceRequest { part: Some(part) };
     let head = vec![message(Part::Header(header)), message(Part::Chunk(bytes.slice(..1000)))];
@@ -271,6 +272,7 @@ async fn an_upload_that_outlives_its_term_is_refused_at_its_end() {
         slice: 0,
         slices: 1,
         size: bytes.len() as u64,
+        in_memory: false,
     };
     let message = |part| v1::PutSliceRequest { part: Some(part) };
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
