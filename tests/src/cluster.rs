@@ -33,7 +33,8 @@ const LOGGED: &str = "warn,mcl=info,mcl_rank=info,rank=info";
 
 /// A port of an address that nobody listens at.
 pub fn free_port(address: IpAddr) -> SocketAddr {
-    let spread = u16::try_from(std::process::id() % 11_000).unwrap();
+    // Far from the next process: two that begin at once must not look at the same ports.
+    let spread = u16::try_from(std::process::id().wrapping_mul(32) % 11_000).unwrap();
     let (low, high) = (PORTS.start, PORTS.end);
     let order = (low + spread..high).chain(low..low + spread);
     let taken: &mut Vec<SocketAddr> = &mut GIVEN.lock().unwrap();

@@ -209,10 +209,10 @@ mod tests {
     fn kinds() -> impl Strategy<Value = Vec<(Step, Kind)>> {
         let kind = prop_oneof![
             4 => Just(Kind::Visible),
-            Just(Kind::Pinned),
-            Just(Kind::Damaged),
-            Just(Kind::Foreign),
-            Just(Kind::Staged)
+            1 => Just(Kind::Pinned),
+            1 => Just(Kind::Damaged),
+            1 => Just(Kind::Foreign),
+            1 => Just(Kind::Staged),
         ];
         proptest::collection::vec(kind, 0..20).prop_map(|kinds| {
             let count = kinds.len() as u64;
