@@ -5,7 +5,7 @@ TOOLS := .libtorch/tools/bin
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
 
-.PHONY: help setup tools build demo test bench chaos check fmt nccl gpu-check release clean
+.PHONY: help setup tools build demo test interop bench chaos check fmt nccl gpu-check release clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ demo: build ## pre-train on generated pictures with two workers and show that it
 
 test: tools build ## all tests
 	cargo nextest run --workspace
+
+interop: tools ## open exports in torchvision, timm and Python's pickle (fetches them; some GB) [INTEROP_VENV=folder]
+	@bash scripts/interop.sh
 
 bench: build release ## what failures cost and what a coordinator carries, on a machine that does nothing else [TIMES=n] [MINUTES=n]
 	cargo run --quiet -p mcl-system-tests --bin mcl-measure -- --times $(or $(TIMES),15) --outage-minutes $(or $(MINUTES),10)

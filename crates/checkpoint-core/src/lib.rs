@@ -36,7 +36,7 @@ pub use error::StoreError;
 pub use inspect::{Depth, Inventory, InventoryEntry, SliceReader};
 pub use layout::{Layout, slice_file, step_folder};
 pub use manifest::{MANIFEST_FORMAT, Manifest, ManifestError, SliceEntry};
-pub use offline::{CheckpointDir, ExportError, OpenError, OwnedTensor, export_safetensors};
+pub use offline::{CheckpointDir, OpenError, OwnedTensor};
 pub use record::{Record, RecordError};
 pub use safetensors::Dtype;
 pub use slice::{SliceError, SlicePlan, SliceView, TensorRef, write_slice};

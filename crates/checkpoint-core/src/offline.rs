@@ -1,20 +1,19 @@
-//! Checkpoints without a service: listing, verifying, digesting, reading and exporting, from a folder or an object
-//! store.
+//! Checkpoints without a service: listing, verifying, digesting and reading, from a folder or an object store.
 //!
-//! Takes a run directory, its `checkpoints` folder, one step's folder, or the same in a store. Invariants: everything handed out
-//! was verified; an export appears whole or not at all. Left out: changing a store.
+//! Takes a run directory, its `checkpoints` folder, one step's folder, or the same in a store. Invariant: everything
+//! handed out was verified. Left out: other formats, which are `mcl-export`'s.
 
 use crate::error::StoreError;
 use crate::inspect::{Depth, Inventory};
 use crate::layout::{Layout, MANIFEST_FILE, Place, parse_step_folder};
 use crate::manifest::Manifest;
-use crate::slice::{SliceError, SliceView, write_slice};
+use crate::slice::SliceView;
 use crate::state_digest::TensorDigest;
 use crate::store::CheckpointStore;
 use mcl_types::{Step, StoreLocation};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Where `mcl run` puts checkpoints inside a run directory.
@@ -57,27 +56,6 @@ pub enum OpenError {
     /// The store behind it does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// An export that did not happen.
-#[derive(Debug, thiserror::Error)]
-pub enum ExportError {
-    /// The file cannot be written.
-    #[error("cannot write {}: {source}; nothing was changed", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The chosen tensors make no file.
-    #[error("cannot export to {}: {source}", path.display())]
-    Tensors {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: SliceError,
-    },
 }
 
 /// A folder of checkpoints of one run.
@@ -225,40 +203,4 @@ fn hint(mut runs: Vec<&str>) -> String {
     runs.sort_unstable();
     runs.truncate(8);
     if runs.is_empty() { String::new() } else { format!("; try one of its folders: {}", runs.join(", ")) }
-}
-
-/// Writes chosen tensors as one safetensors file, atomically. `rename` gives the name in the file, or
-/// nothing to leave a tensor out.
-///
-/// # Errors
-/// When the file cannot be written, or two tensors get one name. An existing file is then as it was.
-pub fn export_safetensors(
-    path: impl AsRef<Path>,
-    tensors: &BTreeMap<String, OwnedTensor>,
-    mut rename: impl FnMut(&str, &OwnedTensor) -> Option<String>,
-) -> Result<(), ExportError> {
-    let path = path.as_ref();
-    let chosen: Vec<_> = tensors
-        .iter()
-        .filter_map(|(name, t)| Some((rename(name, t)?, t.dtype, t.shape.clone(), t.bytes.as_slice())))
-        .collect();
-    let bytes =
-        write_slice(&chosen).map_err(|source| ExportError::Tensors { path: path.to_owned(), source })?;
-    replace_file(path, &bytes).map_err(|source| ExportError::Io { path: path.to_owned(), source })
-}
-
-/// Puts bytes in a file's place: temporary file beside it, flush, rename, flush of the folder.
-fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    // Temporary files are private; an export is to be shared.
-    #[cfg(unix)]
-    std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    file.persist(path).map_err(|e| e.error)?;
-    std::fs::File::open(folder)?.sync_all()
 }

@@ -3,9 +3,7 @@
 
 mod support;
 
-use mcl_checkpoint_core::{
-    CheckpointDir, CheckpointStore, Depth, Layout, OpenError, SliceView, StoreError, export_safetensors,
-};
+use mcl_checkpoint_core::{CheckpointDir, CheckpointStore, Depth, Layout, OpenError, StoreError};
 use mcl_types::{Retention, Step};
 use support::{commit_spec, run, save, stage};
 
@@ -97,31 +95,6 @@ async fn other_folders_are_refused_with_a_hint() {
     std::fs::create_dir(empty.path().join("checkpoints")).unwrap();
     let dir = CheckpointDir::open(empty.path()).unwrap();
     assert_eq!(dir.newest().await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn an_export_selects_renames_and_appears_whole() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = CheckpointStore::local(folder.path(), Layout::Flat).unwrap();
-    save(&store, "a", 10, 1, 3).await.unwrap();
-    let dir = CheckpointDir::open(folder.path()).unwrap();
-    let (_, tensors) = dir.tensors(Step::new(10)).await.unwrap();
-    assert_eq!(tensors.len(), support::TENSORS);
-
-    let out = folder.path().join("weights.safetensors");
-    std::fs::write(&out, b"old").unwrap();
-    let to_one_name = export_safetensors(&out, &tensors, |_, _| Some("same".into()));
-    assert!(to_one_name.is_err());
-    assert_eq!(std::fs::read(&out).unwrap(), b"old");
-    let rename =
-        |name: &str, _: &_| name.strip_suffix(".weight").filter(|n| *n != "layer3").map(str::to_owned);
-    export_safetensors(&out, &tensors, rename).unwrap();
-    let bytes = std::fs::read(&out).unwrap();
-    let view = SliceView::parse(&bytes).unwrap();
-    assert_eq!(view.len(), support::TENSORS - 1);
-    assert_eq!(view.get("layer5").unwrap().bytes, tensors["layer5.weight"].bytes);
-    let missing = export_safetensors(folder.path().join("no/such/folder/x"), &tensors, rename);
-    assert!(missing.unwrap_err().to_string().contains("no/such/folder/x"));
 }
 
 /// The command line may read without a runtime of its own.

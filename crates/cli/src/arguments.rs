@@ -54,7 +54,7 @@ pub(crate) enum Command {
     /// Pack, index, inspect, preview or generate pictures.
     #[command(subcommand)]
     Data(DataCommand),
-    /// List, verify, digest or export checkpoints.
+    /// List, verify, digest or export checkpoints; import weights.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
     /// Check what a run really used against its plan.
@@ -142,7 +142,7 @@ pub(crate) struct RunArguments {
     /// Run directory; default runs/<job file's name>. An existing one is resumed.
     #[arg(long)]
     pub(crate) run_dir: Option<PathBuf>,
-    /// Begin a new run with the weights of another run, a checkpoint or an exported file.
+    /// Begin a new run with the weights of another run, a checkpoint, or an exported or imported safetensors file.
     #[arg(long)]
     pub(crate) from: Option<StoreLocation>,
     /// Override of a job key, as in train.steps=20.
@@ -261,7 +261,8 @@ pub(crate) struct SubmitArguments {
     /// Name of the run; default: the job file's name.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Begin a new run with the weights of another run (its directory), a checkpoint or an exported safetensors file.
+    /// Begin a new run with the weights of another run (its directory), a checkpoint, or a file that `mcl checkpoint
+    /// export` or `import` wrote.
     #[arg(long)]
     pub(crate) from: Option<StoreLocation>,
     /// Checkpoint service, as this machine reaches it, for --from; default: as the coordinator names it.
@@ -461,26 +462,60 @@ pub(crate) enum CheckpointCommand {
         /// One checkpoint (`.../step-0000000500`), or the same in a store.
         path: StoreLocation,
     },
-    /// Write weights for other tools.
-    Export {
-        /// Run directory (its newest good checkpoint), one checkpoint, or s3://bucket/prefix/run.
-        path: StoreLocation,
-        /// The file to write.
-        #[arg(long)]
-        out: PathBuf,
-        /// What the file looks like.
-        #[arg(long, value_enum, default_value_t = Format::Safetensors)]
-        format: Format,
-        /// Which encoder.
-        #[arg(long, value_enum, default_value_t = Encoder::Momentum)]
-        encoder: Encoder,
-    },
+    /// Write an encoder for other tools, with a model card beside it.
+    Export(ExportArguments),
+    /// Read weights of other tools, or of the official code, into a file that `--from` takes.
+    ///
+    /// FILE is a checkpoint of torch (.pth), a pickle of numpy arrays (.pkl) or a safetensors file, with names of the
+    /// official code (encoder_q.*, encoder_k.*, head.*), of `mcl checkpoint export`, torchvision, timm, MMDetection or
+    /// Detectron2. It is read without running any of it. What is not taken is listed with the reason.
+    Import(ImportArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// Run directory (its newest good checkpoint), one checkpoint, or s3://bucket/prefix/run.
+    pub(crate) path: StoreLocation,
+    /// The file to write; beside it FILE.card.json and FILE.card.md, and for detectron2 and mmdet a configuration.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// What the file looks like.
+    #[arg(long, value_enum, default_value_t = Format::Safetensors)]
+    pub(crate) format: Format,
+    /// Which encoder; default: momentum, but online for detectron2, as in the official converter.
+    #[arg(long, value_enum)]
+    pub(crate) encoder: Option<Encoder>,
+    /// Answer as one JSON object: the files written.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArguments {
+    /// The file to read.
+    pub(crate) file: PathBuf,
+    /// The safetensors file to write, or a folder for one of the same name.
+    #[arg(long, value_name = "FILE_OR_FOLDER")]
+    pub(crate) out: PathBuf,
+    /// Answer as one JSON object: the file written, how many tensors it holds, what was left out.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// One safetensors file: `backbone.*`, `neck.*`, `projector.*` with the official names inside.
+    /// backbone.*, neck.*, projector.* with the official names inside (.safetensors).
     Safetensors,
+    /// torchvision's ResNet, without a classifier (.pth or .safetensors).
+    Torchvision,
+    /// torchvision's resnet_fpn_backbone, the pyramid's norms folded into its convolutions (.pth or .safetensors).
+    TorchvisionFpn,
+    /// Detectron2's Mask R-CNN R-FPN: backbone, pyramid, box head (.pkl), and a .yaml.
+    Detectron2,
+    /// MMDetection 3's Mask R-CNN R-FPN: backbone, neck, box head (.pth), and a .py.
+    Mmdet,
+    /// timm's ResNet, without a classifier (.pth or .safetensors).
+    Timm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

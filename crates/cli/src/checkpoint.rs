@@ -1,12 +1,12 @@
 //! `mcl checkpoint`.
 
-use crate::arguments::{CheckpointCommand, Encoder, Format};
+use crate::arguments::CheckpointCommand;
 use crate::client::runtime;
 use crate::exit::{FAILED, Usage};
-use anyhow::{Context, Result, bail};
-use mcl_checkpoint_core::{CheckpointDir, Depth, export_safetensors};
+use crate::export;
+use anyhow::{Result, bail};
+use mcl_checkpoint_core::{CheckpointDir, Depth};
 use mcl_types::{Retention, Step, StoreLocation};
-use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn checkpoint(command: &CheckpointCommand) -> Result<ExitCode> {
@@ -20,14 +20,13 @@ pub(crate) fn checkpoint(command: &CheckpointCommand) -> Result<ExitCode> {
             }
             CheckpointCommand::Pin { path } => pin(path, true).await,
             CheckpointCommand::Unpin { path } => pin(path, false).await,
-            CheckpointCommand::Export { path, out, format, encoder } => {
-                export(path, out, *format, *encoder).await
-            }
+            CheckpointCommand::Export(a) => export::export(a).await,
+            CheckpointCommand::Import(a) => export::import(a),
         }
     })
 }
 
-async fn newest(dir: &CheckpointDir, path: &StoreLocation) -> Result<Step> {
+pub(crate) async fn newest(dir: &CheckpointDir, path: &StoreLocation) -> Result<Step> {
     match dir.newest().await? {
         Some(step) => Ok(step),
         None => bail!("{path} holds no good checkpoint"),
@@ -131,49 +130,4 @@ async fn digest(path: &StoreLocation, tensors: bool, json: bool) -> Result<ExitC
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Parts of an exported encoder, and what they are called in a state's encoder.
-pub(crate) const PARTS: [(&str, &str); 3] = [("backbone.", "0."), ("neck.", "1."), ("projector.", "2.")];
-
-/// The name that a tensor of `encoder` has in an export.
-fn exported_name(name: &str, encoder: Encoder) -> Option<String> {
-    let prefix = match encoder {
-        Encoder::Momentum => "encoder_k.",
-        Encoder::Online => "encoder_q.",
-    };
-    let rest = name.strip_prefix(prefix)?;
-    PARTS.iter().find_map(|(part, own)| Some(format!("{part}{}", rest.strip_prefix(own)?)))
-}
-
-async fn export(path: &StoreLocation, out: &Path, format: Format, encoder: Encoder) -> Result<ExitCode> {
-    let Format::Safetensors = format;
-    let dir = CheckpointDir::at(path).await?;
-    let step = newest(&dir, path).await?;
-    let (_, tensors) = dir.tensors(step).await?;
-    export_safetensors(out, &tensors, |name, _| exported_name(name, encoder))
-        .with_context(|| format!("exporting the checkpoint of {step}"))?;
-    println!("{}", out.display());
-    Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exports_take_one_encoder_and_nothing_else() {
-        let name = |n| exported_name(n, Encoder::Momentum);
-        assert_eq!(name("encoder_k.0.layer1.0.bn1.weight").as_deref(), Some("backbone.layer1.0.bn1.weight"));
-        assert_eq!(
-            name("encoder_k.1.fpn_convs.0.conv.weight").as_deref(),
-            Some("neck.fpn_convs.0.conv.weight")
-        );
-        assert_eq!(name("encoder_q.0.conv1.weight"), None);
-        assert_eq!(name("optimizer.momentum_buffer.encoder_q.0.conv1.weight"), None);
-        assert_eq!(
-            exported_name("encoder_q.2.mlp.0.bias", Encoder::Online).as_deref(),
-            Some("projector.mlp.0.bias")
-        );
-    }
 }

@@ -3,7 +3,6 @@
 //! It is read here, and stored as the run's checkpoint of step 0, so that ranks need no path of this machine and
 //! get verified bytes. It holds weights and their running statistics; optimiser, schedule and step begin anew.
 
-use crate::checkpoint::PARTS;
 use crate::exit::Usage;
 use crate::run_dir;
 use anyhow::{Context, Result, bail};
@@ -11,6 +10,7 @@ use bytes::Bytes;
 use mcl_checkpoint::{CheckpointClient, ClientError, Draft};
 use mcl_checkpoint_core::{CheckpointDir, Dtype, OwnedTensor, SliceView, digest_state, write_slice};
 use mcl_config::Job;
+use mcl_export::PARTS;
 use mcl_types::{Digest, FencingToken, Retention, RunId, Step, StoreLocation, Tier};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,7 +56,9 @@ async fn read(from: &StoreLocation, job: &Job) -> Result<Weights> {
         return exported(file);
     }
     let dir = CheckpointDir::at(from).await.map_err(|e| {
-        Usage(format!("--from {e}, or a safetensors file that `mcl checkpoint export` wrote"))
+        Usage(format!(
+            "--from {e}, or a safetensors file that `mcl checkpoint export` or `mcl checkpoint import` wrote"
+        ))
     })?;
     if let Some(folder) = from.folder() {
         same_model(folder, job)?;
@@ -69,38 +71,52 @@ async fn read(from: &StoreLocation, job: &Job) -> Result<Weights> {
     Ok(tensors)
 }
 
-/// An exported encoder is where both encoders begin.
+/// Names of both encoders and the predictors, as a state has them.
+const WHOLE: [&str; 3] = ["encoder_q.", "encoder_k.", "head."];
+
+/// What a tensor of a file is called in a state. An exported encoder is where both encoders begin; a file of both, and
+/// of predictors, is a state already.
+fn names_in_state(name: &str) -> Option<Vec<String>> {
+    if WHOLE.iter().any(|p| name.starts_with(p)) {
+        return Some(vec![name.to_owned()]);
+    }
+    let own = PARTS.iter().find_map(|(part, own)| Some(format!("{own}{}", name.strip_prefix(part)?)))?;
+    Some(["encoder_q", "encoder_k"].map(|encoder| format!("{encoder}.{own}")).to_vec())
+}
+
+/// A file that `mcl checkpoint export` or `mcl checkpoint import` wrote.
 fn exported(from: &Path) -> Result<Weights> {
+    let usage = |text: String| Usage(format!("--from {}: {text}", from.display()));
     let bytes = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
-    let view = SliceView::parse(&bytes)
-        .map_err(|e| Usage(format!("--from {}: {e}; expected a safetensors file", from.display())))?;
+    let view = SliceView::parse(&bytes).map_err(|e| {
+        usage(format!(
+            "{e}; expected a safetensors file (`mcl checkpoint import` makes one of a .pth or .pkl)"
+        ))
+    })?;
     let mut weights = Weights::new();
     for (name, tensor) in view.tensors() {
-        let own = PARTS.iter().find_map(|(part, own)| Some(format!("{own}{}", name.strip_prefix(part)?)));
-        let Some(own) = own else {
-            bail!(Usage(format!(
-                "--from {}: tensor `{name}`: expected names that begin with backbone., neck. or projector., as `mcl checkpoint export` writes them",
-                from.display()
+        let Some(names) = names_in_state(name) else {
+            bail!(usage(format!(
+                "tensor `{name}`: expected names that begin with backbone., neck. or projector., or with encoder_q., encoder_k. or head.; `mcl checkpoint import` renames those of other tools"
             )));
         };
         if !matches!(tensor.dtype, Dtype::F32 | Dtype::F64 | Dtype::BF16 | Dtype::I64) {
-            bail!(Usage(format!(
-                "--from {}: tensor `{name}` has type {}: expected f32, f64, bf16 or i64",
-                from.display(),
+            bail!(usage(format!(
+                "tensor `{name}` has type {}: expected f32, f64, bf16 or i64",
                 tensor.dtype
             )));
         }
-        for encoder in ["encoder_q", "encoder_k"] {
-            let copy = OwnedTensor {
-                dtype: tensor.dtype,
-                shape: tensor.shape.clone(),
-                bytes: tensor.bytes.to_vec(),
-            };
-            weights.insert(format!("{encoder}.{own}"), copy);
+        for own in names {
+            let (shape, bytes) = (tensor.shape.clone(), tensor.bytes.to_vec());
+            if weights.insert(own, OwnedTensor { dtype: tensor.dtype, shape, bytes }).is_some() {
+                bail!(usage(format!(
+                    "tensor `{name}` is given twice: expected either backbone., neck., projector. or encoder_q., encoder_k."
+                )));
+            }
         }
     }
     if weights.is_empty() {
-        bail!(Usage(format!("--from {}: the file holds no tensor", from.display())));
+        bail!(usage("the file holds no tensor".to_owned()));
     }
     Ok(weights)
 }
@@ -121,4 +137,46 @@ fn same_model(from: &Path, job: &Job) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(tensors: &[&str]) -> Result<Weights> {
+        let one = |name: &&str| ((*name).to_owned(), Dtype::F32, vec![1], &[7_u8; 4][..]);
+        let tensors: Vec<_> = tensors.iter().map(one).collect();
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("weights.safetensors");
+        std::fs::write(&path, write_slice(&tensors)?)?;
+        exported(&path)
+    }
+
+    fn names(weights: &Weights) -> Vec<&str> {
+        weights.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn an_encoder_is_where_both_begin_and_a_state_is_a_state() {
+        let encoder = read(&["backbone.conv1.weight", "projector.mlp.0.bias"]).unwrap();
+        assert_eq!(
+            names(&encoder),
+            [
+                "encoder_k.0.conv1.weight",
+                "encoder_k.2.mlp.0.bias",
+                "encoder_q.0.conv1.weight",
+                "encoder_q.2.mlp.0.bias"
+            ]
+        );
+        let own = ["encoder_k.0.conv1.weight", "encoder_q.0.conv1.weight", "head.predictor.0.mlp.0.bias"];
+        assert_eq!(names(&read(&own).unwrap()), own);
+    }
+
+    #[test]
+    fn other_names_and_both_at_once_are_refused() {
+        let foreign = read(&["conv1.weight"]).unwrap_err().to_string();
+        assert!(foreign.contains("`conv1.weight`") && foreign.contains("checkpoint import"), "{foreign}");
+        let twice = read(&["backbone.conv1.weight", "encoder_q.0.conv1.weight"]).unwrap_err().to_string();
+        assert!(twice.contains("twice"), "{twice}");
+    }
 }

@@ -14,6 +14,7 @@ mod daemon;
 mod data;
 mod doctor;
 mod exit;
+mod export;
 mod initial;
 mod ledger;
 mod progress;

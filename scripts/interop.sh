@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Opens exports in the tools that they are for, which are Python's: torchvision and timm strictly, Detectron2's and
+# MMDetection's files against the lists of what those expect. Imports what torch wrote. Prints a table; fails on any
+# difference. Apart from `make test`, which needs no Python. [INTEROP_VENV=folder] keeps the Python packages elsewhere
+# than in .interop/venv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work="$PWD/.interop"
+venv="${INTEROP_VENV:-$work/venv}"
+python="$venv/bin/python"
+say() { printf 'interop: %s\n' "$*"; }
+
+if [ ! -f "$venv/.complete-1" ]; then
+  say "fetching torch, torchvision, timm and what they need with pip (some GB, once)"
+  python3 -m venv "$venv"
+  "$python" -m pip install --quiet -r tests/interop/requirements.txt
+  # Files of arrays must open in the numpy before 2 too.
+  "$python" -m pip install --quiet --no-deps --target "$venv/numpy-1" numpy==1.26.4
+  touch "$venv/.complete-1"
+fi
+
+say "building mcl and a checkpoint of random weights at full size"
+cargo build --quiet --bin mcl -p mcl-cli
+rm -rf "$work/checkpoints" "$work/exports"
+mkdir -p "$work/exports"
+cargo run --quiet -p mcl-export --example random_checkpoint -- crates/export/tests/data/names_r50.txt "$work/checkpoints"
+
+mcl="${CARGO_TARGET_DIR:-target}/debug/mcl"
+for encoder in momentum online; do
+  for pair in safetensors:safetensors torchvision:pth torchvision-fpn:pth detectron2:pkl mmdet:pth timm:pth timm:safetensors; do
+    format="${pair%%:*}"
+    "$mcl" checkpoint export "$work/checkpoints" --format "$format" --encoder "$encoder" \
+      --out "$work/exports/$format-$encoder.${pair##*:}" >/dev/null
+  done
+done
+
+say "opening them"
+export PYTHONDONTWRITEBYTECODE=1
+"$python" tests/interop/check.py --mcl "$mcl" --checkpoints "$work/checkpoints" --exports "$work/exports" \
+  --numpy-1 "$venv/numpy-1"
+# Outputs of the exported networks (C2..C5, P2..P5) against libtorch's belong here: tests/interop/outputs.py, with the
+# same folders, when `mcl-rank` can write them down.

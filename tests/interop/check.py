@@ -1,0 +1,274 @@
+"""Opens every export in the tool that it is for; `scripts/interop.sh` calls it.
+
+Each check gives one row of a table: what was opened, how many tensors agree, and the differences. A difference fails
+the whole.
+"""
+import argparse
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import blake3
+import numpy
+import safetensors.torch
+import timm  # noqa: F401  (so that a missing package is told at once)
+import torch
+
+import lists
+
+HERE = Path(__file__).parent
+DATA = HERE / "../../crates/export/tests/data"
+ENCODERS = {"momentum": "encoder_k.", "online": "encoder_q."}
+EPSILON = 1e-5
+LISTS = {
+    "torchvision": "torchvision_resnet50.txt",
+    "torchvision-fpn": "torchvision_resnet50_fpn.txt",
+    "timm": "timm_resnet50.txt",
+    "detectron2": "detectron2_r50_fpn.txt",
+    "mmdet": "mmdet_r50_fpn.txt",
+}
+rows = []
+
+
+def row(what, count, differences):
+    differences = list(differences)
+    rows.append((what, count, differences))
+
+
+def shapes(tensors):
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def differing(found, expected):
+    """Names that one side lacks, and values that differ; for dicts of shapes or of tensors."""
+    for name in sorted(set(found) | set(expected)):
+        if name not in found:
+            yield f"{name} is missing"
+        elif name not in expected:
+            yield f"{name} is not expected"
+        elif not equal(found[name], expected[name]):
+            yield f"{name} differs"
+
+
+def equal(a, b):
+    if isinstance(a, tuple):
+        return a == b
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+def state_of(checkpoints):
+    """The whole state, straight from the slices."""
+    state = {}
+    for slice_file in sorted(checkpoints.glob("step-*/slice-*.safetensors")):
+        state.update(safetensors.torch.load_file(slice_file))
+    return state
+
+
+def encoder_of(state, encoder):
+    prefix = ENCODERS[encoder]
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+
+def kept_lists():
+    for tool, file in LISTS.items():
+        kept = lists.read(DATA / file)
+        real = {name: tuple(shape) for name, shape, _ in lists.rows(tool)}
+        where = "its sources' structure" if tool in ("detectron2", "mmdet") else "the installed one"
+        row(f"list of names for {tool}, against {where}", len(kept), differing(kept, real))
+
+
+def strict(tool, file, own, expected):
+    """The tool's own module takes the file, and then holds these bits."""
+    loaded = safetensors.torch.load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    differences = list(differing(shapes(loaded), lists.read(DATA / LISTS[tool])))
+    model = lists.model(tool)
+    try:
+        model.load_state_dict(loaded, strict=True)
+    except RuntimeError as error:
+        differences.append(str(error))
+    differences += differing(dict(model.state_dict()), expected)
+    row(f"{file.name} in {tool}, strict=True", len(loaded), differences)
+    return model.eval()
+
+
+def folded(own):
+    """Convolutions with a bias for the pyramid's convolutions and norms; in double precision, rounded once."""
+    for ours, theirs in (("lateral_convs", "inner_blocks"), ("fpn_convs", "layer_blocks")):
+        for level in range(4):
+            part = {n: own[f"1.{ours}.{level}.{n}"].double() for n in
+                    ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")}
+            scale = part["bn.weight"] / (part["bn.running_var"] + EPSILON).sqrt()
+            yield f"fpn.{theirs}.{level}.0.weight", (part["conv.weight"] * scale[:, None, None, None]).float()
+            yield f"fpn.{theirs}.{level}.0.bias", (part["bn.bias"] - part["bn.running_mean"] * scale).float()
+
+
+def pyramid_outputs(file, model, own):
+    """P2..P5 of torchvision's network against convolution, then norm, as the network was trained."""
+    def layer(x, name, padding):
+        x = torch.nn.functional.conv2d(x, own[f"{name}.conv.weight"], padding=padding)
+        norm = [own[f"{name}.bn.{n}"] for n in ("running_mean", "running_var", "weight", "bias")]
+        return torch.nn.functional.batch_norm(x, *norm, eps=EPSILON)
+
+    with torch.no_grad():
+        picture = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(1)) - 0.5
+        stages = list(model.body(picture).values())
+        laterals = [layer(x, f"1.lateral_convs.{i}", 0) for i, x in enumerate(stages)]
+        for i in (2, 1, 0):
+            laterals[i] = laterals[i] + torch.nn.functional.interpolate(laterals[i + 1], size=laterals[i].shape[-2:])
+        found = list(model(picture).values())[:4]
+        expected = [layer(x, f"1.fpn_convs.{i}", 1) for i, x in enumerate(laterals)]
+        errors = [float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, expected)]
+    wrong = [f"P{i + 2}: relative error {e:.1e}" for i, e in enumerate(errors) if not e < 1e-5]
+    row(f"{file.name}: P2..P5 with folded norms, largest error {max(errors):.1e}", 4, wrong)
+
+
+def mmdet(file, own):
+    loaded = torch.load(file, weights_only=True)
+    tensors = loaded["state_dict"]
+    differences = list(differing(shapes(tensors), lists.read(DATA / LISTS["mmdet"])))
+    differences += [] if isinstance(loaded["meta"], dict) else ["meta is no dictionary"]
+    prefixes = {"backbone.": "0.", "neck.": "1.", "roi_head.bbox_head.shared_convs.": "2.cls_convs."}
+    expected = {
+        theirs + name.removeprefix(ours): t
+        for theirs, ours in prefixes.items() for name, t in own.items() if name.startswith(ours)
+    }
+    row(f"{file.name}: names and bits for mmdet", len(tensors), differences + list(differing(tensors, expected)))
+
+
+def detectron2(file, own, numpy_1):
+    with open(file, "rb") as stream:
+        loaded = pickle.load(stream, encoding="latin1")
+    model = loaded["model"]
+    differences = [] if loaded["matching_heuristics"] is True and loaded["__author__"] else ["the head of the file"]
+    differences += [f"{n} is no array" for n, a in model.items() if not isinstance(a, numpy.ndarray)]
+    # Detectron2 takes the longest name that a parameter's name ends with.
+    met = {}
+    for full, shape in lists.read(DATA / LISTS["detectron2"]).items():
+        names = [n for n in model if full == n or full.endswith("." + n)]
+        if not names:
+            differences.append(f"{full} is met by none")
+            continue
+        best = max(names, key=len)
+        met[best] = full
+        if tuple(model[best].shape) != shape:
+            differences.append(f"{full}: shape {model[best].shape}, expected {shape}")
+    differences += [f"{name} meets none" for name in model if name not in met]
+    bits = sorted(array.tobytes() for array in model.values())
+    wanted = sorted(t.numpy().tobytes() for name, t in own.items() if not name.startswith("2.mlp."))
+    differences += [] if bits == wanted else ["other bits than the encoder's"]
+    row(f"{file.name}: names, shapes and bits for detectron2, numpy {numpy.__version__}", len(model), differences)
+    program = (
+        "import sys, pickle; sys.path.insert(0, sys.argv[1]); import numpy; "
+        "model = pickle.load(open(sys.argv[2], 'rb'), encoding='latin1')['model']; "
+        "import hashlib; h = hashlib.sha256(); [h.update(n.encode() + a.tobytes()) for n, a in model.items()]; "
+        "print(numpy.__version__, h.hexdigest())"
+    )
+    said = subprocess.run([sys.executable, "-W", "error", "-c", program, numpy_1, file], capture_output=True, text=True)
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, array in model.items():
+        digest.update(name.encode() + array.tobytes())
+    version, _, found = said.stdout.strip().partition(" ")
+    wrong = [] if found == digest.hexdigest() and version.startswith("1.") else [said.stderr or "other arrays"]
+    row(f"{file.name}: the same arrays with numpy {version}", len(model), wrong)
+
+
+def cards(exports):
+    for card in sorted(exports.glob("*.card.json")):
+        facts = json.loads(card.read_text())
+        file = exports / facts["file"]["name"]
+        digest = blake3.blake3(file.read_bytes()).hexdigest()
+        if digest != facts["file"]["blake3"] or not card.with_suffix(".md").exists():
+            row(card.name, 1, ["the digest differs, or there is no text"])
+    row("cards name their files' digests", len(list(exports.glob("*.card.json"))), [])
+
+
+def imports(mcl, exports, own, state):
+    """What torch writes, and what was exported, comes back bit for bit."""
+    import torchvision
+
+    model = torchvision.models.resnet50()
+    expected = {f"backbone.{n}": t for n, t in model.state_dict().items() if not n.startswith("fc.")}
+    files = {}
+    for name, legacy in (("torch", False), ("torch-legacy", True)):
+        files[exports / f"{name}.pth"] = expected
+        torch.save(model.state_dict(), exports / f"{name}.pth", _use_new_zipfile_serialization=not legacy)
+    official = {n: t for n, t in state.items() if not n.startswith(("optimizer.", "trainer."))}
+    alias = {f"backbone.{n[2:]}": t for n, t in own["online"].items() if n.startswith("0.")}
+    torch.save({"meta": {"epoch": 1, "CLASSES": None}, "state_dict": {**official, **alias}}, exports / "official.pth")
+    files[exports / "official.pth"] = official
+    parts = {"0.": "backbone.", "1.": "neck.", "2.": "projector."}
+    ours = {parts[n[:2]] + n[2:]: t for n, t in own["momentum"].items()}
+    files[exports / "safetensors-momentum.safetensors"] = ours
+    no_mlp = {n: t for n, t in ours.items() if not n.startswith("projector.mlp.")}
+    files[exports / "detectron2-momentum.pkl"] = no_mlp
+    files[exports / "mmdet-momentum.pth"] = no_mlp
+    files[exports / "timm-momentum.pth"] = {n: t for n, t in ours.items() if n.startswith("backbone.")}
+    for file, wanted in files.items():
+        out = exports / "imported.safetensors"
+        said = subprocess.run([mcl, "checkpoint", "import", file, "--out", out], capture_output=True, text=True)
+        if said.returncode:
+            row(f"import of {file.name}", 0, [said.stderr])
+            continue
+        found = safetensors.torch.load_file(out)
+        row(f"import of {file.name}", len(found), differing(found, wanted))
+
+
+def documented_example(checkpoints):
+    """The example in docs/checkpoint-format.md, as it stands there."""
+    page = (HERE / "../../docs/checkpoint-format.md").read_text()
+    program = page.split("```python\n")[1].split("```")[0]
+    newest = sorted(checkpoints.glob("step-*"))[-1]
+    said = subprocess.run([sys.executable, "-c", program, newest], capture_output=True, text=True)
+    wrong = [] if said.returncode == 0 else [said.stderr]
+    row(f"the example of docs/checkpoint-format.md: {said.stdout.strip()}", 1, wrong)
+    # The same on a damaged copy must fail.
+    damaged = newest.parent.parent / "damaged"
+    damaged.mkdir(exist_ok=True)
+    for file in newest.glob("*"):
+        (damaged / file.name).write_bytes(file.read_bytes())
+    victim = next(damaged.glob("slice-000*.safetensors"))
+    bytes_ = bytearray(victim.read_bytes())
+    bytes_[-1] ^= 1
+    victim.write_bytes(bytes_)
+    said = subprocess.run([sys.executable, "-c", program, damaged], capture_output=True, text=True)
+    row("the example refuses a checkpoint with one bit changed", 1, [] if said.returncode else ["it did not"])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("--mcl", "--checkpoints", "--exports", "--numpy-1"):
+        parser.add_argument(name, required=True, type=Path)
+    a = parser.parse_args()
+    state = state_of(a.checkpoints)
+    own = {encoder: encoder_of(state, encoder) for encoder in ENCODERS}
+    kept_lists()
+    for encoder in ENCODERS:
+        backbone = {n[2:]: t for n, t in own[encoder].items() if n.startswith("0.")}
+        strict("torchvision", a.exports / f"torchvision-{encoder}.pth", own[encoder], backbone)
+        for ending in ("pth", "safetensors"):
+            strict("timm", a.exports / f"timm-{encoder}.{ending}", own[encoder], backbone)
+        body = {f"body.{n}": t for n, t in backbone.items() if not n.endswith("num_batches_tracked")}
+        file = a.exports / f"torchvision-fpn-{encoder}.pth"
+        model = strict("torchvision-fpn", file, own[encoder], {**body, **dict(folded(own[encoder]))})
+        pyramid_outputs(file, model, own[encoder])
+        mmdet(a.exports / f"mmdet-{encoder}.pth", own[encoder])
+        detectron2(a.exports / f"detectron2-{encoder}.pkl", own[encoder], a.numpy_1)
+    cards(a.exports)
+    imports(a.mcl, a.exports, own, state)
+    documented_example(a.checkpoints)
+    width = max(len(what) for what, _, _ in rows)
+    for what, count, differences in rows:
+        print(f"{what:<{width}}  {count:>5}  {'ok' if not differences else f'{len(differences)} DIFFERENCES'}")
+        for difference in differences[:5]:
+            print(f"    {difference}")
+    failed = sum(bool(differences) for _, _, differences in rows)
+    print(f"{len(rows) - failed} of {len(rows)} checks passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
