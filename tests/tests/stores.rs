@@ -55,7 +55,15 @@ fn the_same_workers_resumed_from_s3_end_with_the_bits_of_an_undisturbed_run() {
     sandbox.train("away", 2, &[&store, "train.steps=10"]);
     // The store ails while the run goes on: slow, refusing, losing answers.
     let slow = Fault::Slow(Duration::from_millis(200));
-    server.meet([slow, Fault::Refuse, Fault::DropAnswer, Fault::None, Fault::DropRequest, slow, Fault::Refuse]);
+    server.meet([
+        slow,
+        Fault::Refuse,
+        Fault::DropAnswer,
+        Fault::None,
+        Fault::DropRequest,
+        slow,
+        Fault::Refuse,
+    ]);
     sandbox.train("away", 2, &[&store]);
     assert_eq!(server.met(), 6, "all of it was met");
     let straight = sandbox.train("straight", 2, &[]);
@@ -65,7 +73,15 @@ fn the_same_workers_resumed_from_s3_end_with_the_bits_of_an_undisturbed_run() {
     // A new run from it, without a path of this machine.
     let from = server.url("team/runs/away/step-0000000020");
     let begun = sandbox.run(&[
-        "run", "job.toml", "--run-dir", "next", "--from", &from, "--set", "train.steps=2", "--json",
+        "run",
+        "job.toml",
+        "--run-dir",
+        "next",
+        "--from",
+        &from,
+        "--set",
+        "train.steps=2",
+        "--json",
     ]);
     assert!(begun.status.success(), "{}", error_of(&begun));
 }

@@ -42,9 +42,8 @@ impl CheckpointStore {
             StoreLocation::Object(url) => url,
         };
         let failed = |source| StoreError::Open { url: url.clone(), source };
-        let parsed = Url::parse(url).map_err(|e| {
-            failed(object_store::Error::Generic { store: "address", source: Box::new(e) })
-        })?;
+        let parsed = Url::parse(url)
+            .map_err(|e| failed(object_store::Error::Generic { store: "address", source: Box::new(e) }))?;
         let (objects, prefix) = object_store::parse_url_opts(&parsed, settings).map_err(failed)?;
         let objects: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(objects, prefix));
         Ok(Self::at(objects, url.clone(), layout))

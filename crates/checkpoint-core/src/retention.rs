@@ -10,9 +10,9 @@ use crate::error::StoreError;
 use crate::layout::{PIN_FILE, Place};
 use crate::offline::CheckpointDir;
 use crate::store::{CheckpointStore, Inner};
+use futures::StreamExt;
 use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{Retention, RunId, Step};
-use futures::StreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 
@@ -135,7 +135,11 @@ impl CheckpointDir {
         let inner = &self.store.inner;
         inner.visible(&self.place, step).await?;
         let path = self.place.step(step).join(PIN_FILE);
-        if pinned { inner.put(&path, "{}\n".into(), PutMode::Overwrite).await } else { inner.remove(&path).await }
+        if pinned {
+            inner.put(&path, "{}\n".into(), PutMode::Overwrite).await
+        } else {
+            inner.remove(&path).await
+        }
     }
 }
 

@@ -335,7 +335,12 @@ mod tests {
         let info = TensorInfo { name: "w".into(), dtype: Dtype::U8, shape: vec![4], bytes: 4 };
         let plan = SlicePlan::new(&[info]).unwrap();
         let mut file = vec![1; plan.len()];
-        let fill = |file: &mut [u8]| plan.fill(file, |_, place| Ok::<_, SliceError>(place.fill(7)));
+        let fill = |file: &mut [u8]| {
+            plan.fill(file, |_, place| {
+                place.fill(7);
+                Ok::<_, SliceError>(())
+            })
+        };
         fill(&mut file).unwrap();
         assert_eq!(SliceView::parse(&file).unwrap().get("w").unwrap().bytes, [7; 4]);
         file.push(0);

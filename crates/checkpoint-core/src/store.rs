@@ -240,7 +240,9 @@ impl CheckpointStore {
     /// Removes what a committed step's folder holds besides the checkpoint. Failing is no fault: the
     /// checkpoint is there, the rest goes with it when it is pruned.
     async fn tidy(&self, place: &Place, manifest: &Manifest) {
-        let keep = |name: &str| [MANIFEST_FILE, PIN_FILE].contains(&name) || manifest.slices.iter().any(|s| s.file == name);
+        let keep = |name: &str| {
+            [MANIFEST_FILE, PIN_FILE].contains(&name) || manifest.slices.iter().any(|s| s.file == name)
+        };
         let folder = place.step(manifest.step);
         let removed = async {
             for name in self.inner.files(&folder).await?.into_keys().filter(|name| !keep(name)) {

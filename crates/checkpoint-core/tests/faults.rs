@@ -138,7 +138,10 @@ async fn a_damaged_step_can_be_trained_and_saved_again() {
     let error = saved.store.commit(&commit_spec("a", 20, 2)).await.unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
     save(&saved.store, "a", 15, 5, 2).await.unwrap();
-    assert_eq!(saved.store.prune(&run("a"), Retention::newest(1), Step::new(15)).await.unwrap(), [Step::new(10)]);
+    assert_eq!(
+        saved.store.prune(&run("a"), Retention::newest(1), Step::new(15)).await.unwrap(),
+        [Step::new(10)]
+    );
     assert_eq!(saved.store.latest_good(&run("a")).await.unwrap().unwrap().step, Step::new(15));
     let again = save(&saved.store, "a", 20, 7, 3).await.unwrap();
     assert_eq!(saved.store.latest_good(&run("a")).await.unwrap().unwrap(), again);

@@ -99,7 +99,11 @@ async fn damaged_and_missing_objects_mean_the_checkpoint_before() {
             1 => bytes.truncate(at),
             _ => bytes.clear(),
         }
-        if bytes.is_empty() { std::fs::remove_file(&file).unwrap() } else { std::fs::write(&file, bytes).unwrap() }
+        if bytes.is_empty() {
+            std::fs::remove_file(&file).unwrap()
+        } else {
+            std::fs::write(&file, bytes).unwrap()
+        }
         let good = store.latest_good(&run("a")).await.unwrap().unwrap();
         assert_eq!(good.step, Step::new(10), "case {case}: {name} at {at}");
     }

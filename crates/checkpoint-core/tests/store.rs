@@ -264,15 +264,24 @@ async fn pruning_keeps_the_newest_and_never_the_one_to_come() {
             let all = store.list(&run("a"), Depth::Full).await.unwrap();
             all.visible.iter().map(|e| e.manifest.step.get()).collect()
         };
-        assert_eq!(store.prune(&run("a"), Retention::newest(0), Step::new(40)).await.unwrap(), [Step::new(25)]);
+        assert_eq!(
+            store.prune(&run("a"), Retention::newest(0), Step::new(40)).await.unwrap(),
+            [Step::new(25)]
+        );
         assert_eq!(steps().await, [10, 20, 30, 40]);
         let gone = store.prune(&run("a"), Retention::newest(2), Step::new(40)).await.unwrap();
         assert_eq!(gone, [Step::new(20), Step::new(10)]);
         assert_eq!(steps().await, [30, 40]);
-        assert!(store.prune(&run("a"), Retention::newest(1), Step::new(50)).await.unwrap().is_empty(), "50 is not visible");
+        assert!(
+            store.prune(&run("a"), Retention::newest(1), Step::new(50)).await.unwrap().is_empty(),
+            "50 is not visible"
+        );
         store.commit(&commit_spec("a", 50, 2)).await.unwrap();
         // A step before the newest is committed late: what is newer stays.
-        assert_eq!(store.prune(&run("a"), Retention::newest(1), Step::new(40)).await.unwrap(), [Step::new(30)]);
+        assert_eq!(
+            store.prune(&run("a"), Retention::newest(1), Step::new(40)).await.unwrap(),
+            [Step::new(30)]
+        );
         assert_eq!(steps().await, [40, 50]);
     }
 }

@@ -48,7 +48,11 @@ async fn contents(memory: &InMemory) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// One fault; what it was.
-async fn damage(memory: &InMemory, before: &BTreeMap<String, Vec<u8>>, random: &mut SplitMix64) -> &'static str {
+async fn damage(
+    memory: &InMemory,
+    before: &BTreeMap<String, Vec<u8>>,
+    random: &mut SplitMix64,
+) -> &'static str {
     let newest: Vec<&String> = before.keys().filter(|k| k.starts_with("step-0000000020/")).collect();
     assert_eq!(newest.len(), 3, "{newest:?}");
     let name = newest[random.below(3) as usize];
@@ -66,7 +70,9 @@ async fn damage(memory: &InMemory, before: &BTreeMap<String, Vec<u8>>, random: &
                 let at = random.below(bytes.len() as u64) as usize;
                 bytes[at] = bytes[at].wrapping_add(1 + random.below(255) as u8);
             }
-            if bytes == before[name] { bytes[at] ^= 1 }
+            if bytes == before[name] {
+                bytes[at] ^= 1
+            }
             ("changed bytes", bytes)
         }
         4 => {
@@ -84,7 +90,9 @@ async fn damage(memory: &InMemory, before: &BTreeMap<String, Vec<u8>>, random: &
         7 => {
             let len = (bytes.len() - at).min(512);
             bytes[at..at + len].fill(0);
-            if bytes == before[name] { bytes[at] ^= 1 }
+            if bytes == before[name] {
+                bytes[at] ^= 1
+            }
             ("zeroed sector", bytes)
         }
         8 => ("file of another step", other(name)),
@@ -113,10 +121,8 @@ fn whatever_happens_to_the_newest_checkpoint_the_one_before_is_used() {
             let kind = damage(&memory, &before, &mut random).await;
             *kinds.entry(kind).or_default() += 1;
             let found = store.verify(&run("a"), Step::new(20)).await;
-            let detected = matches!(
-                &found,
-                Err(StoreError::Damaged { .. } | StoreError::NoCheckpoint { .. })
-            );
+            let detected =
+                matches!(&found, Err(StoreError::Damaged { .. } | StoreError::NoCheckpoint { .. }));
             assert!(detected, "seed {seed}, {kind}: {found:?}");
             assert_eq!(store.latest_good(&run("a")).await.unwrap().unwrap(), good, "seed {seed}, {kind}");
             for slice in 0..SLICES {

@@ -25,7 +25,9 @@ pub(crate) enum FenceError {
     Stale { run: RunId, found: FencingToken, highest: FencingToken },
     #[error("cannot keep the highest token of run `{run}`: {source}")]
     Store { run: RunId, source: StoreError },
-    #[error("cannot keep the highest token of run `{run}`: {reason}; stop other checkpoint services over the same store")]
+    #[error(
+        "cannot keep the highest token of run `{run}`: {reason}; stop other checkpoint services over the same store"
+    )]
     Contended { run: RunId, reason: String },
     #[error(
         "the highest token of run `{run}` in {place}/{file} does not parse: {reason}; restore the file from the \
@@ -138,12 +140,13 @@ impl Fence {
         Ok((token, Some(record)))
     }
 
-    async fn save(&self, run: &RunId, token: FencingToken, before: Option<&Record>) -> Result<(), RecordError> {
-        let text = format!(
-            "{{\"term\":{},\"generation\":{}}}\n",
-            token.term.get(),
-            token.generation.get()
-        );
+    async fn save(
+        &self,
+        run: &RunId,
+        token: FencingToken,
+        before: Option<&Record>,
+    ) -> Result<(), RecordError> {
+        let text = format!("{{\"term\":{},\"generation\":{}}}\n", token.term.get(), token.generation.get());
         self.store.write_record(&file(run), text.into(), before).await
     }
 }

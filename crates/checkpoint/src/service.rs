@@ -129,8 +129,7 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
         request: Request<Streaming<v1::PutSliceRequest>>,
     ) -> Result<Response<v1::PutSliceResponse>, Status> {
         let mut stream = request.into_inner();
-        let Some(Part::Header(header)) = next_part(&mut stream, self.stall).await?
-        else {
+        let Some(Part::Header(header)) = next_part(&mut stream, self.stall).await? else {
             return Err(Status::invalid_argument("the upload does not begin with a header"));
         };
         let (token, spec, tier) = slice_spec(header).map_err(|e| wire_status(&e))?;

@@ -5,8 +5,8 @@
 //! bounded; what is read is read from the durable store where it is there. Left out: who may write (the fence).
 
 use mcl_checkpoint_core::{
-    CheckpointStore, CommitSpec, Damage, Depth, Inventory, InventoryEntry, Limits, Manifest, SliceReader, SliceSpec,
-    SliceUpload, StoreError,
+    CheckpointStore, CommitSpec, Damage, Depth, Inventory, InventoryEntry, Limits, Manifest, SliceReader,
+    SliceSpec, SliceUpload, StoreError,
 };
 use mcl_types::{Retention, RunId, Step, Tier};
 

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use bytes::Bytes;
-use mcl_checkpoint::{Draft, CheckpointClient, ClientError, Layout, Patience, ServeConfig, ServeError, serve};
+use mcl_checkpoint::{
+    CheckpointClient, ClientError, Draft, Layout, Patience, ServeConfig, ServeError, serve,
+};
 use mcl_checkpoint_core::{Dtype, TensorInfo, assign, write_slice};
 use mcl_proto::v1;
 use mcl_types::{Digest, FencingToken, Generation, Retention, RunId, Step, Term, Tier};
@@ -162,7 +164,8 @@ async fn a_commit_waits_for_every_slice_repeats_and_never_changes() {
     let put = |i: u32| client.put_slice(draft(token(1, 1), &ID, 5, 3), i, parts[i as usize].clone());
     put(0).await.unwrap();
     put(2).await.unwrap();
-    let commit = |meta: &'static str| client.commit(draft(token(1, 1), &ID, 5, 3), meta, Retention::newest(2));
+    let commit =
+        |meta: &'static str| client.commit(draft(token(1, 1), &ID, 5, 3), meta, Retention::newest(2));
     let early = commit("{}").await.unwrap_err();
     assert!(matches!(&early, ClientError::NotStaged { .. }), "{early}");
     assert!(early.to_string().contains("slice 1 of 3"), "{early}");
@@ -332,7 +335,10 @@ async fn two_runs_go_on_side_by_side_and_old_checkpoints_go() {
         client.announce_term(&run(name), Term::new(term)).await.unwrap();
         for step in [10, 20, 30] {
             stage(&client, token(term, 1), name, step, &slices(seed ^ step as u8, 2)).await.unwrap();
-            client.commit(draft(token(term, 1), &run(name), step, 2), "", Retention::newest(2)).await.unwrap();
+            client
+                .commit(draft(token(term, 1), &run(name), step, 2), "", Retention::newest(2))
+                .await
+                .unwrap();
         }
         steps(&client, name).await
     };

@@ -74,12 +74,7 @@ async fn list(path: &StoreLocation, json: bool, depth: Depth) -> Result<ExitCode
     Ok(if inventory.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-async fn prune(
-    path: &StoreLocation,
-    retention: Retention,
-    dry_run: bool,
-    json: bool,
-) -> Result<ExitCode> {
+async fn prune(path: &StoreLocation, retention: Retention, dry_run: bool, json: bool) -> Result<ExitCode> {
     let gone = CheckpointDir::at(path).await?.prune(retention, dry_run).await?;
     if json {
         let steps: Vec<u64> = gone.iter().map(|step| step.get()).collect();

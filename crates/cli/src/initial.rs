@@ -23,7 +23,12 @@ const NO_WEIGHTS: [&str; 2] = ["optimizer.", "trainer."];
 
 /// Stores what is at `from` as the first checkpoint of a run; its digest. A run that has begun already keeps what it
 /// has: the coordinator then compares digests.
-pub(crate) async fn store(from: &StoreLocation, run_id: &RunId, job: &Job, checkpoint_url: &str) -> Result<Digest> {
+pub(crate) async fn store(
+    from: &StoreLocation,
+    run_id: &RunId,
+    job: &Job,
+    checkpoint_url: &str,
+) -> Result<Digest> {
     let weights = read(from, job).await?;
     let tensors: Vec<_> =
         weights.iter().map(|(n, t)| (n.clone(), t.dtype, t.shape.clone(), t.bytes.as_slice())).collect();

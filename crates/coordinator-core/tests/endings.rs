@@ -242,8 +242,7 @@ fn a_checkpoint_waits_for_the_steps_before_it() {
     let layout = LaneLayout::new(4, 2).unwrap();
     for (rank, worker) in [(0, "w1"), (1, "w2")] {
         cluster.stored.entry((next + 1, generation)).or_default().insert(rank);
-        let staged =
-            RankSaid::Staged { step: next + 1, slices: 2, tier: Tier::Durable };
+        let staged = RankSaid::Staged { step: next + 1, slices: 2, tier: Tier::Durable };
         let staged = rank_event(&cluster, generation.get(), rank, staged);
         tell(&mut cluster, worker, staged);
         let drained = rank_event(&cluster, generation.get(), rank, RankSaid::Drained { step: next + 1 });

@@ -173,9 +173,7 @@ impl Bench {
             }
             let (client, run, bytes) = (self.client.clone(), run.clone(), bytes.clone());
             let at = Step::new(turn as u64);
-            let upload = self.runtime.spawn(async move {
-                client.put_slice(draft(&run, at), 0, bytes).await
-            });
+            let upload = self.runtime.spawn(async move { client.put_slice(draft(&run, at), 0, bytes).await });
             while !upload.is_finished() {
                 let took = self.step()?;
                 // The last one is only partly beside it.
@@ -237,7 +235,9 @@ fn millis(time: Duration) -> f64 {
 fn spread(values: &[f64]) -> Result<Spread> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let at = |index: usize| sorted.get(index).copied().context("nothing was measured: more repetitions are needed");
+    let at = |index: usize| {
+        sorted.get(index).copied().context("nothing was measured: more repetitions are needed")
+    };
     let last = sorted.len().saturating_sub(1);
     Ok(Spread { median: at(sorted.len() / 2)?, min: at(0)?, max: at(last)? })
 }

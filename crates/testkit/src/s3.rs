@@ -57,7 +57,9 @@ pub struct S3Server {
 impl Drop for S3Server {
     fn drop(&mut self) {
         // Not waited for: the test may be inside a runtime of its own.
-        self.runtime.take().map(Runtime::shutdown_background);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -144,7 +146,8 @@ async fn answer(
     match fault {
         Fault::DropRequest => return Err(cut()),
         Fault::Refuse => {
-            let mut refused = Response::new(s3s::Body::from("<Error><Code>SlowDown</Code></Error>".to_owned()));
+            let mut refused =
+                Response::new(s3s::Body::from("<Error><Code>SlowDown</Code></Error>".to_owned()));
             *refused.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             return Ok(refused);
         }

@@ -34,7 +34,9 @@ pub enum StoreLocationError {
     #[error("an empty place for checkpoints, expected a folder or s3://bucket/prefix")]
     Empty,
     /// A store that is not known.
-    #[error("`{found}` begins with {scheme}://, expected a folder, or one of file, s3, gs, az, abfs before ://")]
+    #[error(
+        "`{found}` begins with {scheme}://, expected a folder, or one of file, s3, gs, az, abfs before ://"
+    )]
     Scheme {
         /// The address.
         found: String,
@@ -42,7 +44,9 @@ pub enum StoreLocationError {
         scheme: String,
     },
     /// An address without a bucket, or with more than a path after it.
-    #[error("`{found}`: expected {scheme}://bucket or {scheme}://bucket/prefix, without `?`, `#`, empty or dotted parts")]
+    #[error(
+        "`{found}`: expected {scheme}://bucket or {scheme}://bucket/prefix, without `?`, `#`, empty or dotted parts"
+    )]
     Bucket {
         /// The address.
         found: String,
@@ -156,7 +160,8 @@ mod tests {
     fn what_is_no_store_is_an_error() {
         assert_eq!(parse(""), Err(StoreLocationError::Empty));
         assert!(matches!(parse("ftp://a/b"), Err(StoreLocationError::Scheme { .. })));
-        for bad in ["s3://", "s3:///a", "s3://b//a", "s3://b/../c", "s3://b/a?x=1", "gs://b/.", "s3://b/a#c"] {
+        for bad in ["s3://", "s3:///a", "s3://b//a", "s3://b/../c", "s3://b/a?x=1", "gs://b/.", "s3://b/a#c"]
+        {
             assert!(matches!(parse(bad), Err(StoreLocationError::Bucket { .. })), "{bad}");
         }
     }

@@ -35,7 +35,8 @@ mod tests {
 
     #[test]
     fn the_newest_and_the_multiples_stay() {
-        let stays = |keep, keep_every, step, newer| Retention { keep, keep_every }.stays(Step::new(step), newer);
+        let stays =
+            |keep, keep_every, step, newer| Retention { keep, keep_every }.stays(Step::new(step), newer);
         assert!(stays(0, 0, 7, 100));
         assert!(stays(2, 0, 7, 0) && stays(2, 0, 7, 1) && !stays(2, 0, 7, 2));
         assert!(stays(2, 100, 300, 9) && !stays(2, 100, 350, 9));

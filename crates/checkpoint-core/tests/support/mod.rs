@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use mcl_checkpoint_core::{
-    CheckpointStore, CommitSpec, Dtype, Layout, Manifest, SliceSpec, StoreError, TensorInfo, assign, write_slice,
+    CheckpointStore, CommitSpec, Dtype, Layout, Manifest, SliceSpec, StoreError, TensorInfo, assign,
+    write_slice,
 };
 use mcl_testkit::S3Server;
 use mcl_types::{RunId, Step};

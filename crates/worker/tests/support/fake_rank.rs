@@ -141,7 +141,8 @@ impl Rank {
                     }
                 }
                 Some(Command::CheckpointCommitted(c)) => {
-                    self.say(Event::Staged(Staged { step: c.step + 1, slice: 0, slices: 1 })).await?;
+                    self.say(Event::Staged(Staged { step: c.step + 1, slices: 1, ..Staged::default() }))
+                        .await?;
                 }
                 Some(Command::Drain(_)) => self.say(Event::Drained(Drained { step: self.next_step })).await?,
                 Some(Command::Pause(_)) => self.say(Event::Paused(Paused { step: self.next_step })).await?,
