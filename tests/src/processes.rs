@@ -54,6 +54,15 @@ pub fn ranks(pid: ProcessId) -> Vec<ProcessId> {
     family(pid).into_iter().filter(|pid| command_line(*pid).contains(RANK)).collect()
 }
 
+/// How long it has been there.
+pub fn age(pid: ProcessId) -> Option<std::time::Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 22, after a name that may hold anything: hundredths of a second from the machine's start to its own.
+    let started: f64 = stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()?;
+    let up: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
+    std::time::Duration::try_from_secs_f64(up - started / 100.0).ok()
+}
+
 /// Whether it is there and has not ended.
 pub fn alive(pid: ProcessId) -> bool {
     stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')

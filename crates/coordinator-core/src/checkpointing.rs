@@ -57,7 +57,9 @@ impl Turn<'_> {
                 }
             }
             Err(reason) => {
-                if let Stage::Live(live) = &mut job.stage {
+                if let Stage::Live(live) = &mut job.stage
+                    && job.committing_to == Tier::Durable
+                {
                     live.refused.insert(step, reason.clone());
                 }
                 self.out.push(Effect::Warn(Warning::CheckpointRefused { step, reason }));

@@ -5,7 +5,7 @@ use crate::event::{Hello, RankEvent, SessionId};
 use crate::reason::EndCause;
 use crate::slots::Slot;
 use crate::state::{Stage, Turn, Worker};
-use mcl_types::{FencingToken, Rank, WorkerName};
+use mcl_types::{FencingToken, Rank, Tier, WorkerName};
 
 impl Turn<'_> {
     pub(crate) fn connected(&mut self, session: SessionId, hello: Hello) {
@@ -261,8 +261,10 @@ impl Turn<'_> {
             let parked =
                 live.members.get(rank.get() as usize).and_then(|m| m.parked_at(job.spec.total_steps()));
             parked.is_some_and(|step| {
-                let staged = live.staged.get(&step).is_some_and(|s| s.ranks.contains(rank));
-                let visible = job.last_checkpoint == Some(step) || job.committing == Some(step);
+                let staged = live.staged.get(&step);
+                let staged = staged.is_some_and(|s| s.tier == Tier::Durable && s.ranks.contains(rank));
+                let asked = job.committing == Some(step) && job.committing_to == Tier::Durable;
+                let visible = job.last_checkpoint == Some(step) || asked;
                 job.committed >= step && (staged || visible)
             })
         });

@@ -150,9 +150,19 @@ impl Turn<'_> {
     fn staged(&mut self, rank: Rank, step: u64, slices: u32, tier: Tier) {
         let Some(job) = self.state.job.as_mut() else { return };
         let Stage::Live(live) = &mut job.stage else { return };
-        if Some(step) > job.last_checkpoint && job.committing.is_none_or(|c| step > c) {
-            let fresh = || Staging { slices, tier, ranks: BTreeSet::new() };
-            live.staged.entry(step).or_insert_with(fresh).ranks.insert(rank);
+        // A snapshot in memory does not stand in for a durable one of the same step.
+        let safer = |than: Tier| tier < than;
+        let asked = job.committing.is_some_and(|c| step < c || (step == c && !safer(job.committing_to)));
+        if Some(step) <= job.last_checkpoint || asked {
+            return;
+        }
+        let fresh = || Staging { slices, tier, ranks: BTreeSet::new() };
+        let staging = live.staged.entry(step).or_insert_with(fresh);
+        if safer(staging.tier) {
+            *staging = fresh();
+        }
+        if staging.tier == tier {
+            staging.ranks.insert(rank);
         }
     }
 
@@ -224,11 +234,9 @@ fn judge(spec: &JobSpec, live: &Live, rank: Rank, said: &RankSaid) -> Result<(),
         }
         RankSaid::Staged { step, slices, tier } => {
             started("staged")?;
-            let before = live.staged.get(step).map(|s| (s.slices, s.tier));
-            if *slices == 0 || before.is_some_and(|b| b != (*slices, *tier)) {
-                return Err(format!(
-                    "it staged step {step} in {slices} slices for {tier:?}, others in {before:?}"
-                ));
+            let before = live.staged.get(step).filter(|s| s.tier == *tier).map(|s| s.slices);
+            if *slices == 0 || before.is_some_and(|b| b != *slices) {
+                return Err(format!("it staged step {step} in {slices} slices, others in {before:?}"));
             }
             within("staged step", *step, first, total)
         }

@@ -176,6 +176,23 @@ fn silence_is_an_end_that_says_where() {
 }
 
 #[test]
+fn a_process_that_never_says_a_word_is_not_waited_for_for_ever() {
+    let mut state = welcomed(1);
+    let effects = hear(&mut state, prepare(Configure { lost_after_ms: 2000, ..order("job") }), SECOND);
+    let [(a, _), (b, _)] = start(&mut state, &effects, SECOND)[..] else { panic!("{effects:?}") };
+    says(&mut state, a, prepared(), 2 * SECOND);
+    let mut killed_at = Vec::new();
+    for second in 3..70 {
+        let mut effects = says(&mut state, a, alive(None, "idle", 0.1), second * SECOND);
+        effects.extend(state.apply(Event::Tick, second * SECOND));
+        killed_at.extend(killed(&effects).into_iter().map(|id| (id, second)));
+    }
+    assert_eq!(killed_at, [(b, 61)]);
+    let said = exits(&state.apply(gone(b), 70 * SECOND));
+    assert_eq!(said, ["silent for 60.0 s since its start: killed"]);
+}
+
+#[test]
 fn a_limit_of_zero_is_none_and_any_word_counts() {
     let mut state = welcomed(1);
     ready_made(&mut state, order("job"), SECOND);

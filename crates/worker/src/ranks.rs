@@ -16,6 +16,8 @@ use std::time::Duration;
 /// Memberships that a process is believed to still speak of. An event is late by one generation, or a few where
 /// they follow each other fast.
 const MEMBERSHIPS: usize = 16;
+/// From its start to its first word: the libraries of a GPU may come from a slow disk.
+pub(crate) const BIRTH: Duration = Duration::from_secs(60);
 /// Lateness of the worker itself from which on it does not hold the time against its processes.
 pub(crate) const HELD_UP: Duration = Duration::from_millis(200);
 
@@ -104,8 +106,9 @@ impl Process {
 
     /// When its silence ends patience; that of one that was told to end is limited anyhow.
     fn silent_at(&self) -> Option<Duration> {
-        let (heard, patience) = (self.heard?, self.patience?);
-        self.stays().then(|| heard + patience)
+        let patience = self.patience?;
+        let at = self.heard.map_or_else(|| self.since + patience.max(BIRTH), |heard| heard + patience);
+        self.stays().then_some(at)
     }
 
     /// When it is to be killed, if nothing else happens.
@@ -114,12 +117,13 @@ impl Process {
     }
 
     fn silence(&self, now: Duration) -> String {
-        let silent = now.saturating_sub(self.heard.unwrap_or(now)).as_secs_f64();
+        let silent = now.saturating_sub(self.heard.unwrap_or(self.since)).as_secs_f64();
         let doing = match &self.doing {
             Some(Alive { step: Some(step), activity, seconds }) => {
                 format!(" in step {step} ({activity} for {seconds:.1} s)")
             }
             Some(Alive { step: None, activity, seconds }) => format!(" ({activity} for {seconds:.1} s)"),
+            None if self.heard.is_none() => " since its start".to_owned(),
             None => String::new(),
         };
         format!("silent for {silent:.1} s{doing}: killed")
@@ -258,7 +262,9 @@ impl State {
         }
         let deaf = now.saturating_sub(self.now);
         tracing::warn!(?deaf, "this worker was held up");
-        self.processes.values_mut().filter_map(|p| p.heard.as_mut()).for_each(|heard| *heard += deaf);
+        for process in self.processes.values_mut() {
+            *process.heard.as_mut().unwrap_or(&mut process.since) += deaf;
+        }
     }
 }
 

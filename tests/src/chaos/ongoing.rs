@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 const LEAVE: Duration = Duration::from_secs(30);
 /// How long a failpoint may take to be reached: a worker starts, its rank is prepared and admitted.
 const REACH: Duration = Duration::from_secs(45);
+/// A process of this age has spoken, also on a busy machine; a younger one is given so long for its first word.
+const YOUNG: Duration = Duration::from_secs(10);
+const BIRTH: Duration = Duration::from_secs(60);
 /// How long a rank that stands still may be there: silence, then its worker's next look, on a busy machine.
 const HUNG: Duration = Duration::from_secs(3 * LOST_AFTER.as_secs());
 /// How long a service may still die of a disk that was full.
@@ -195,11 +198,14 @@ impl Ongoing {
         if !processes::alive(pid) {
             return Progress::Done;
         }
-        if self.entered.elapsed() < HUNG {
+        // One that may not have said a word yet is given time to be born.
+        let age = processes::age(pid).unwrap_or_default().saturating_sub(self.entered.elapsed());
+        let limit = if age < YOUNG { BIRTH + HUNG } else { HUNG };
+        if self.entered.elapsed() < limit {
             return Progress::Waiting;
         }
         processes::signal(pid, Signal::SIGKILL);
-        Progress::Broken(format!("a rank that stands still is there after {} s", HUNG.as_secs()))
+        Progress::Broken(format!("a rank that stands still is there after {} s", limit.as_secs()))
     }
 }
 
