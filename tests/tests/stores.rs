@@ -2,7 +2,7 @@
 //! and what is said when it is not there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use mcl_system_tests::{Sandbox, error_of, largest_error};
+use mcl_system_tests::{Sandbox, error_of};
 use mcl_testkit::{Fault, S3Server};
 use std::time::Duration;
 
@@ -36,23 +36,21 @@ fn a_run_resumed_from_s3_with_other_workers_has_the_bits_of_one_that_kept_its_ch
     let digest = |place: &str| sandbox.ok(&["checkpoint", "digest", place]).trim().to_owned();
     let away = server.url("team/runs/away");
     assert_eq!(digest(&away), digest("home"), "same layout, other bits");
-    // And against one that was never interrupted, at invariant 7's tolerance.
-    sandbox.train("steady", 2, &with(whole, "checkpoint.every_steps=500"));
     let exported = |place: &str, out: &str| {
         sandbox.ok(&["checkpoint", "export", place, "--out", out]);
         std::fs::read(sandbox.path(out)).unwrap()
     };
     assert_eq!(exported(&away, "away.safetensors"), exported("home", "home.safetensors"));
-    let error = largest_error(&sandbox.tensors("home", 10), &sandbox.tensors("steady", 10));
-    println!("2 then 3 workers over S3 against 2 undisturbed: {error:.1e} after 10 steps");
-    assert!(error <= 1e-9, "{error:e}");
 }
 
 #[test]
 fn the_same_workers_resumed_from_s3_end_with_the_bits_of_an_undisturbed_run() {
     let server = S3Server::start();
     let (sandbox, store) = on_s3(&server);
-    sandbox.train("away", 2, &[&store, "train.steps=10"]);
+    let mut run = sandbox.start("away", 2, &[&store]);
+    let kept = server.file("team/runs/away/step-0000000010/manifest.json");
+    run.until("the checkpoint of step 10", |_| kept.is_file());
+    run.kill_everything();
     // The store ails while the run goes on: slow, refusing, losing answers.
     let slow = Fault::Slow(Duration::from_millis(200));
     server.meet([
