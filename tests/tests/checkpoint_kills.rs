@@ -85,6 +85,8 @@ async fn killed_at_every_place_it_keeps_a_whole_checkpoint_and_goes_on() {
             let saved = step;
             step += 1;
             let (mut dying, url) = serve(root, Some(*place)).await;
+            // Waiting closes it otherwise, and the service would leave.
+            let _input = dying.stdin.take();
             let status = tokio::select! {
                 status = dying.wait() => status.unwrap(),
                 _ = save(&url, step, step) => panic!("round {round}: nothing died at {}", place.name()),
