@@ -1,7 +1,7 @@
 //! Same weights whatever happens and however many workers there are.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use mcl_system_tests::{Sandbox, checkpoint_visible, largest_error, processes};
+use mcl_system_tests::{SIX_LANES_IN_F64, Sandbox, checkpoint_visible, largest_error, processes};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -59,17 +59,7 @@ fn an_interrupt_drains_to_a_checkpoint_and_the_run_continues_in_mid_epoch() {
 #[test]
 fn one_two_three_and_four_workers_over_six_lanes_agree() {
     let sandbox = Sandbox::new();
-    let common = [
-        // At 32 pixels P5 has one cell and norms see means that are zero but for noise.
-        "model.image_size=64",
-        "train.precision=f64",
-        "batch.lanes=6",
-        "batch.images_per_lane=4",
-        "optimizer.kind=lars",
-        "optimizer.lr=0.1",
-        "checkpoint.every_steps=3",
-        "checkpoint.keep=0",
-    ];
+    let common = [&SIX_LANES_IN_F64[..], &["checkpoint.every_steps=3", "checkpoint.keep=0"]].concat();
     for workers in 1..=4 {
         sandbox.train(&format!("w{workers}"), workers, &common);
         sandbox.exact_ledger(&format!("w{workers}"));

@@ -2,7 +2,7 @@
 //! and what is said when it is not there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use mcl_system_tests::{Sandbox, error_of};
+use mcl_system_tests::{SIX_LANES_IN_F64, Sandbox, error_of};
 use mcl_testkit::{Fault, S3Server};
 use std::time::Duration;
 
@@ -15,15 +15,7 @@ fn on_s3(server: &S3Server) -> (Sandbox, String) {
 fn a_run_resumed_from_s3_with_other_workers_has_the_bits_of_one_that_kept_its_checkpoints_at_home() {
     let server = S3Server::start();
     let (sandbox, store) = on_s3(&server);
-    let common = [
-        "model.image_size=64",
-        "train.precision=f64",
-        "batch.lanes=6",
-        "batch.images_per_lane=4",
-        "optimizer.kind=lars",
-        "optimizer.lr=0.1",
-        "checkpoint.keep=0",
-    ];
+    let common = [&SIX_LANES_IN_F64[..], &["checkpoint.keep=0"]].concat();
     let with = |steps, more: &'static str| -> Vec<&str> { [&common[..], &[steps, more]].concat() };
     let (half, whole) = ("train.steps=5", "train.steps=10");
     let store: &'static str = store.leak();

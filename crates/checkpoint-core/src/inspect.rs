@@ -4,7 +4,7 @@
 
 use crate::damage::Damage;
 use crate::error::StoreError;
-use crate::layout::{Place, parse_step_folder};
+use crate::layout::{PIN_FILE, Place, parse_step_folder};
 use crate::manifest::{Manifest, SliceEntry};
 use crate::state_digest::TensorDigest;
 use crate::store::{CheckpointStore, Inner, check_slice_number};
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use mcl_types::{Digest, RunId, Step};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How hard a listing looks.
@@ -245,8 +246,9 @@ impl Inner {
         let mut inventory = Inventory::default();
         let mut found_good = false;
         for step in self.steps(place).await?.into_iter().rev() {
-            let Some(manifest) = self.manifest(place, step).await else {
-                let files = self.files(&place.step(step)).await?;
+            let manifest = self.manifest(place, step).await;
+            let files = self.files(&place.step(step)).await?;
+            let Some(manifest) = manifest else {
                 let abandoned = files.is_empty() || files.keys().any(|name| name.ends_with(".staged.json"));
                 if abandoned {
                     inventory.staged.push(step);
@@ -259,12 +261,12 @@ impl Inner {
             let checked = match manifest {
                 Err(damage) => Err(damage),
                 Ok((manifest, _)) if verified => self.verify_state(place, &manifest).await.map(|_| manifest),
-                Ok((manifest, _)) => self.sizes_fit(place, &manifest).await?.map(|()| manifest),
+                Ok((manifest, _)) => sizes_fit(&files, &manifest).map(|()| manifest),
             };
             match checked {
                 Ok(manifest) => {
                     found_good = true;
-                    let pinned = self.is_pinned(place, step).await?;
+                    let pinned = files.contains_key(PIN_FILE);
                     inventory.visible.push(InventoryEntry { manifest, verified, pinned });
                 }
                 Err(damage) => inventory.damaged.push((step, damage)),
@@ -275,19 +277,19 @@ impl Inner {
         inventory.staged.reverse();
         Ok(inventory)
     }
+}
 
-    async fn sizes_fit(&self, place: &Place, manifest: &Manifest) -> Result<Result<(), Damage>, StoreError> {
-        let files = self.files(&place.step(manifest.step)).await?;
-        let fits = |entry: &SliceEntry| {
-            let file = entry.file.clone();
-            match files.get(&entry.file) {
-                None => Err(Damage::SliceMissing { file }),
-                Some(&found) if found != entry.size => {
-                    Err(Damage::SliceSize { file, found, expected: entry.size })
-                }
-                Some(_) => Ok(()),
+/// Whether a folder holds what its manifest names.
+fn sizes_fit(files: &BTreeMap<String, u64>, manifest: &Manifest) -> Result<(), Damage> {
+    let fits = |entry: &SliceEntry| {
+        let file = entry.file.clone();
+        match files.get(&entry.file) {
+            None => Err(Damage::SliceMissing { file }),
+            Some(&found) if found != entry.size => {
+                Err(Damage::SliceSize { file, found, expected: entry.size })
             }
-        };
-        Ok(manifest.slices.iter().try_for_each(fits))
-    }
+            Some(_) => Ok(()),
+        }
+    };
+    manifest.slices.iter().try_for_each(fits)
 }

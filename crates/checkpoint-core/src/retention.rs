@@ -174,7 +174,7 @@ impl Inner {
         })
     }
 
-    pub async fn is_pinned(&self, place: &Place, step: Step) -> Result<bool, StoreError> {
+    async fn is_pinned(&self, place: &Place, step: Step) -> Result<bool, StoreError> {
         let path = place.step(step).join(PIN_FILE);
         match self.objects.head(&path).await {
             Ok(_) => Ok(true),

@@ -26,9 +26,10 @@ pub(crate) enum FenceError {
     #[error("cannot keep the highest token of run `{run}`: {source}")]
     Store { run: RunId, source: StoreError },
     #[error(
-        "cannot keep the highest token of run `{run}`: {reason}; stop other checkpoint services over the same store"
+        "cannot keep the highest token of run `{run}`: another service raised it at the same time, {TRIES} times; stop \
+         other checkpoint services over the same store"
     )]
-    Contended { run: RunId, reason: String },
+    Contended { run: RunId },
     #[error(
         "the highest token of run `{run}` in {place}/{file} does not parse: {reason}; restore the file from the \
          coordinator's term"
@@ -71,12 +72,11 @@ impl Fence {
             _ => drop(held),
         }
         let mut held = slot.write_owned().await;
-        if let Some(highest) = *held
-            && token < highest
-        {
-            return Err(stale(highest));
-        }
-        let highest = self.raise(run, token, *held).await?;
+        // Somebody else may have raised it meanwhile.
+        let highest = match *held {
+            Some(highest) if token <= highest => highest,
+            _ => self.raise(run, token).await?,
+        };
         *held = Some(highest);
         if token < highest { Err(stale(highest)) } else { Ok(Pass { _held: held.downgrade() }) }
     }
@@ -93,16 +93,7 @@ impl Fence {
     }
 
     /// Makes `token` the highest, durably, unless a higher one stands; the highest then.
-    async fn raise(
-        &self,
-        run: &RunId,
-        token: FencingToken,
-        known: Option<FencingToken>,
-    ) -> Result<FencingToken, FenceError> {
-        if known == Some(token) {
-            return Ok(token);
-        }
-        let mut reason = String::new();
+    async fn raise(&self, run: &RunId, token: FencingToken) -> Result<FencingToken, FenceError> {
         for _ in 0..TRIES {
             let (highest, before) = self.load(run).await?;
             if token <= highest {
@@ -111,10 +102,7 @@ impl Fence {
             pass(Failpoint::BeforeFence);
             match self.save(run, token, before.as_ref()).await {
                 Ok(()) => {}
-                Err(RecordError::Changed { .. }) => {
-                    reason = "another service raised it at the same time".to_owned();
-                    continue;
-                }
+                Err(RecordError::Changed { .. }) => continue,
                 Err(RecordError::Store(source)) => {
                     return Err(FenceError::Store { run: run.clone(), source });
                 }
@@ -123,7 +111,7 @@ impl Fence {
             tracing::info!(%run, term = token.term.get(), generation = token.generation.get(), "fence raised");
             return Ok(token);
         }
-        Err(FenceError::Contended { run: run.clone(), reason })
+        Err(FenceError::Contended { run: run.clone() })
     }
 
     async fn load(&self, run: &RunId) -> Result<(FencingToken, Option<Record>), FenceError> {

@@ -26,4 +26,4 @@ pub use bind::{ExposedError, check_bind};
 pub use client::{CheckpointClient, CheckpointList, CheckpointSummary, DamagedCheckpoint, Draft, Patience};
 pub use client_error::ClientError;
 pub use mcl_checkpoint_core::Layout;
-pub use serve::{ServeConfig, ServeError, serve};
+pub use serve::{MEMORY_BYTES, ServeConfig, ServeError, serve};

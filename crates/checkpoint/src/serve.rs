@@ -17,7 +17,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 const WINDOW_BYTES: u32 = 4 << 20;
 
 /// Snapshots in memory take this much unless told otherwise: two states of a large backbone.
-const MEMORY_BYTES: u64 = 4 << 30;
+pub const MEMORY_BYTES: u64 = 4 << 30;
 
 /// What the service is to serve.
 #[derive(Debug, Clone)]

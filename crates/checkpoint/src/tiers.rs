@@ -60,19 +60,14 @@ impl Tiers {
         retention: Retention,
     ) -> Result<Manifest, StoreError> {
         let manifest = self.of(tier).commit(spec).await?;
-        let gone = match tier {
-            Tier::Durable => self.durable.prune(&spec.run, retention, spec.step).await,
-            Tier::Memory => self.memory.prune(&spec.run, Retention::newest(1), spec.step).await,
-        };
-        let over = match tier {
-            Tier::Durable => self.memory.remove_through(&spec.run, spec.step).await,
-            Tier::Memory => Ok(Vec::new()),
-        };
-        for (what, removed) in [("old", gone), ("in memory", over)] {
-            match removed {
-                Ok(steps) if steps.is_empty() => {}
-                Ok(steps) => tracing::info!(run = %spec.run, what, ?steps, "checkpoints removed"),
-                Err(error) => tracing::warn!(run = %spec.run, what, %error, "checkpoints not removed"),
+        match tier {
+            Tier::Durable => {
+                tell("old", spec, self.durable.prune(&spec.run, retention, spec.step).await);
+                tell("in memory", spec, self.memory.remove_through(&spec.run, spec.step).await);
+            }
+            Tier::Memory => {
+                let gone = self.memory.prune(&spec.run, Retention::newest(1), spec.step).await;
+                tell("in memory", spec, gone);
             }
         }
         Ok(manifest)
@@ -110,5 +105,14 @@ impl Tiers {
             Err(StoreError::NoCheckpoint { .. }) => self.memory.slice_reader(run, step, slice, chunk).await,
             other => other,
         }
+    }
+}
+
+/// What became of checkpoints that need not stay: keeping them is no fault of the one that was committed.
+fn tell(what: &str, spec: &CommitSpec, removed: Result<Vec<Step>, StoreError>) {
+    match removed {
+        Ok(steps) if steps.is_empty() => {}
+        Ok(steps) => tracing::info!(run = %spec.run, what, ?steps, "checkpoints removed"),
+        Err(error) => tracing::warn!(run = %spec.run, what, %error, "checkpoints not removed"),
     }
 }

@@ -217,7 +217,7 @@ pub(crate) struct CheckpointServerArguments {
     #[arg(long)]
     pub(crate) flat: bool,
     /// MiB of memory for snapshots between checkpoints (`[checkpoint] memory_every_steps`).
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = mcl_checkpoint::MEMORY_BYTES >> 20)]
     pub(crate) memory: u64,
     #[command(flatten)]
     pub(crate) listen: Listen,

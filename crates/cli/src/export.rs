@@ -72,12 +72,11 @@ fn name_of(path: &Path) -> Result<&str> {
 
 /// What is known of a checkpoint; of the run directory around it, where there is one, also job and loss.
 fn provenance(path: Option<&Path>, manifest: &Manifest) -> Result<Provenance> {
-    let full = path.map(std::path::absolute).transpose()?.unwrap_or_default();
-    let folder = full.ancestors().take(3).find(|f| f.join(run_dir::JOB).is_file());
+    let folder = path.map(run_dir::around).transpose()?.flatten();
     let steps = manifest.step.get();
     let (job, last_loss) = match folder {
         Some(folder) => {
-            let metrics = run_dir::metrics(folder).unwrap_or_default();
+            let metrics = run_dir::metrics(&folder).unwrap_or_default();
             let last = metrics.iter().rev().find(|m| Some(m.step) == steps.checked_sub(1));
             let job = folder.join(run_dir::JOB);
             let text = std::fs::read_to_string(&job).with_context(|| job.display().to_string())?;

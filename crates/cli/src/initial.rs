@@ -128,11 +128,8 @@ fn exported(from: &Path) -> Result<Weights> {
 
 /// Where the other run's job lies beside its checkpoints, models can be compared before anything is started.
 fn same_model(from: &Path, job: &Job) -> Result<()> {
-    let full = std::path::absolute(from)?;
-    let Some(folder) = full.ancestors().take(3).find(|f| f.join(run_dir::JOB).is_file()) else {
-        return Ok(());
-    };
-    let theirs = run_dir::job_of(folder)?;
+    let Some(folder) = run_dir::around(from)? else { return Ok(()) };
+    let theirs = run_dir::job_of(&folder)?;
     if theirs.model() != job.model() {
         bail!(Usage(format!(
             "--from {}: that run has another model: {:?}, this job has {:?}; make the [model] sections equal",

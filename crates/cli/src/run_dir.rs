@@ -27,6 +27,12 @@ pub(crate) fn run_id(folder: &Path) -> Result<RunId> {
     RunId::new(if kept.is_empty() { "run" } else { kept }).map_err(|e| Usage(e.to_string()).into())
 }
 
+/// The run directory that a path is or lies in: its checkpoints folder, or one checkpoint.
+pub(crate) fn around(path: &Path) -> Result<Option<PathBuf>> {
+    let full = std::path::absolute(path)?;
+    Ok(full.ancestors().take(3).find(|folder| folder.join(JOB).is_file()).map(Path::to_owned))
+}
+
 /// The job that a run directory holds.
 pub(crate) fn job_of(run_dir: &Path) -> Result<Job> {
     let path = run_dir.join(JOB);

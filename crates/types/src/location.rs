@@ -5,16 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// What begins the address of an object store, and which one it is.
-const SCHEMES: [(&str, &str); 7] = [
-    ("s3", "S3"),
-    ("s3a", "S3"),
-    ("gs", "Google Cloud Storage"),
-    ("az", "Azure"),
-    ("azure", "Azure"),
-    ("abfs", "Azure"),
-    ("abfss", "Azure"),
-];
+/// What begins the address of an object store: S3, Google Cloud Storage, Azure.
+const SCHEMES: [&str; 7] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss"];
 const FILE: &str = "file://";
 
 /// A folder (`runs/store`, `file:///srv/store`) or a place in an object store (`s3://bucket/prefix`).
@@ -87,7 +79,7 @@ impl FromStr for StoreLocation {
         let Some((scheme, rest)) = text.split_once("://") else {
             return Ok(Self::Folder(PathBuf::from(text)));
         };
-        let Some((scheme, _)) = SCHEMES.iter().find(|(known, _)| *known == scheme) else {
+        let Some(scheme) = SCHEMES.into_iter().find(|known| *known == scheme) else {
             let (found, scheme) = (text.to_owned(), scheme.to_owned());
             return Err(StoreLocationError::Scheme { found, scheme });
         };
