@@ -5,7 +5,7 @@ TOOLS := .libtorch/tools/bin
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
 
-.PHONY: help setup tools build demo test interop bench chaos check fmt nccl gpu-check release clean
+.PHONY: help setup tools build demo test interop fuzz bench chaos check fmt nccl gpu-check release clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,11 +28,15 @@ test: tools build ## all tests
 interop: tools ## open exports in torchvision, timm and Python's pickle (fetches them; some GB) [INTEROP_VENV=folder]
 	@bash scripts/interop.sh
 
-bench: build release ## what failures cost and what a coordinator carries, on a machine that does nothing else [TIMES=n] [MINUTES=n]
+fuzz: setup ## fuzz every decoder of bytes from outside [SECONDS_EACH=n] [TARGET=name]
+	@bash scripts/fuzz.sh $(or $(SECONDS_EACH),60) $(TARGET)
+
+bench: build release ## what failures and saving cost and what a coordinator carries, on a machine that does nothing else [TIMES=n] [MINUTES=n]
 	cargo run --quiet -p mcl-system-tests --bin mcl-measure -- --times $(or $(TIMES),15) --outage-minutes $(or $(MINUTES),10)
 	target/release/mcl bench coordinator --agents 2000 --ranks-per-agent 8 --hz 1
 	target/release/mcl bench coordinator --agents 10000 --heartbeats-only --hz 0.2
 	target/release/mcl bench coordinator --curve --hz 1
+	target/release/mcl bench checkpoint
 
 chaos: build ## kill, stop, cut and starve a cluster by a seed and see what it keeps [SEED=n] [MINUTES=n] [FAMILY=steady|elastic|both]
 	cargo run --quiet -p mcl-system-tests --bin mcl-chaos -- --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) --family $(or $(FAMILY),both)

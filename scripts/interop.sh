@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Opens exports in the tools that they are for, which are Python's: torchvision and timm strictly, Detectron2's and
-# MMDetection's files against the lists of what those expect. Imports what torch wrote. Prints a table; fails on any
+# MMDetection's files against the lists of what those expect; our forward pass against torchvision's on the exported
+# weights. Imports what torch wrote. Prints a table; fails on any
 # difference. Apart from `make test`, which needs no Python. [INTEROP_VENV=folder] keeps the Python packages elsewhere
 # than in .interop/venv.
 set -euo pipefail
@@ -20,23 +21,25 @@ if [ ! -f "$venv/.complete-1" ]; then
 fi
 
 say "building mcl and a checkpoint of random weights at full size"
-cargo build --quiet --bin mcl -p mcl-cli
-rm -rf "$work/checkpoints" "$work/exports"
+cargo build --quiet --bins -p mcl-cli -p mcl-rank
+rm -rf "$work/checkpoints" "$work/exports" "$work/pictures"
 mkdir -p "$work/exports"
 cargo run --quiet -p mcl-export --example random_checkpoint -- crates/export/tests/data/names_r50.txt "$work/checkpoints"
 
 mcl="${CARGO_TARGET_DIR:-target}/debug/mcl"
+"$mcl" data generate scenes --count 1 --size 200 --out "$work/pictures" >/dev/null
+picture="$(find "$work/pictures/images" -type f | head -1)"
 for encoder in momentum online; do
   for pair in safetensors:safetensors torchvision:pth torchvision-fpn:pth detectron2:pkl mmdet:pth timm:pth timm:safetensors; do
     format="${pair%%:*}"
     "$mcl" checkpoint export "$work/checkpoints" --format "$format" --encoder "$encoder" \
       --out "$work/exports/$format-$encoder.${pair##*:}" >/dev/null
   done
+  "$mcl" eval features "$work/checkpoints" --job configs/r50-imagenet.toml --encoder "$encoder" \
+    --picture "$picture" --out "$work/exports/features-$encoder.safetensors" >/dev/null
 done
 
 say "opening them"
 export PYTHONDONTWRITEBYTECODE=1
 "$python" tests/interop/check.py --mcl "$mcl" --checkpoints "$work/checkpoints" --exports "$work/exports" \
   --numpy-1 "$venv/numpy-1"
-# Outputs of the exported networks (C2..C5, P2..P5) against libtorch's belong here: tests/interop/outputs.py, with the
-# same folders, when `mcl-rank` can write them down.

@@ -22,6 +22,8 @@ HERE = Path(__file__).parent
 DATA = HERE / "../../crates/export/tests/data"
 ENCODERS = {"momentum": "encoder_k.", "online": "encoder_q."}
 EPSILON = 1e-5
+# Of the largest value of a map, and absolutely where values stay below one.
+FORWARD = 1e-4
 LISTS = {
     "torchvision": "torchvision_resnet50.txt",
     "torchvision-fpn": "torchvision_resnet50_fpn.txt",
@@ -122,6 +124,20 @@ def pyramid_outputs(file, model, own):
         errors = [float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, expected)]
     wrong = [f"P{i + 2}: relative error {e:.1e}" for i, e in enumerate(errors) if not e < 1e-5]
     row(f"{file.name}: P2..P5 with folded norms, largest error {max(errors):.1e}", 4, wrong)
+
+
+def forward(file, model):
+    """C2..C5 and P2..P5 of our network against torchvision's, on the picture that ours saw."""
+    ours = safetensors.torch.load_file(file)
+    with torch.no_grad():
+        theirs = {f"c{i + 2}": x for i, x in enumerate(model.body(ours["picture"]).values())}
+        theirs |= {f"p{i + 2}": x for i, x in enumerate(list(model(ours["picture"]).values())[:4])}
+    errors = {name: float((ours[name] - x).abs().max()) for name, x in theirs.items()}
+    sizes = {name: float(x.abs().max()) for name, x in theirs.items()}
+    wrong = [f"{n}: off by {errors[n]:.1e}, values up to {sizes[n]:.1e}" for n in theirs
+             if not errors[n] <= FORWARD * max(1.0, sizes[n])]
+    text = ", ".join(f"{n} {errors[n] / max(1.0, sizes[n]):.0e} (values to {sizes[n]:.2g})" for n in theirs)
+    row(f"{file.name}: our forward against torchvision's on {tuple(ours['picture'].shape)}: {text}", 8, wrong)
 
 
 def mmdet(file, own):
@@ -255,6 +271,7 @@ def main():
         file = a.exports / f"torchvision-fpn-{encoder}.pth"
         model = strict("torchvision-fpn", file, own[encoder], {**body, **dict(folded(own[encoder]))})
         pyramid_outputs(file, model, own[encoder])
+        forward(a.exports / f"features-{encoder}.safetensors", model)
         mmdet(a.exports / f"mmdet-{encoder}.pth", own[encoder])
         detectron2(a.exports / f"detectron2-{encoder}.pkl", own[encoder], a.numpy_1)
     cards(a.exports)

@@ -5,7 +5,7 @@ mod faulty;
 mod support;
 
 use faulty::FaultyStore;
-use mcl_checkpoint_core::{CheckpointStore, Damage, Depth, Layout, StoreError};
+use mcl_checkpoint_core::{CheckpointStore, Damage, Depth, Layout, MANIFEST_FORMAT, Manifest, StoreError};
 use mcl_types::{Retention, Step};
 use object_store::local::LocalFileSystem;
 use proptest::prelude::*;
@@ -187,6 +187,43 @@ async fn a_store_that_stops_taking_bytes_loses_nothing() {
     }
 }
 
+/// Sealed and whole, and yet not ours to read.
+#[tokio::test]
+async fn a_checkpoint_of_another_version_is_named_and_passed_over() {
+    let saved = Saved::new().await;
+    let text = std::fs::read_to_string(saved.file(FILES[0])).unwrap();
+    let body = text.split(",\n  \"manifest_hash\"").next().unwrap();
+    let newer = body.replace(MANIFEST_FORMAT, "mcl-checkpoint-9");
+    assert_ne!(newer, body);
+    std::fs::write(saved.file(FILES[0]), Manifest::seal(&newer)).unwrap();
+    let error = saved.store.verify(&run("a"), Step::new(20)).await.unwrap_err().to_string();
+    assert!(error.contains("mcl-checkpoint-9") && error.contains("the version that wrote it"), "{error}");
+    saved.expect_step_10("a manifest of another version").await;
+}
+
+/// Archives are often mounted so.
+#[tokio::test]
+async fn a_read_only_store_is_read_and_writing_says_why_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mounted) = SmallDisk::mount(folder.path()) else {
+        eprintln!("skipped: no right to mount a small tmpfs here");
+        return;
+    };
+    let store = CheckpointStore::local(folder.path(), Layout::Flat).unwrap();
+    let first = save(&store, "a", 10, 1, 2).await.unwrap();
+    assert!(mounted.make_read_only());
+    let store = CheckpointStore::local(folder.path(), Layout::Flat).unwrap();
+    assert_eq!(store.latest_good(&run("a")).await.unwrap().unwrap(), first);
+    assert_eq!(store.verify(&run("a"), Step::new(10)).await.unwrap(), first);
+    let listed = store.list(&run("a"), Depth::Full).await.unwrap();
+    assert_eq!((listed.visible.len(), listed.damaged.len()), (1, 0));
+    let message = save(&store, "a", 20, 2, 2).await.unwrap_err().to_string();
+    assert!(message.contains("may not be written") && message.contains("step-0000000020"), "{message}");
+    let message = store.remove_through(&run("a"), Step::new(10)).await.unwrap_err().to_string();
+    assert!(message.contains("step-0000000010"), "{message}");
+    assert_eq!(store.latest_good(&run("a")).await.unwrap().unwrap(), first);
+}
+
 /// A real full disk, where this machine lets us make a small one.
 #[tokio::test]
 async fn a_full_disk_is_named_and_leaves_the_checkpoint_before() {
@@ -225,6 +262,11 @@ impl SmallDisk {
         let args = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
         mount(std::process::Command::new("mount").args(args).arg(path))?;
         Some(Self(path.to_owned()))
+    }
+
+    fn make_read_only(&self) -> bool {
+        let mut command = std::process::Command::new("mount");
+        command.args(["-o", "remount,ro"]).arg(&self.0).status().is_ok_and(|s| s.success())
     }
 }
 

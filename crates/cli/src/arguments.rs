@@ -542,6 +542,8 @@ pub(crate) enum LedgerCommand {
 pub(crate) enum EvalCommand {
     /// k nearest neighbours on object crops and scene boxes, with random weights and raw pixels beside.
     Knn(KnnArguments),
+    /// The feature maps C2..C5 and P2..P5 of one picture, as a safetensors file.
+    Features(FeaturesArguments),
 }
 
 #[derive(Debug, Args)]
@@ -569,4 +571,22 @@ pub(crate) struct KnnArguments {
     /// Answer as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FeaturesArguments {
+    /// Run directory (its newest good checkpoint) or one checkpoint.
+    pub(crate) path: PathBuf,
+    /// The picture; its sides are rounded up to whole cells of the coarsest map (32 pixels).
+    #[arg(long)]
+    pub(crate) picture: PathBuf,
+    /// The file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Which encoder.
+    #[arg(long, value_enum, default_value_t = Encoder::Momentum)]
+    pub(crate) encoder: Encoder,
+    /// The job file, where none lies in or above the checkpoint.
+    #[arg(long)]
+    pub(crate) job: Option<PathBuf>,
 }

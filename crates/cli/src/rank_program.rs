@@ -1,8 +1,9 @@
 //! `mcl-rank`, beside this executable, with libtorch in its library path.
 
-use crate::arguments::{Encoder, EvalCommand, KnnArguments};
+use crate::arguments::{Encoder, EvalCommand};
 use crate::exit::Usage;
 use anyhow::{Context, Result};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -124,30 +125,40 @@ fn libtorch(folder: &Path) -> Result<PathBuf> {
 
 /// `mcl eval` is done by `mcl-rank eval`.
 pub(crate) fn eval(command: &EvalCommand) -> Result<ExitCode> {
-    let EvalCommand::Knn(a) = command;
     let program = RankProgram::find(2)?;
     let mut child = Command::new(&program.path);
-    child.args(["eval", "knn"]).args(knn_arguments(a)).envs(program.environment);
+    child.arg("eval").args(eval_arguments(command)).envs(program.environment);
     let status = child.status().with_context(|| format!("starting {}", program.path.display()))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(crate::exit::FAILED) })
 }
 
-fn knn_arguments(a: &KnnArguments) -> Vec<std::ffi::OsString> {
-    let mut arguments: Vec<std::ffi::OsString> = vec![a.path.clone().into()];
-    let mut pair = |key: &str, value: std::ffi::OsString| arguments.extend([key.into(), value]);
-    pair("--train", a.train.clone().into());
-    pair("--test", a.test.clone().into());
-    if let Some(scenes) = &a.scenes {
-        pair("--scenes", scenes.clone().into());
+fn eval_arguments(command: &EvalCommand) -> Vec<OsString> {
+    let (name, path, encoder, job) = match command {
+        EvalCommand::Knn(a) => ("knn", &a.path, a.encoder, &a.job),
+        EvalCommand::Features(a) => ("features", &a.path, a.encoder, &a.job),
+    };
+    let encoder = if encoder == Encoder::Online { "online" } else { "momentum" };
+    let mut arguments: Vec<OsString> = vec![name.into(), path.into(), "--encoder".into(), encoder.into()];
+    let mut pair = |key: &str, value: OsString| arguments.extend([key.into(), value]);
+    if let Some(job) = job {
+        pair("--job", job.into());
     }
-    pair("--k", a.k.to_string().into());
-    let encoder = if a.encoder == Encoder::Online { "online" } else { "momentum" };
-    pair("--encoder", encoder.into());
-    if let Some(job) = &a.job {
-        pair("--job", job.clone().into());
-    }
-    if a.json {
-        arguments.push("--json".into());
+    match command {
+        EvalCommand::Knn(a) => {
+            pair("--train", (&a.train).into());
+            pair("--test", (&a.test).into());
+            if let Some(scenes) = &a.scenes {
+                pair("--scenes", scenes.into());
+            }
+            pair("--k", a.k.to_string().into());
+            if a.json {
+                arguments.push("--json".into());
+            }
+        }
+        EvalCommand::Features(a) => {
+            pair("--picture", (&a.picture).into());
+            pair("--out", (&a.out).into());
+        }
     }
     arguments
 }

@@ -4,16 +4,15 @@
 //! random. So three rows are always printed side by side: the checkpoint's weights, random weights (with their
 //! norms' statistics formed on the same pictures), and normalised grey pixels.
 
+use crate::features::{self, FeaturesArguments};
+use crate::frozen::{self, Which};
 use crate::pictures::{BoxedPicture, Boxes};
 use crate::{engine, weights};
-use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand, ValueEnum};
-use mcl_checkpoint_core::CheckpointDir;
-use mcl_config::Job;
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
 use mcl_model::{Encoder, FrozenBatchNorm, LocalBatchNorm, Model, Normalization, Pass};
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// Pictures a forward pass.
@@ -35,14 +34,8 @@ pub(crate) struct EvalArguments {
 enum EvalCommand {
     /// k nearest neighbours.
     Knn(KnnArguments),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Which {
-    /// The momentum encoder.
-    Momentum,
-    /// The online encoder.
-    Online,
+    /// Feature maps of one picture, as a file.
+    Features(FeaturesArguments),
 }
 
 #[derive(Debug, Args)]
@@ -81,13 +74,16 @@ struct Accuracy {
 }
 
 pub(crate) fn run(a: &EvalArguments) -> Result<()> {
-    let EvalCommand::Knn(a) = &a.command;
     engine::set_threads(2);
-    let job = match &a.job {
-        Some(path) => Job::load(path, &[])?,
-        None => job_beside(&a.path)?,
-    };
-    let trained = load(&a.path, &job)?;
+    match &a.command {
+        EvalCommand::Knn(a) => neighbours(a),
+        EvalCommand::Features(a) => features::run(a),
+    }
+}
+
+fn neighbours(a: &KnnArguments) -> Result<()> {
+    let job = frozen::job(a.job.as_deref(), &a.path)?;
+    let trained = frozen::load(&a.path, &job)?;
     let mut random = Model::new(weights::model_spec(&job)?, Kind::Float, Device::Cpu)?;
     random.initialize(job.seed())?;
     let size = job.model().image_size;
@@ -115,33 +111,6 @@ pub(crate) fn run(a: &EvalArguments) -> Result<()> {
     Ok(())
 }
 
-/// The job that a run directory or checkpoint belongs to.
-fn job_beside(path: &Path) -> Result<Job> {
-    let full = std::fs::canonicalize(path).with_context(|| path.display().to_string())?;
-    let file = full.ancestors().take(3).map(|up| up.join("job.toml")).find(|p| p.is_file());
-    let file = file.with_context(|| format!("no job.toml in {} or the two folders above", path.display()))?;
-    Ok(Job::parse(&std::fs::read_to_string(&file)?, &file.display().to_string())?)
-}
-
-fn load(path: &Path, job: &Job) -> Result<Model> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let tensors = runtime.block_on(async {
-        let dir = CheckpointDir::open(path)?;
-        let step =
-            dir.newest().await?.with_context(|| format!("{} holds no good checkpoint", path.display()))?;
-        anyhow::Ok(dir.tensors(step).await?.1)
-    })?;
-    let mut state = BTreeMap::new();
-    for (name, t) in &tensors {
-        if name.starts_with("encoder_") || name.starts_with("head.") {
-            state.insert(name.clone(), weights::tensor(name, t.dtype, &t.shape, &t.bytes)?);
-        }
-    }
-    let mut model = Model::new(weights::model_spec(job)?, Kind::Float, Device::Cpu)?;
-    model.load(&state)?;
-    Ok(model)
-}
-
 /// Random weights deserve norms that know the pictures: else they are judged by an accident of scale.
 fn warm_up(model: &mut Model, judge: &Judge, pictures: &Boxes) -> Result<()> {
     let buffers = model.stage_buffers()?;
@@ -162,10 +131,7 @@ struct Judge {
 
 impl Judge {
     const fn encoder<'a>(&self, model: &'a Model) -> &'a Encoder {
-        match self.which {
-            Which::Momentum => model.encoder_k(),
-            Which::Online => model.encoder_q(),
-        }
+        self.which.of(model)
     }
 
     /// Crops of every box of some pictures, normalised: [n, 3, S, S].

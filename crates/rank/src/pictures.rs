@@ -72,11 +72,9 @@ impl BoxedPicture {
         Ok(crop::grey_thumbnail(&self.cut(index)?, size)?)
     }
 
-    /// The whole picture with sides rounded up to the network's stride: planar bytes, width, height.
+    /// The whole picture, see [`to_stride`].
     pub(crate) fn whole(&self) -> Result<(Vec<u8>, u32, u32)> {
-        let round = |side: u32| side.div_ceil(STRIDE).max(1) * STRIDE;
-        let (width, height) = (round(self.picture.width()), round(self.picture.height()));
-        Ok((crop::resize_rgb(&self.picture, width, height)?, width, height))
+        to_stride(&self.picture)
     }
 
     /// A box as (x0, y0, x1, y1) in a copy of `width` x `height`.
@@ -86,4 +84,11 @@ impl BoxedPicture {
         let sy = f64::from(height) / f64::from(self.picture.height().max(1));
         [x * sx, y * sy, (x + w) * sx, (y + h) * sy]
     }
+}
+
+/// A picture with sides rounded up to the network's stride: planar bytes, width, height.
+pub(crate) fn to_stride(picture: &Picture) -> Result<(Vec<u8>, u32, u32)> {
+    let round = |side: u32| side.div_ceil(STRIDE).max(1) * STRIDE;
+    let (width, height) = (round(picture.width()), round(picture.height()));
+    Ok((crop::resize_rgb(picture, width, height)?, width, height))
 }

@@ -9,7 +9,6 @@
 use super::sample_id::escape;
 use super::{DatasetError, EXTENSIONS};
 use mcl_types::Digest;
-use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -114,21 +113,27 @@ impl TarIndex {
     }
 
     /// The side file where there is one that fits, else a walk of the tar.
-    pub(super) fn of(tar: &Path, map: &Mmap) -> Result<Self, DatasetError> {
+    pub(super) fn of(tar: &Path, map: &[u8]) -> Result<Self, DatasetError> {
         let path = side_file(tar);
         match fs::read(&path) {
-            Ok(text) => {
-                let index: Self = serde_json::from_slice(&text)
-                    .map_err(|e| mismatch(tar, &format!("it cannot be read: {e}")))?;
-                index.verify(tar, map)?;
-                Ok(index)
-            }
+            Ok(text) => Self::parse(tar, &text, map),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::scan(tar, map),
             Err(source) => Err(io(&path, source)),
         }
     }
 
-    fn verify(&self, tar: &Path, map: &Mmap) -> Result<(), DatasetError> {
+    /// A side file's text, believed as far as it agrees with the bytes of `tar`.
+    ///
+    /// # Errors
+    /// When it does not parse or fit.
+    pub fn parse(tar: &Path, text: &[u8], map: &[u8]) -> Result<Self, DatasetError> {
+        let index: Self =
+            serde_json::from_slice(text).map_err(|e| mismatch(tar, &format!("it cannot be read: {e}")))?;
+        index.verify(tar, map)?;
+        Ok(index)
+    }
+
+    fn verify(&self, tar: &Path, map: &[u8]) -> Result<(), DatasetError> {
         if self.version != VERSION {
             return Err(mismatch(tar, &format!("it has version {}, expected {VERSION}", self.version)));
         }
@@ -155,9 +160,12 @@ impl TarIndex {
         Ok(())
     }
 
-    /// Walks the tar's headers, seeking over the contents; no hashes.
-    pub(super) fn scan(tar: &Path, map: &Mmap) -> Result<Self, DatasetError> {
-        let mut archive = tar::Archive::new(std::io::Cursor::new(&map[..]));
+    /// Walks the headers in the bytes of `tar`, seeking over the contents; no hashes.
+    ///
+    /// # Errors
+    /// When they are no whole tar.
+    pub fn scan(tar: &Path, map: &[u8]) -> Result<Self, DatasetError> {
+        let mut archive = tar::Archive::new(std::io::Cursor::new(map));
         let entries = archive.entries_with_seek().map_err(|source| bad_tar(tar, source))?;
         let mut samples: Vec<IndexEntry> = Vec::new();
         let mut by_key: HashMap<Vec<u8>, usize> = HashMap::new();

@@ -1,0 +1,107 @@
+//! The feature maps of one picture, as a file: for a look at them, and to compare with another program's.
+
+use crate::frozen::{self, Which};
+use crate::pictures;
+use anyhow::{Context, Result};
+use clap::Args;
+use mcl_data::{Limits, decode};
+use mcl_model::{FrozenBatchNorm, Model, Normalization, Pass};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor, no_grad};
+
+#[derive(Debug, Args)]
+pub(crate) struct FeaturesArguments {
+    /// Run directory (its newest good checkpoint) or one checkpoint.
+    path: PathBuf,
+    /// The picture; its sides are rounded up to whole cells of the coarsest map (32 pixels).
+    #[arg(long)]
+    picture: PathBuf,
+    /// The safetensors file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
+    #[arg(long)]
+    out: PathBuf,
+    /// The job file, where none lies in or above the checkpoint.
+    #[arg(long)]
+    job: Option<PathBuf>,
+    /// Which encoder's weights.
+    #[arg(long, value_enum, default_value_t = Which::Momentum)]
+    encoder: Which,
+}
+
+pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
+    let job = frozen::job(a.job.as_deref(), &a.path)?;
+    let model = frozen::load(&a.path, &job)?;
+    let maps = no_grad(|| maps(&model, a.encoder, &input(&a.picture)?))?;
+    write(&maps, &a.out)?;
+    for (name, map) in &maps {
+        println!("{name:<8} {:?}", map.size());
+    }
+    Ok(())
+}
+
+/// A picture file, normalised: [1, 3, H, W] with H and W multiples of the coarsest stride.
+fn input(file: &Path) -> Result<Tensor> {
+    let bytes = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let picture = decode(&bytes, Limits::default()).with_context(|| file.display().to_string())?;
+    let (pixels, width, height) = pictures::to_stride(&picture)?;
+    let shaped = Tensor::f_from_slice(&pixels)?.f_reshape([1, 3, i64::from(height), i64::from(width)])?;
+    Ok(Normalization::new(Kind::Float, Device::Cpu)?.apply(&shaped)?)
+}
+
+/// The input and every map, by name: C2..C5 [1, C, H/4, W/4] .. [1, 8C, H/32, W/32], P2..P5 [1, F, H/4, W/4] ..
+fn maps(model: &Model, which: Which, picture: &Tensor) -> Result<Vec<(String, Tensor)>> {
+    let encoder = which.of(model);
+    let pass = Pass::new(&FrozenBatchNorm, model.buffers());
+    let stages = encoder.backbone().forward(picture, &pass)?;
+    let outputs = encoder.fpn().forward(&stages, 0, &pass)?;
+    let stages = stages.into_iter().zip(2..).map(|(map, n)| (format!("c{n}"), map));
+    let mut maps: Vec<(String, Tensor)> = stages.collect();
+    maps.extend(outputs.into_iter().zip(2..).filter_map(|(map, n)| Some((format!("p{n}"), map?))));
+    maps.push(("picture".to_owned(), picture.shallow_clone()));
+    Ok(maps)
+}
+
+/// Whole or not at all.
+fn write(maps: &[(String, Tensor)], file: &Path) -> Result<()> {
+    let folder = file.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let draft = tempfile::Builder::new()
+        .suffix(".safetensors")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .with_context(|| format!("making a file in {}", folder.display()))?;
+    let contiguous: Vec<(&str, Tensor)> =
+        maps.iter().map(|(n, t)| Ok((n.as_str(), t.f_contiguous()?))).collect::<Result<_>>()?;
+    Tensor::write_safetensors(&contiguous, draft.path())?;
+    draft.persist(file).with_context(|| format!("writing {}", file.display()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mcl_model::{ModelConfig, ModelSpec};
+
+    #[test]
+    fn maps_have_their_strides_and_come_back_from_the_file() {
+        let config =
+            ModelConfig { depth: 18, width: 8, fpn_channels: 8, image_size: 64, ..ModelConfig::default() };
+        let spec = ModelSpec::new(config).unwrap();
+        let mut model = Model::new(spec, Kind::Float, Device::Cpu).unwrap();
+        model.initialize(mcl_types::Seed::new(1)).unwrap();
+        let picture = Tensor::rand([1, 3, 64, 96], (Kind::Float, Device::Cpu));
+        let maps = no_grad(|| maps(&model, Which::Momentum, &picture)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("maps.safetensors");
+        write(&maps, &file).unwrap();
+        let read = Tensor::read_safetensors(&file).unwrap();
+        assert_eq!(read.len(), 9);
+        for (name, map) in read {
+            let [_, _, height, width] = map.size()[..] else { panic!("{name} is no map") };
+            let stride = name[1..].parse().map_or(1, |n: u32| 2_i64.pow(n));
+            assert_eq!((height * stride, width * stride), (64, 96), "{name}");
+            let (_, own) = maps.iter().find(|(n, _)| *n == name).unwrap();
+            assert!(own.equal(&map), "{name}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! A checkpoint's model, to look at and not to train.
+
+use crate::weights;
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use mcl_checkpoint_core::CheckpointDir;
+use mcl_config::Job;
+use mcl_model::{Encoder, Model};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind};
+
+/// One of the two encoders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Which {
+    /// The momentum encoder.
+    Momentum,
+    /// The online encoder.
+    Online,
+}
+
+impl Which {
+    pub(crate) const fn of(self, model: &Model) -> &Encoder {
+        match self {
+            Self::Momentum => model.encoder_k(),
+            Self::Online => model.encoder_q(),
+        }
+    }
+}
+
+/// The named job file, else the one that a run directory or checkpoint belongs to.
+pub(crate) fn job(named: Option<&Path>, beside: &Path) -> Result<Job> {
+    if let Some(path) = named {
+        return Ok(Job::load(path, &[])?);
+    }
+    let full = std::fs::canonicalize(beside).with_context(|| beside.display().to_string())?;
+    let file = full.ancestors().take(3).map(|up| up.join("job.toml")).find(|p| p.is_file());
+    let file =
+        file.with_context(|| format!("no job.toml in {} or the two folders above", beside.display()))?;
+    Ok(Job::parse(&std::fs::read_to_string(&file)?, &file.display().to_string())?)
+}
+
+/// The newest good checkpoint at a path, in f32 on the CPU.
+pub(crate) fn load(path: &Path, job: &Job) -> Result<Model> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tensors = runtime.block_on(async {
+        let dir = CheckpointDir::open(path)?;
+        let step =
+            dir.newest().await?.with_context(|| format!("{} holds no good checkpoint", path.display()))?;
+        anyhow::Ok(dir.tensors(step).await?.1)
+    })?;
+    let mut state = BTreeMap::new();
+    for (name, t) in &tensors {
+        if name.starts_with("encoder_") || name.starts_with("head.") {
+            state.insert(name.clone(), weights::tensor(name, t.dtype, &t.shape, &t.bytes)?);
+        }
+    }
+    let mut model = Model::new(weights::model_spec(job)?, Kind::Float, Device::Cpu)?;
+    model.load(&state)?;
+    Ok(model)
+}
