@@ -4,7 +4,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -93,6 +93,20 @@ pub fn of_folder(folder: &Path) -> Vec<ProcessId> {
 /// File descriptors it holds.
 pub fn open_files(pid: ProcessId) -> Option<u64> {
     Some(std::fs::read_dir(file(pid, "fd")).ok()?.count() as u64)
+}
+
+/// Ports that the process itself listens on: of all in its network namespace, those whose socket it holds.
+pub fn listening(pid: ProcessId) -> usize {
+    let links = std::fs::read_dir(file(pid, "fd")).into_iter().flatten().flatten();
+    let held: BTreeSet<String> =
+        links.filter_map(|l| Some(std::fs::read_link(l.path()).ok()?.to_str()?.to_owned())).collect();
+    let tables = ["net/tcp", "net/tcp6"].map(|t| std::fs::read_to_string(file(pid, t)).unwrap_or_default());
+    let sockets = tables.iter().flat_map(|table| table.lines());
+    sockets
+        .filter(|line| listener(line).is_some())
+        .filter_map(|line| line.split_whitespace().nth(9))
+        .filter(|inode| held.contains(&format!("socket:[{inode}]")))
+        .count()
 }
 
 /// A variable that it was started with.

@@ -27,8 +27,17 @@ struct Track {
     kind: &'static str,
     name: String,
     first: Instant,
-    /// Age, files, bytes.
-    samples: Vec<(Duration, u64, u64)>,
+    samples: Vec<Sample>,
+}
+
+/// One look at a process.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    age: Duration,
+    /// Ports it listens on: the rank that hosts the rendezvous store has one more, and the store's files.
+    ports: usize,
+    files: u64,
+    bytes: u64,
 }
 
 /// What was seen of all processes.
@@ -64,7 +73,12 @@ impl Resources {
             first: Instant::now(),
             samples: Vec::new(),
         });
-        track.samples.push((track.first.elapsed(), files, bytes));
+        track.samples.push(Sample {
+            age: track.first.elapsed(),
+            ports: processes::listening(pid),
+            files,
+            bytes,
+        });
     }
 
     /// By kind: how many there were, how many were judged, and start and end of the one that grew most.
@@ -112,18 +126,62 @@ struct Ends {
 
 impl Track {
     fn ends(&self) -> Option<Ends> {
-        let warm: Vec<_> = self.samples.iter().filter(|s| s.0 >= WARM).collect();
-        if warm.last()?.0 < WARM + LONG || warm.len() < 2 * FEW {
+        let warm: Vec<Sample> = self.samples.iter().filter(|s| s.age >= WARM).copied().collect();
+        if warm.last()?.age < WARM + LONG || warm.len() < 2 * FEW {
             return None;
         }
-        let median = |of: fn(&(Duration, u64, u64)) -> u64, part: &[&(Duration, u64, u64)]| {
-            let mut values: Vec<u64> = part.iter().map(|s| of(s)).collect();
-            values.sort_unstable();
-            #[expect(clippy::cast_precision_loss, reason = "files and bytes")]
-            let middle = values[values.len() / 2] as f64;
-            middle
+        Some(Ends { files: Self::files(&warm), bytes: ends(&warm, |s| s.bytes) })
+    }
+
+    /// Compared among looks at one role only: which rank hosts the store changes with the generation.
+    fn files(warm: &[Sample]) -> [f64; 2] {
+        let mut roles: BTreeMap<usize, Vec<Sample>> = BTreeMap::new();
+        for sample in warm {
+            roles.entry(sample.ports).or_default().push(*sample);
+        }
+        let long = roles.into_values().filter(|samples| samples.len() >= 2 * FEW);
+        let all = long.map(|samples| ends(&samples, |s| s.files));
+        all.max_by(|a, b| (a[1] - a[0]).total_cmp(&(b[1] - b[0]))).unwrap_or([0.0; 2])
+    }
+}
+
+/// Medians of the first few looks and of the last few.
+fn ends(samples: &[Sample], of: fn(&Sample) -> u64) -> [f64; 2] {
+    let few = FEW.min(samples.len());
+    [&samples[..few], &samples[samples.len() - few..]].map(|part| {
+        let mut values: Vec<u64> = part.iter().map(of).collect();
+        values.sort_unstable();
+        #[expect(clippy::cast_precision_loss, reason = "files and bytes")]
+        let middle = values[values.len() / 2] as f64;
+        middle
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn track(files: impl Fn(u64) -> (usize, u64)) -> Track {
+        let look = |second: u64| {
+            let (ports, files) = files(second);
+            Sample { age: Duration::from_secs(second), ports, files, bytes: 1 << 20 }
         };
-        let ends = |of| [median(of, &warm[..FEW]), median(of, &warm[warm.len() - FEW..])];
-        Some(Ends { files: ends(|s| s.1), bytes: ends(|s| s.2) })
+        Track {
+            kind: "rank",
+            name: "rank".to_owned(),
+            first: Instant::now(),
+            samples: (0..120).map(look).collect(),
+        }
+    }
+
+    fn leaks(track: Track) -> usize {
+        Resources { tracks: [(1, track)].into() }.leaks().len()
+    }
+
+    #[test]
+    fn hosting_the_store_is_no_leak_and_a_leak_is_one_in_either_role() {
+        assert_eq!(leaks(track(|s| if s < 60 { (1, 20) } else { (2, 34) })), 0);
+        assert_eq!(leaks(track(|s| (1, 20 + s / 5))), 1);
+        assert_eq!(leaks(track(|s| if s % 20 < 10 { (1, 20 + s / 5) } else { (2, 34 + s / 5) })), 1);
     }
 }
