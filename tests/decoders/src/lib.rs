@@ -120,7 +120,7 @@ pub fn weights(bytes: &[u8]) {
 
 /// A picture of at most [`PIXELS`]; twice with one decoder, whose memory the first must not spoil.
 pub fn picture(bytes: &[u8]) {
-    let limits = Limits { max_pixels: PIXELS, ..Limits::default() };
+    let limits = Limits { max_pixels: PIXELS };
     let mut decoder = Decoder::new(limits);
     let (mut first, mut second) = (Picture::default(), Picture::default());
     let found = decoder.decode_into(bytes, &mut first);

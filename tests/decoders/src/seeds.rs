@@ -120,7 +120,7 @@ fn commands() -> Vec<v1::RankCommand> {
     [
         Command::Configure(configure),
         Command::Join(v1::Join { token, rank: 1, world_size: 4, committed: 12 }),
-        Command::Committed(v1::Committed { step: 5, ..Default::default() }),
+        Command::Committed(v1::Committed { step: 5 }),
     ]
     .map(|command| v1::RankCommand { command: Some(command) })
     .into()
