@@ -404,7 +404,7 @@ impl<'a> Campaign<'a> {
     fn glance(&mut self) {
         let status = self.status.newest();
         self.note(&json!({ "status": status }));
-        self.resources.sample(&self.arena);
+        self.resources.sample(&self.arena, self.watch.committed());
         self.early.save();
         let quiet_since = self.last.1.max(self.last.0);
         if self.ongoing.is_empty()

@@ -3,14 +3,16 @@
 //! Left out of the judgement: processes that did not live long enough to have a warm start and an end.
 
 use super::arena::{Arena, Who};
-use super::family::WORKERS;
+use super::family::{EVERY_STEPS, WORKERS};
 use crate::processes::{self, ProcessId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Until a process has done everything for the first time.
+/// Until a process has done everything for the first time ...
 const WARM: Duration = Duration::from_secs(20);
+/// ... which takes the checkpoint service some checkpoints, however slow the steps.
+const WARM_STEPS: u64 = 2 * EVERY_STEPS;
 /// A process that lived so long after it was warm is judged.
 const LONG: Duration = Duration::from_secs(40);
 /// How many samples a start and an end are the median of.
@@ -34,6 +36,8 @@ struct Track {
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     age: Duration,
+    /// Steps that the job had committed.
+    step: u64,
     /// Ports it listens on: the rank that hosts the rendezvous store has one more, and the store's files.
     ports: usize,
     files: u64,
@@ -47,23 +51,23 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// Looks at everything that is up.
-    pub(super) fn sample(&mut self, arena: &Arena) {
+    /// Looks at everything that is up, when so many steps are committed.
+    pub(super) fn sample(&mut self, arena: &Arena, step: u64) {
         for (who, kind) in [(Who::Coordinator, "coordinator"), (Who::Checkpoint, "checkpoint")] {
             if let Some(pid) = arena.pid(who) {
-                self.take(pid, kind, kind.to_owned());
+                self.take(pid, kind, kind.to_owned(), step);
             }
         }
         for worker in 0..WORKERS {
             let Some(pid) = arena.pid(Who::Worker(worker)) else { continue };
-            self.take(pid, "worker", arena.name(Who::Worker(worker)));
+            self.take(pid, "worker", arena.name(Who::Worker(worker)), step);
             for rank in processes::ranks(pid) {
-                self.take(rank, "rank", format!("rank of {}", arena.name(Who::Worker(worker))));
+                self.take(rank, "rank", format!("rank of {}", arena.name(Who::Worker(worker))), step);
             }
         }
     }
 
-    fn take(&mut self, pid: ProcessId, kind: &'static str, name: String) {
+    fn take(&mut self, pid: ProcessId, kind: &'static str, name: String, step: u64) {
         let (Some(files), Some(bytes)) = (processes::open_files(pid), processes::resident_bytes(pid)) else {
             return;
         };
@@ -75,6 +79,7 @@ impl Resources {
         });
         track.samples.push(Sample {
             age: track.first.elapsed(),
+            step,
             ports: processes::listening(pid),
             files,
             bytes,
@@ -126,8 +131,10 @@ struct Ends {
 
 impl Track {
     fn ends(&self) -> Option<Ends> {
-        let warm: Vec<Sample> = self.samples.iter().filter(|s| s.age >= WARM).copied().collect();
-        if warm.last()?.age < WARM + LONG || warm.len() < 2 * FEW {
+        let begun = self.samples.first()?.step;
+        let worked = |s: &Sample| self.kind != "checkpoint" || s.step >= begun + WARM_STEPS;
+        let warm: Vec<Sample> = self.samples.iter().filter(|s| s.age >= WARM && worked(s)).copied().collect();
+        if warm.last()?.age < warm.first()?.age + LONG || warm.len() < 2 * FEW {
             return None;
         }
         Some(Ends { files: Self::files(&warm), bytes: ends(&warm, |s| s.bytes) })
@@ -164,7 +171,7 @@ mod tests {
     fn track(files: impl Fn(u64) -> (usize, u64)) -> Track {
         let look = |second: u64| {
             let (ports, files) = files(second);
-            Sample { age: Duration::from_secs(second), ports, files, bytes: 1 << 20 }
+            Sample { age: Duration::from_secs(second), step: second, ports, files, bytes: 1 << 20 }
         };
         Track {
             kind: "rank",
@@ -176,6 +183,19 @@ mod tests {
 
     fn leaks(track: Track) -> usize {
         Resources { tracks: [(1, track)].into() }.leaks().len()
+    }
+
+    #[test]
+    fn a_checkpoint_service_is_warm_after_some_checkpoints_and_a_leak_after_them_is_one() {
+        let service = |bytes: fn(u64) -> u64| {
+            let mut track = track(|_| (1, 12));
+            track.kind = "checkpoint";
+            track.samples.iter_mut().for_each(|s| s.bytes = bytes(s.age.as_secs()) << 20);
+            leaks(track)
+        };
+        // The first checkpoint comes after half a minute here.
+        assert_eq!(service(|second| if second < 30 { 18 } else { 43 }), 0);
+        assert_eq!(service(|second| 18 + second / 2), 1);
     }
 
     #[test]
