@@ -100,13 +100,10 @@ pub fn listening(pid: ProcessId) -> usize {
     let links = std::fs::read_dir(file(pid, "fd")).into_iter().flatten().flatten();
     let held: BTreeSet<String> =
         links.filter_map(|l| Some(std::fs::read_link(l.path()).ok()?.to_str()?.to_owned())).collect();
-    let tables = ["net/tcp", "net/tcp6"].map(|t| std::fs::read_to_string(file(pid, t)).unwrap_or_default());
-    let sockets = tables.iter().flat_map(|table| table.lines());
-    sockets
-        .filter(|line| listener(line).is_some())
-        .filter_map(|line| line.split_whitespace().nth(9))
-        .filter(|inode| held.contains(&format!("socket:[{inode}]")))
-        .count()
+    let sockets = sockets(pid);
+    let listening = sockets.lines().filter(|line| listener(line).is_some());
+    let inodes = listening.filter_map(|line| line.split_whitespace().nth(9));
+    inodes.filter(|inode| held.contains(&format!("socket:[{inode}]"))).count()
 }
 
 /// A variable that it was started with.
@@ -118,8 +115,12 @@ pub fn variable(pid: ProcessId, name: &str) -> Option<String> {
 
 /// Where anybody listens in its network namespace.
 pub fn listeners(pid: ProcessId) -> Vec<SocketAddr> {
-    let tables = ["net/tcp", "net/tcp6"].map(|t| std::fs::read_to_string(file(pid, t)).unwrap_or_default());
-    tables.iter().flat_map(|table| table.lines().filter_map(listener)).collect()
+    sockets(pid).lines().filter_map(listener).collect()
+}
+
+/// The kernel's tables of its network namespace, a socket a line.
+fn sockets(pid: ProcessId) -> String {
+    ["net/tcp", "net/tcp6"].map(|t| std::fs::read_to_string(file(pid, t)).unwrap_or_default()).concat()
 }
 
 /// A line of the kernel's table: number, own address, peer, state 0A where somebody listens.

@@ -163,14 +163,11 @@ impl Judge {
 
     /// Means of C3, C4 and C5 inside each box of whole scenes, each of length 1, side by side: [boxes, D].
     fn box_features(&self, model: &Model, pictures: &[BoxedPicture]) -> Result<Tensor> {
-        let normalization = Normalization::new(Kind::Float, Device::Cpu)?;
         let mut rows = Vec::new();
         for picture in pictures {
-            let (bytes, width, height) = picture.whole()?;
-            let one = Tensor::f_from_slice(&bytes)?.f_reshape([1, 3, i64::from(height), i64::from(width)])?;
+            let (one, width, height) = picture.whole()?;
             let pass = Pass::new(&FrozenBatchNorm, model.buffers());
-            let [_, c3, c4, c5] =
-                no_grad(|| self.encoder(model).backbone().forward(&normalization.apply(&one)?, &pass))?;
+            let [_, c3, c4, c5] = no_grad(|| self.encoder(model).backbone().forward(&one, &pass))?;
             for index in 0..picture.boxes.len() {
                 let frame = picture.scaled_box(index, width, height);
                 let parts: Vec<Tensor> = [(&c3, 8.0), (&c4, 16.0), (&c5, 32.0)]

@@ -5,11 +5,11 @@ use crate::pictures;
 use anyhow::{Context, Result};
 use clap::Args;
 use mcl_data::{Limits, decode};
-use mcl_model::{FrozenBatchNorm, Model, Normalization, Pass};
+use mcl_model::{FrozenBatchNorm, Model, Pass};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
 #[derive(Debug, Args)]
 pub(crate) struct FeaturesArguments {
@@ -40,13 +40,11 @@ pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
     Ok(())
 }
 
-/// A picture file, normalised: [1, 3, H, W] with H and W multiples of the coarsest stride.
+/// A picture file as the network sees it: [1, 3, H, W].
 fn input(file: &Path) -> Result<Tensor> {
     let bytes = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let picture = decode(&bytes, Limits::default()).with_context(|| file.display().to_string())?;
-    let (pixels, width, height) = pictures::to_stride(&picture)?;
-    let shaped = Tensor::f_from_slice(&pixels)?.f_reshape([1, 3, i64::from(height), i64::from(width)])?;
-    Ok(Normalization::new(Kind::Float, Device::Cpu)?.apply(&shaped)?)
+    Ok(pictures::network_input(&picture)?.0)
 }
 
 /// The input and every map, by name: C2..C5 [1, C, H/4, W/4] .. [1, 8C, H/32, W/32], P2..P5 [1, F, H/4, W/4] ..
@@ -81,6 +79,7 @@ fn write(maps: &[(String, Tensor)], file: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use mcl_model::{ModelConfig, ModelSpec};
+    use tch::{Device, Kind};
 
     #[test]
     fn maps_have_their_strides_and_come_back_from_the_file() {

@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result};
 use mcl_data::{Annotations, Limits, Picture, crop, decode};
+use mcl_model::Normalization;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
 
 /// Pixels that the network's coarsest cell covers.
 const STRIDE: u32 = 32;
@@ -72,9 +74,9 @@ impl BoxedPicture {
         Ok(crop::grey_thumbnail(&self.cut(index)?, size)?)
     }
 
-    /// The whole picture, see [`to_stride`].
-    pub(crate) fn whole(&self) -> Result<(Vec<u8>, u32, u32)> {
-        to_stride(&self.picture)
+    /// The whole picture, see [`network_input`].
+    pub(crate) fn whole(&self) -> Result<(Tensor, u32, u32)> {
+        network_input(&self.picture)
     }
 
     /// A box as (x0, y0, x1, y1) in a copy of `width` x `height`.
@@ -86,9 +88,11 @@ impl BoxedPicture {
     }
 }
 
-/// A picture with sides rounded up to the network's stride: planar bytes, width, height.
-pub(crate) fn to_stride(picture: &Picture) -> Result<(Vec<u8>, u32, u32)> {
+/// A picture with sides rounded up to the network's stride, normalised: [1, 3, H, W], W, H.
+pub(crate) fn network_input(picture: &Picture) -> Result<(Tensor, u32, u32)> {
     let round = |side: u32| side.div_ceil(STRIDE).max(1) * STRIDE;
     let (width, height) = (round(picture.width()), round(picture.height()));
-    Ok((crop::resize_rgb(picture, width, height)?, width, height))
+    let pixels = crop::resize_rgb(picture, width, height)?;
+    let shaped = Tensor::f_from_slice(&pixels)?.f_reshape([1, 3, i64::from(height), i64::from(width)])?;
+    Ok((Normalization::new(Kind::Float, Device::Cpu)?.apply(&shaped)?, width, height))
 }

@@ -14,6 +14,7 @@ static MEMORY: PeakAlloc = PeakAlloc;
 const CASES: u32 = 2_000;
 /// Memory that a decoder may take for each byte of its input: parsed JSON is far larger than its text.
 const GROWTH: usize = 128;
+
 /// One change of a good input.
 #[derive(Debug, Clone)]
 enum Edit {
