@@ -546,10 +546,23 @@ pub(crate) enum EvalCommand {
     Features(FeaturesArguments),
 }
 
+/// Whose weights are looked at.
 #[derive(Debug, Args)]
-pub(crate) struct KnnArguments {
+pub(crate) struct FrozenArguments {
     /// Run directory (its newest good checkpoint) or one checkpoint.
     pub(crate) path: PathBuf,
+    /// Which encoder.
+    #[arg(long, value_enum, default_value_t = Encoder::Momentum)]
+    pub(crate) encoder: Encoder,
+    /// The job file, where none lies in or above the checkpoint.
+    #[arg(long)]
+    pub(crate) job: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KnnArguments {
+    #[command(flatten)]
+    pub(crate) weights: FrozenArguments,
     /// Folder of generated objects: neighbours are looked for among these ...
     #[arg(long)]
     pub(crate) train: PathBuf,
@@ -562,12 +575,6 @@ pub(crate) struct KnnArguments {
     /// Neighbours.
     #[arg(long, default_value_t = 20)]
     pub(crate) k: u32,
-    /// Which encoder.
-    #[arg(long, value_enum, default_value_t = Encoder::Momentum)]
-    pub(crate) encoder: Encoder,
-    /// The job file, where none lies in or above the checkpoint.
-    #[arg(long)]
-    pub(crate) job: Option<PathBuf>,
     /// Answer as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -575,18 +582,12 @@ pub(crate) struct KnnArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct FeaturesArguments {
-    /// Run directory (its newest good checkpoint) or one checkpoint.
-    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) weights: FrozenArguments,
     /// The picture; its sides are rounded up to whole cells of the coarsest map (32 pixels).
     #[arg(long)]
     pub(crate) picture: PathBuf,
     /// The file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// Which encoder.
-    #[arg(long, value_enum, default_value_t = Encoder::Momentum)]
-    pub(crate) encoder: Encoder,
-    /// The job file, where none lies in or above the checkpoint.
-    #[arg(long)]
-    pub(crate) job: Option<PathBuf>,
 }

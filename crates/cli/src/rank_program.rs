@@ -133,14 +133,15 @@ pub(crate) fn eval(command: &EvalCommand) -> Result<ExitCode> {
 }
 
 fn eval_arguments(command: &EvalCommand) -> Vec<OsString> {
-    let (name, path, encoder, job) = match command {
-        EvalCommand::Knn(a) => ("knn", &a.path, a.encoder, &a.job),
-        EvalCommand::Features(a) => ("features", &a.path, a.encoder, &a.job),
+    let (name, weights) = match command {
+        EvalCommand::Knn(a) => ("knn", &a.weights),
+        EvalCommand::Features(a) => ("features", &a.weights),
     };
-    let encoder = if encoder == Encoder::Online { "online" } else { "momentum" };
-    let mut arguments: Vec<OsString> = vec![name.into(), path.into(), "--encoder".into(), encoder.into()];
+    let encoder = if weights.encoder == Encoder::Online { "online" } else { "momentum" };
+    let mut arguments: Vec<OsString> =
+        vec![name.into(), (&weights.path).into(), "--encoder".into(), encoder.into()];
     let mut pair = |key: &str, value: OsString| arguments.extend([key.into(), value]);
-    if let Some(job) = job {
+    if let Some(job) = &weights.job {
         pair("--job", job.into());
     }
     match command {

@@ -5,7 +5,7 @@
 //! norms' statistics formed on the same pictures), and normalised grey pixels.
 
 use crate::features::{self, FeaturesArguments};
-use crate::frozen::{self, Which};
+use crate::frozen::{self, FrozenArguments, Which};
 use crate::pictures::{BoxedPicture, Boxes};
 use crate::{engine, weights};
 use anyhow::{Result, bail};
@@ -40,8 +40,8 @@ enum EvalCommand {
 
 #[derive(Debug, Args)]
 struct KnnArguments {
-    /// Run directory (its newest good checkpoint) or one checkpoint.
-    path: PathBuf,
+    #[command(flatten)]
+    weights: FrozenArguments,
     /// Folder of objects to look for neighbours among.
     #[arg(long)]
     train: PathBuf,
@@ -54,12 +54,6 @@ struct KnnArguments {
     /// Neighbours.
     #[arg(long, default_value_t = 20)]
     k: i64,
-    /// The job file, where none lies in or above the checkpoint.
-    #[arg(long)]
-    job: Option<PathBuf>,
-    /// Which encoder's weights.
-    #[arg(long, value_enum, default_value_t = Which::Momentum)]
-    encoder: Which,
     /// Answer as one JSON object.
     #[arg(long)]
     json: bool,
@@ -82,14 +76,13 @@ pub(crate) fn run(a: &EvalArguments) -> Result<()> {
 }
 
 fn neighbours(a: &KnnArguments) -> Result<()> {
-    let job = frozen::job(a.job.as_deref(), &a.path)?;
-    let trained = frozen::load(&a.path, &job)?;
+    let (job, trained) = frozen::load(&a.weights)?;
     let mut random = Model::new(weights::model_spec(&job)?, Kind::Float, Device::Cpu)?;
     random.initialize(job.seed())?;
     let size = job.model().image_size;
     let train = Boxes::load(&a.train)?;
     let test = Boxes::load(&a.test)?;
-    let judge = Judge { which: a.encoder, k: a.k, size };
+    let judge = Judge { which: a.weights.encoder, k: a.k, size };
     warm_up(&mut random, &judge, &train)?;
     let objects = judge.objects(&trained, &random, &train, &test)?;
     let scenes = match &a.scenes {

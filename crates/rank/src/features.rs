@@ -1,6 +1,6 @@
 //! The feature maps of one picture, as a file: for a look at them, and to compare with another program's.
 
-use crate::frozen::{self, Which};
+use crate::frozen::{self, FrozenArguments, Which};
 use crate::pictures;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -13,26 +13,19 @@ use tch::{Tensor, no_grad};
 
 #[derive(Debug, Args)]
 pub(crate) struct FeaturesArguments {
-    /// Run directory (its newest good checkpoint) or one checkpoint.
-    path: PathBuf,
+    #[command(flatten)]
+    weights: FrozenArguments,
     /// The picture; its sides are rounded up to whole cells of the coarsest map (32 pixels).
     #[arg(long)]
     picture: PathBuf,
     /// The safetensors file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
     #[arg(long)]
     out: PathBuf,
-    /// The job file, where none lies in or above the checkpoint.
-    #[arg(long)]
-    job: Option<PathBuf>,
-    /// Which encoder's weights.
-    #[arg(long, value_enum, default_value_t = Which::Momentum)]
-    encoder: Which,
 }
 
 pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
-    let job = frozen::job(a.job.as_deref(), &a.path)?;
-    let model = frozen::load(&a.path, &job)?;
-    let maps = no_grad(|| maps(&model, a.encoder, &input(&a.picture)?))?;
+    let (_, model) = frozen::load(&a.weights)?;
+    let maps = no_grad(|| maps(&model, a.weights.encoder, &input(&a.picture)?))?;
     write(&maps, &a.out)?;
     for (name, map) in &maps {
         println!("{name:<8} {:?}", map.size());

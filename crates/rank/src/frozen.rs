@@ -2,12 +2,12 @@
 
 use crate::weights;
 use anyhow::{Context, Result};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use mcl_checkpoint_core::CheckpointDir;
 use mcl_config::Job;
 use mcl_model::{Encoder, Model};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
 /// One of the two encoders.
@@ -28,8 +28,21 @@ impl Which {
     }
 }
 
+/// Whose weights are looked at.
+#[derive(Debug, Args)]
+pub(crate) struct FrozenArguments {
+    /// Run directory (its newest good checkpoint) or one checkpoint.
+    path: PathBuf,
+    /// The job file, where none lies in or above the checkpoint.
+    #[arg(long)]
+    job: Option<PathBuf>,
+    /// Which encoder's weights.
+    #[arg(long, value_enum, default_value_t = Which::Momentum)]
+    pub(crate) encoder: Which,
+}
+
 /// The named job file, else the one that a run directory or checkpoint belongs to.
-pub(crate) fn job(named: Option<&Path>, beside: &Path) -> Result<Job> {
+fn job(named: Option<&Path>, beside: &Path) -> Result<Job> {
     if let Some(path) = named {
         return Ok(Job::load(path, &[])?);
     }
@@ -40,8 +53,10 @@ pub(crate) fn job(named: Option<&Path>, beside: &Path) -> Result<Job> {
     Ok(Job::parse(&std::fs::read_to_string(&file)?, &file.display().to_string())?)
 }
 
-/// The newest good checkpoint at a path, in f32 on the CPU.
-pub(crate) fn load(path: &Path, job: &Job) -> Result<Model> {
+/// The job, and its model with the newest good checkpoint's weights, in f32 on the CPU.
+pub(crate) fn load(a: &FrozenArguments) -> Result<(Job, Model)> {
+    let job = job(a.job.as_deref(), &a.path)?;
+    let path = &a.path;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tensors = runtime.block_on(async {
         let dir = CheckpointDir::open(path)?;
@@ -55,7 +70,7 @@ pub(crate) fn load(path: &Path, job: &Job) -> Result<Model> {
             state.insert(name.clone(), weights::tensor(name, t.dtype, &t.shape, &t.bytes)?);
         }
     }
-    let mut model = Model::new(weights::model_spec(job)?, Kind::Float, Device::Cpu)?;
+    let mut model = Model::new(weights::model_spec(&job)?, Kind::Float, Device::Cpu)?;
     model.load(&state)?;
-    Ok(model)
+    Ok((job, model))
 }
