@@ -50,7 +50,7 @@ async fn save(url: &str, step: u64, generation: u64) -> Digest {
     let client = CheckpointClient::lazy(url).unwrap();
     let run = RunId::new(RUN).unwrap();
     let token = FencingToken { term: Term::new(1), generation: Generation::new(generation) };
-    client.announce_term(&run, token.term).await.unwrap();
+    client.announce_term(&run, token.term, 0).await.unwrap();
     let draft = Draft { token, run: &run, step: Step::new(step), slices: 2, tier: Tier::Durable };
     for (slice, bytes) in (0..).zip(slices(step)) {
         client.put_slice(draft, slice, bytes).await.unwrap();

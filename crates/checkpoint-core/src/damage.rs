@@ -16,6 +16,8 @@ pub enum Damage {
     ManifestUnreadable {
         /// What the store said.
         reason: String,
+        /// Whether it may be good: the store is away or refuses to give it.
+        passing: bool,
     },
     /// The manifest is not to be trusted.
     #[error(transparent)]
@@ -49,6 +51,8 @@ pub enum Damage {
         file: String,
         /// What the store said.
         reason: String,
+        /// Whether it may be good: the store is away or refuses to give it.
+        passing: bool,
     },
     /// A slice of another length.
     #[error("{file} has {found} bytes, expected {expected}")]
@@ -92,6 +96,15 @@ pub enum Damage {
 }
 
 impl Damage {
+    /// Whether nothing is known of the checkpoint, since the store does not give its bytes just now. Whoever goes on
+    /// without it goes back for a mistyped permission.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::ManifestUnreadable { passing: true, .. } | Self::SliceUnreadable { passing: true, .. }
+        )
+    }
+
     /// Whether the checkpoint may be good in somebody else's eyes: another run's, a newer version's, or
     /// not readable just now. Such a one is neither replaced nor pruned.
     pub(crate) fn is_foreign(&self) -> bool {

@@ -66,6 +66,16 @@ pub enum StoreError {
         /// What is wrong.
         damage: Box<Damage>,
     },
+    /// There is one, and the store does not give it just now: nothing is known of its bytes.
+    #[error("checkpoint of {step} in {path}: {damage}; check permissions and the store, then try again")]
+    Unreadable {
+        /// Its step.
+        step: Step,
+        /// Its folder.
+        path: String,
+        /// What cannot be read, and why.
+        damage: Box<Damage>,
+    },
     /// A slice number that does not exist.
     #[error("slice {slice} of {slices}: expected 1 to {MAX_SLICES} slices, numbered from 0")]
     SliceNumber {
@@ -146,22 +156,74 @@ pub enum StoreError {
     },
 }
 
-/// What to do about a failed write.
-pub(crate) fn advice(error: &object_store::Error) -> &'static str {
+/// Whether bytes that were not given may be good all the same. A local file is gone for good where the disk says so;
+/// a server that does not answer, and whoever is not let in, know nothing of them.
+pub(crate) fn may_pass(error: &object_store::Error, local: bool) -> bool {
+    use object_store::Error;
+    if matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) {
+        return true;
+    }
+    match io_error(error) {
+        Some(io) => !local || passing_io(io),
+        None => !local,
+    }
+}
+
+/// Permissions, open files and memory that ran out, and a file server that is away.
+fn passing_io(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+        || matches!(
+            error.kind(),
+            io::ErrorKind::PermissionDenied
+                | io::ErrorKind::OutOfMemory
+                | io::ErrorKind::TimedOut
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::StaleNetworkFileHandle
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::NetworkDown
+        )
+}
+
+/// What the system said, somewhere down the chain of causes.
+fn io_error(error: &object_store::Error) -> Option<&io::Error> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
         if let Some(io) = error.downcast_ref::<io::Error>() {
-            return match io.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    "the disk is full: free space there, lower `[checkpoint] keep`, or choose another store"
-                }
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    "the folder may not be written: change its permissions or choose another store"
-                }
-                _ => "check the disk or the store, then try again",
-            };
+            return Some(io);
         }
         source = error.source();
     }
-    "check the disk or the store, then try again"
+    None
+}
+
+/// What to do about a failed write.
+pub(crate) fn advice(error: &object_store::Error) -> &'static str {
+    match io_error(error).map(io::Error::kind) {
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            "the disk is full: free space there, lower `[checkpoint] keep`, or choose another store"
+        }
+        Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            "the folder may not be written: change its permissions or choose another store"
+        }
+        _ => "check the disk or the store, then try again",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_disk_is_damage_and_a_closed_door_is_not() {
+        let local =
+            |source: io::Error| object_store::Error::Generic { store: "test", source: Box::new(source) };
+        assert!(may_pass(&local(io::ErrorKind::PermissionDenied.into()), true));
+        assert!(may_pass(&local(io::Error::from_raw_os_error(24)), true), "too many open files");
+        assert!(!may_pass(&local(io::Error::from_raw_os_error(5)), true), "input/output error");
+        assert!(!may_pass(&local(io::ErrorKind::IsADirectory.into()), true));
+        assert!(may_pass(&local(io::ErrorKind::ConnectionReset.into()), false));
+    }
 }

@@ -20,9 +20,12 @@ use std::sync::Arc;
 pub enum Depth {
     /// Manifests and file sizes.
     Quick,
-    /// Every byte, from the newest checkpoint down to the first good one; the rest as `Quick`. What a
-    /// recovery needs, whatever the number of checkpoints.
-    NewestGood,
+    /// Every byte, from the newest checkpoint of at most this step down to the first good one; the rest as `Quick`.
+    /// What a recovery needs, whatever the number of checkpoints.
+    NewestGood {
+        /// Newer ones are of no use to whoever asks.
+        at_most: Step,
+    },
     /// Every byte of every checkpoint.
     Full,
 }
@@ -47,6 +50,20 @@ pub struct Inventory {
     pub damaged: Vec<(Step, Damage)>,
     /// Being staged, or abandoned on the way.
     pub staged: Vec<Step>,
+}
+
+impl Inventory {
+    /// The newest checkpoint of at most this step that the store does not give just now, where none newer is good:
+    /// whoever goes on from an older one leaves it behind.
+    pub fn withheld(&self, at_most: Step) -> Option<(Step, &Damage)> {
+        let good = self.visible.iter().map(|e| e.manifest.step).filter(|s| *s <= at_most).max();
+        let withheld = self
+            .damaged
+            .iter()
+            .rev()
+            .find(|(step, damage)| damage.may_pass() && *step <= at_most && Some(*step) > good);
+        withheld.map(|(step, damage)| (*step, damage))
+    }
 }
 
 /// One slice, given out in chunks; the last chunk only once the hash is right.
@@ -119,7 +136,7 @@ impl CheckpointStore {
     /// The newest checkpoint whose every byte is good. Damaged ones on the way are named in the log.
     ///
     /// # Errors
-    /// When the store cannot be listed.
+    /// When the store cannot be listed, or does not give a newer one's bytes, which may be good.
     pub async fn latest_good(&self, run: &RunId) -> Result<Option<Manifest>, StoreError> {
         self.inner.latest_good(&self.place(run)).await
     }
@@ -158,7 +175,7 @@ impl SliceReader {
         let bytes = self.inner.objects.get_range(&self.path, self.at..end).await.map_err(|e| {
             let damage = match e {
                 object_store::Error::NotFound { .. } => Damage::SliceMissing { file: file() },
-                other => Damage::SliceUnreadable { file: file(), reason: other.to_string() },
+                other => self.inner.slice_unreadable(file(), &other),
             };
             self.inner.damaged(&self.place, self.step, damage)
         })?;
@@ -232,6 +249,7 @@ impl Inner {
         for step in self.steps(place).await?.into_iter().rev() {
             match self.checked(place, step).await {
                 Some(Ok(manifest)) => return Ok(Some(manifest)),
+                Some(Err(damage)) if damage.may_pass() => return Err(self.damaged(place, step, damage)),
                 Some(Err(damage)) => {
                     let path = self.shown(&place.step(step));
                     tracing::warn!(step = step.get(), path, %damage, "checkpoint is damaged: using the one before");
@@ -257,7 +275,11 @@ impl Inner {
                 }
                 continue;
             };
-            let verified = depth == Depth::Full || (depth == Depth::NewestGood && !found_good);
+            let verified = match depth {
+                Depth::Quick => false,
+                Depth::NewestGood { at_most } => !found_good && step <= at_most,
+                Depth::Full => true,
+            };
             let checked = match manifest {
                 Err(damage) => Err(damage),
                 Ok((manifest, _)) if verified => self.verify_state(place, &manifest).await.map(|_| manifest),
@@ -265,7 +287,7 @@ impl Inner {
             };
             match checked {
                 Ok(manifest) => {
-                    found_good = true;
+                    found_good |= verified;
                     let pinned = files.contains_key(PIN_FILE);
                     inventory.visible.push(InventoryEntry { manifest, verified, pinned });
                 }

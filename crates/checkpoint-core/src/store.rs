@@ -6,7 +6,7 @@
 //! this process, and the create-if-absent of the manifest settles the rest. Left out: fencing.
 
 use crate::damage::Damage;
-use crate::error::{StoreError, advice};
+use crate::error::{StoreError, advice, may_pass};
 use crate::layout::{Layout, MANIFEST_FILE, PIN_FILE, Place, slice_file};
 use crate::manifest::{MANIFEST_FORMAT, MAX_MANIFEST_BYTES, MAX_SLICES, Manifest, SliceEntry};
 use crate::slice::SliceView;
@@ -158,12 +158,8 @@ impl CheckpointStore {
         pass(Failpoint::BeforeManifest);
         match self.inner.put(&path, text.into(), PutMode::Create).await {
             Ok(()) => {}
-            Err(StoreError::Write { source: object_store::Error::AlreadyExists { .. }, .. }) => {
-                let visible = self.same_or_conflict(&place, spec).await?;
-                return visible
-                    .ok_or(StoreError::NoCheckpoint { run: spec.run.to_string(), step: spec.step });
-            }
-            Err(other) => return Err(other),
+            // Where it is not to be seen yet, an earlier attempt is still under way in the store: to be asked again.
+            Err(other) => return self.same_or_conflict(&place, spec).await?.ok_or(other),
         }
         pass(Failpoint::AfterManifest);
         tracing::info!(run = %spec.run, step = spec.step.get(), digest = %manifest.state_digest.short(), slices = spec.slices, bytes = manifest.file_bytes(), "checkpoint committed");
@@ -219,6 +215,7 @@ impl CheckpointStore {
                             let slice = slices.iter().position(|s| s == entry).unwrap_or(0) as u32;
                             StoreError::NotStaged { step, slice, slices: count }
                         }
+                        damage if damage.may_pass() => self.inner.damaged(place, step, damage),
                         damage => StoreError::BadStage { step, damage: Box::new(damage) },
                     }
                 })?;
@@ -307,7 +304,17 @@ impl Inner {
     }
 
     pub fn damaged(&self, place: &Place, step: Step, damage: Damage) -> StoreError {
-        StoreError::Damaged { step, path: self.shown(&place.step(step)), damage: Box::new(damage) }
+        let (path, passes, damage) = (self.shown(&place.step(step)), damage.may_pass(), Box::new(damage));
+        if passes {
+            StoreError::Unreadable { step, path, damage }
+        } else {
+            StoreError::Damaged { step, path, damage }
+        }
+    }
+
+    pub fn slice_unreadable(&self, file: String, error: &object_store::Error) -> Damage {
+        let passing = may_pass(error, self.local.is_some());
+        Damage::SliceUnreadable { file, reason: error.to_string(), passing }
     }
 
     pub async fn put(&self, path: &Path, bytes: Bytes, mode: PutMode) -> Result<(), StoreError> {
@@ -391,7 +398,10 @@ impl Inner {
             Ok(bytes) => bytes,
             Err(Fetch::Missing) => return None,
             Err(Fetch::Size(found)) => return Some(Err(crate::ManifestError::TooLong { found }.into())),
-            Err(Fetch::Failed(e)) => return Some(Err(Damage::ManifestUnreadable { reason: e.to_string() })),
+            Err(Fetch::Failed(e)) => {
+                let (reason, passing) = (e.to_string(), may_pass(&e, self.local.is_some()));
+                return Some(Err(Damage::ManifestUnreadable { reason, passing }));
+            }
         };
         let manifest = match Manifest::parse(&bytes) {
             Ok(manifest) => manifest,
@@ -432,8 +442,7 @@ impl Inner {
     /// A slice's bytes, verified.
     pub async fn slice_bytes(&self, folder: &Path, entry: &SliceEntry) -> Result<Bytes, Damage> {
         let file = || entry.file.clone();
-        let unreadable =
-            |e: object_store::Error| Damage::SliceUnreadable { file: file(), reason: e.to_string() };
+        let unreadable = |e: object_store::Error| self.slice_unreadable(file(), &e);
         let path = folder.clone().join(entry.file.as_str());
         let bytes = self.fetch(&path, entry.size, true).await.map_err(|fault| match fault {
             Fetch::Missing => Damage::SliceMissing { file: file() },
@@ -462,10 +471,6 @@ impl Inner {
             digester.add(&slice)?;
             Ok(digester)
         });
-        let unreadable = |e: object_store::Error| Damage::SliceUnreadable {
-            file: entry.file.clone(),
-            reason: e.to_string(),
-        };
-        digested.await.map_err(unreadable)?
+        digested.await.map_err(|e| self.slice_unreadable(entry.file.clone(), &e))?
     }
 }

@@ -8,6 +8,7 @@ use faulty::FaultyStore;
 use mcl_checkpoint_core::{CheckpointStore, Damage, Depth, Layout, MANIFEST_FORMAT, Manifest, StoreError};
 use mcl_types::{Retention, Step};
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,7 +41,8 @@ impl Saved {
         assert!(found, "{what}: {error}");
         let latest = self.store.latest_good(&run("a")).await.unwrap().expect(what);
         assert_eq!(latest.step, Step::new(10), "{what}");
-        let listed = self.store.list(&run("a"), Depth::NewestGood).await.unwrap();
+        let listed =
+            self.store.list(&run("a"), Depth::NewestGood { at_most: Step::new(u64::MAX) }).await.unwrap();
         assert_eq!(listed.visible.len(), 1, "{what}");
         assert_eq!(listed.damaged.len(), 1, "{what}: {:?}", listed.damaged);
     }
@@ -185,6 +187,47 @@ async fn a_store_that_stops_taking_bytes_loses_nothing() {
         let second = save(&store, "a", 20, 2, 2).await.unwrap();
         assert_eq!(store.latest_good(&run("a")).await.unwrap().unwrap(), second);
     }
+}
+
+/// A role that may list and not get, a server that is away: the checkpoint may be good, and going back to the one
+/// before would lose what lies between.
+#[tokio::test]
+async fn bytes_that_are_withheld_are_no_damage() {
+    let store = Arc::new(FaultyStore::new(Arc::new(InMemory::new()), i64::MAX));
+    let checkpoints = CheckpointStore::over(store.clone(), Layout::Flat);
+    save(&checkpoints, "a", 10, 1, 2).await.unwrap();
+    let newest = save(&checkpoints, "a", 20, 2, 2).await.unwrap();
+    stage(&checkpoints, "a", 30, 3, 2).await.unwrap();
+    for part in ["step-0000000020/manifest", "step-0000000020/slice-001"] {
+        store.withhold(Some(part));
+        let error = checkpoints.latest_good(&run("a")).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unreadable { .. }), "{part}: {error}");
+        assert!(error.to_string().contains("403 Forbidden"), "{part}: {error}");
+        let at_most = Step::new(u64::MAX);
+        let listed = checkpoints.list(&run("a"), Depth::NewestGood { at_most }).await.unwrap();
+        assert_eq!(listed.withheld(at_most).unwrap().0, Step::new(20), "{part}");
+        assert_eq!(listed.withheld(Step::new(19)), None, "{part}: whoever does not need it is not held up");
+    }
+    store.withhold(Some("step-0000000030/slice-001-of-002.safetensors"));
+    let error = checkpoints.commit(&commit_spec("a", 30, 2)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreadable { .. }), "not to be staged again: {error}");
+    store.withhold(None);
+    assert_eq!(checkpoints.latest_good(&run("a")).await.unwrap().unwrap(), newest);
+    checkpoints.commit(&commit_spec("a", 30, 2)).await.unwrap();
+}
+
+/// What is verified is what can be used: a newer one may be of steps that the ledger does not cover.
+#[tokio::test]
+async fn the_newest_one_of_use_is_verified() {
+    let saved = Saved::new().await;
+    save(&saved.store, "a", 30, 3, 2).await.unwrap();
+    let mut bytes = std::fs::read(saved.file(FILES[1])).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(saved.file(FILES[1]), bytes).unwrap();
+    let listed = saved.store.list(&run("a"), Depth::NewestGood { at_most: Step::new(25) }).await.unwrap();
+    let found: Vec<_> = listed.visible.iter().map(|e| (e.manifest.step.get(), e.verified)).collect();
+    assert_eq!(found, [(10, true), (30, false)]);
+    assert_eq!(listed.damaged.iter().map(|(s, _)| s.get()).collect::<Vec<_>>(), [20]);
 }
 
 /// Sealed and whole, and yet not ours to read.

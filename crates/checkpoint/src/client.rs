@@ -166,12 +166,13 @@ impl CheckpointClient {
         &self.url
     }
 
-    /// A coordinator's first word for a run: terms below are refused from now on.
+    /// A coordinator's first word for a run: terms below are refused from now on, and so is whoever says another
+    /// `incarnation`: another run of the same name. 0: it is not told.
     ///
     /// # Errors
-    /// [`ClientError::Fenced`] when a higher term is known there.
-    pub async fn announce_term(&self, run: &RunId, term: Term) -> Result<(), ClientError> {
-        let request = v1::AnnounceTermRequest { run_id: run.to_string(), term: term.get() };
+    /// [`ClientError::Fenced`] when a higher term is known there, or the name is another run's.
+    pub async fn announce_term(&self, run: &RunId, term: Term, incarnation: u64) -> Result<(), ClientError> {
+        let request = v1::AnnounceTermRequest { run_id: run.to_string(), term: term.get(), incarnation };
         let call = || {
             let (mut inner, request) = (self.inner.clone(), request.clone());
             async move { inner.announce_term(request).await }
@@ -239,7 +240,7 @@ impl CheckpointClient {
     /// When the service cannot be reached or cannot list.
     pub async fn list(&self, run: &RunId) -> Result<CheckpointList, ClientError> {
         const CALL: &str = "ListCheckpoints";
-        let request = v1::ListCheckpointsRequest { run_id: run.to_string() };
+        let request = v1::ListCheckpointsRequest { run_id: run.to_string(), at_most: None };
         let call = || {
             let (mut inner, request) = (self.inner.clone(), request.clone());
             async move { inner.list_checkpoints(request).await }

@@ -7,8 +7,10 @@
 
 use mcl_checkpoint_core::{CheckpointStore, Record, RecordError, StoreError};
 use mcl_failpoint::{Failpoint, pass};
-use mcl_types::{FencingToken, RunId};
+use mcl_types::{FencingToken, Generation, RunId, Term};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
@@ -23,6 +25,12 @@ pub(crate) enum FenceError {
          replaced and must stop"
     )]
     Stale { run: RunId, found: FencingToken, highest: FencingToken },
+    #[error(
+        "{place} holds another run named `{run}`, of another run directory: choose another name (`run_name`, or the \
+         job file's), or another store; to go on from its checkpoints, use `--from`; once nobody needs that run, \
+         remove its checkpoints and {file}"
+    )]
+    NameTaken { run: RunId, place: String, file: String },
     #[error("cannot keep the highest token of run `{run}`: {source}")]
     Store { run: RunId, source: StoreError },
     #[error(
@@ -40,11 +48,21 @@ pub(crate) enum FenceError {
 /// Leave to act under a token; hold it until the act is done.
 #[derive(Debug)]
 pub(crate) struct Pass {
-    _held: OwnedRwLockReadGuard<Option<FencingToken>>,
+    _held: OwnedRwLockReadGuard<Option<Mark>>,
 }
 
-/// One run's highest token; nothing before its file was read.
-type Slot = Arc<RwLock<Option<FencingToken>>>;
+/// Who speaks for a run, as it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    #[serde(flatten)]
+    token: FencingToken,
+    /// What tells the run from another of the same name, where somebody told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    incarnation: Option<NonZeroU64>,
+}
+
+/// One run's mark; nothing before its file was read.
+type Slot = Arc<RwLock<Option<Mark>>>;
 
 #[derive(Debug)]
 pub(crate) struct Fence {
@@ -58,49 +76,73 @@ impl Fence {
         Self { store, slots: Mutex::default() }
     }
 
+    fn slot(&self, run: &RunId) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(run.clone()).or_default())
+    }
+
+    /// A coordinator's first word: terms below are refused from now on, and so is another run of the name.
+    pub async fn announce(
+        &self,
+        run: &RunId,
+        term: Term,
+        incarnation: Option<NonZeroU64>,
+    ) -> Result<(), FenceError> {
+        let token = FencingToken { term, generation: Generation::default() };
+        let mut held = self.slot(run).write_owned().await;
+        let mark = self.raise(run, Mark { token, incarnation }).await?;
+        *held = Some(mark);
+        if incarnation.is_some() && mark.incarnation != incarnation {
+            let place = self.store.name().to_owned();
+            return Err(FenceError::NameTaken { run: run.clone(), place, file: file(run) });
+        }
+        // The same term again, after generations were formed in it, is the same coordinator asking twice.
+        if term < mark.token.term { Err(stale(run, token, mark.token)) } else { Ok(()) }
+    }
+
     /// Lets a token in that is not below the highest.
     pub async fn admit(&self, run: &RunId, token: FencingToken) -> Result<Pass, FenceError> {
-        let slot = {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(slots.entry(run.clone()).or_default())
-        };
-        let stale = |highest| FenceError::Stale { run: run.clone(), found: token, highest };
+        let slot = self.slot(run);
         let held = Arc::clone(&slot).read_owned().await;
         match *held {
-            Some(highest) if token == highest => return Ok(Pass { _held: held }),
-            Some(highest) if token < highest => return Err(stale(highest)),
+            Some(mark) if token == mark.token => return Ok(Pass { _held: held }),
+            Some(mark) if token < mark.token => return Err(stale(run, token, mark.token)),
             _ => drop(held),
         }
         let mut held = slot.write_owned().await;
         // Somebody else may have raised it meanwhile.
-        let highest = match *held {
-            Some(highest) if token <= highest => highest,
-            _ => self.raise(run, token).await?,
+        let mark = match *held {
+            Some(mark) if token <= mark.token => mark,
+            _ => self.raise(run, Mark { token, incarnation: None }).await?,
         };
-        *held = Some(highest);
-        if token < highest { Err(stale(highest)) } else { Ok(Pass { _held: held.downgrade() }) }
-    }
-
-    /// Refuses a token that another service over the same object store has let a higher one pass. A folder has one
-    /// service, and asking it costs nothing there.
-    pub async fn confirm(&self, run: &RunId, token: FencingToken) -> Result<(), FenceError> {
-        if self.store.is_local() {
-            return Ok(());
+        *held = Some(mark);
+        if token < mark.token {
+            Err(stale(run, token, mark.token))
+        } else {
+            Ok(Pass { _held: held.downgrade() })
         }
-        let (highest, _) = self.load(run).await?;
-        let run = run.clone();
-        if token < highest { Err(FenceError::Stale { run, found: token, highest }) } else { Ok(()) }
     }
 
-    /// Makes `token` the highest, durably, unless a higher one stands; the highest then.
-    async fn raise(&self, run: &RunId, token: FencingToken) -> Result<FencingToken, FenceError> {
+    /// Refuses a token that another service over the same store has let a higher one pass.
+    pub async fn confirm(&self, run: &RunId, token: FencingToken) -> Result<(), FenceError> {
+        let (mark, _) = self.load(run).await?;
+        if token < mark.token { Err(stale(run, token, mark.token)) } else { Ok(()) }
+    }
+
+    /// Makes the token the highest, and the run's incarnation known where it was not, durably; what stands then. A
+    /// higher token, or another incarnation, is left as it is.
+    async fn raise(&self, run: &RunId, wanted: Mark) -> Result<Mark, FenceError> {
         for _ in 0..TRIES {
-            let (highest, before) = self.load(run).await?;
-            if token <= highest {
-                return Ok(highest);
+            let (stands, before) = self.load(run).await?;
+            let other = wanted.incarnation.is_some()
+                && stands.incarnation.is_some_and(|i| Some(i) != wanted.incarnation);
+            let incarnation = stands.incarnation.or(wanted.incarnation);
+            let raised = Mark { token: stands.token.max(wanted.token), incarnation };
+            if other || raised == stands {
+                return Ok(stands);
             }
             pass(Failpoint::BeforeFence);
-            match self.save(run, token, before.as_ref()).await {
+            match self.save(run, raised, before.as_ref()).await {
                 Ok(()) => {}
                 Err(RecordError::Changed { .. }) => continue,
                 Err(RecordError::Store(source)) => {
@@ -108,35 +150,36 @@ impl Fence {
                 }
             }
             pass(Failpoint::AfterFence);
-            tracing::info!(%run, term = token.term.get(), generation = token.generation.get(), "fence raised");
-            return Ok(token);
+            let FencingToken { term, generation } = raised.token;
+            tracing::info!(%run, term = term.get(), generation = generation.get(), "fence raised");
+            return Ok(raised);
         }
         Err(FenceError::Contended { run: run.clone() })
     }
 
-    async fn load(&self, run: &RunId) -> Result<(FencingToken, Option<Record>), FenceError> {
+    async fn load(&self, run: &RunId) -> Result<(Mark, Option<Record>), FenceError> {
         let file = file(run);
         let record = self.store.read_record(&file).await;
         let record = record.map_err(|source| FenceError::Store { run: run.clone(), source })?;
-        let Some(record) = record else { return Ok((FencingToken::default(), None)) };
-        let token = serde_json::from_slice(&record.bytes).map_err(|e| FenceError::Parse {
+        let Some(record) = record else { return Ok((Mark::default(), None)) };
+        let mark = serde_json::from_slice(&record.bytes).map_err(|e| FenceError::Parse {
             run: run.clone(),
             place: self.store.name().to_owned(),
             file,
             reason: e.to_string(),
         })?;
-        Ok((token, Some(record)))
+        Ok((mark, Some(record)))
     }
 
-    async fn save(
-        &self,
-        run: &RunId,
-        token: FencingToken,
-        before: Option<&Record>,
-    ) -> Result<(), RecordError> {
-        let text = format!("{{\"term\":{},\"generation\":{}}}\n", token.term.get(), token.generation.get());
+    async fn save(&self, run: &RunId, mark: Mark, before: Option<&Record>) -> Result<(), RecordError> {
+        let mut text = serde_json::json!(mark).to_string();
+        text.push('\n');
         self.store.write_record(&file(run), text.into(), before).await
     }
+}
+
+fn stale(run: &RunId, found: FencingToken, highest: FencingToken) -> FenceError {
+    FenceError::Stale { run: run.clone(), found, highest }
 }
 
 /// Beside the runs' folders.
@@ -148,7 +191,6 @@ fn file(run: &RunId) -> String {
 mod tests {
     use super::*;
     use mcl_checkpoint_core::Layout;
-    use mcl_types::{Generation, Term};
     use std::path::Path;
     use std::time::Duration;
 

@@ -5,12 +5,13 @@
 
 use crate::fence::{Fence, FenceError, Pass};
 use crate::tiers::Tiers;
-use mcl_checkpoint_core::{CommitSpec, Depth, SliceReader, SliceSpec, SliceUpload, StoreError};
+use mcl_checkpoint_core::{CommitSpec, SliceReader, SliceSpec, SliceUpload, StoreError};
 use mcl_failpoint::Failpoint;
 use mcl_proto::v1::put_slice_request::Part;
 use mcl_proto::{CHUNK_BYTES, WireError, v1};
-use mcl_types::{Digest, FencingToken, Generation, Retention, RunId, Step, Term, Tier};
+use mcl_types::{Digest, FencingToken, Retention, RunId, Step, Term, Tier};
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
@@ -112,14 +113,8 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
     ) -> Result<Response<v1::AnnounceTermResponse>, Status> {
         let request = request.into_inner();
         let run = mcl_proto::run_id(&request.run_id).map_err(|e| wire_status(&e))?;
-        let term = Term::new(request.term);
-        let token = FencingToken { term, generation: Generation::default() };
-        // The same term again, after generations were formed in it, is the same coordinator asking twice.
-        match self.fence.admit(&run, token).await {
-            Ok(_) => {}
-            Err(FenceError::Stale { highest, .. }) if highest.term == term => {}
-            Err(error) => return Err(fence_status(&error)),
-        }
+        let (term, incarnation) = (Term::new(request.term), NonZeroU64::new(request.incarnation));
+        self.fence.announce(&run, term, incarnation).await.map_err(|e| fence_status(&e))?;
         mcl_failpoint::pass(Failpoint::BeforeTermAnswer);
         Ok(Response::new(v1::AnnounceTermResponse {}))
     }
@@ -186,9 +181,11 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
         &self,
         request: Request<v1::ListCheckpointsRequest>,
     ) -> Result<Response<v1::ListCheckpointsResponse>, Status> {
-        let run = mcl_proto::run_id(&request.into_inner().run_id).map_err(|e| wire_status(&e))?;
+        let request = request.into_inner();
+        let run = mcl_proto::run_id(&request.run_id).map_err(|e| wire_status(&e))?;
         // Whoever asks may go on from the newest one: that one is looked at byte by byte.
-        let listing = self.tiers.list(&run, Depth::NewestGood).await.map_err(|e| store_status(&e))?;
+        let at_most = Step::new(request.at_most.unwrap_or(u64::MAX));
+        let listing = self.tiers.list(&run, at_most).await.map_err(|e| store_status(&e))?;
         let summary = |(entry, tier): (mcl_checkpoint_core::InventoryEntry, Tier)| v1::CheckpointSummary {
             in_memory: tier == Tier::Memory,
             step: entry.manifest.step.get(),
@@ -263,7 +260,9 @@ fn join_status(error: tokio::task::JoinError) -> Status {
 fn fence_status(error: &FenceError) -> Status {
     tracing::warn!(%error, "refused");
     match error {
-        FenceError::Stale { .. } => Status::failed_precondition(error.to_string()),
+        FenceError::Stale { .. } | FenceError::NameTaken { .. } => {
+            Status::failed_precondition(error.to_string())
+        }
         FenceError::Store { .. } | FenceError::Contended { .. } | FenceError::Parse { .. } => {
             Status::internal(error.to_string())
         }
@@ -288,6 +287,7 @@ fn store_status(error: &StoreError) -> Status {
         StoreError::Root { .. }
         | StoreError::Open { .. }
         | StoreError::Write { .. }
+        | StoreError::Unreadable { .. }
         | StoreError::Read { .. } => Status::internal(message),
     }
 }

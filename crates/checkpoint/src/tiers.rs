@@ -73,9 +73,19 @@ impl Tiers {
         Ok(manifest)
     }
 
-    /// What a run has in both.
-    pub async fn list(&self, run: &RunId, depth: Depth) -> Result<Listing, StoreError> {
-        let Inventory { visible, damaged, .. } = self.durable.list(run, depth).await?;
+    /// What a run has in both; every byte of the newest good one of at most this step is verified.
+    ///
+    /// # Errors
+    /// When the store cannot be listed, or does not give a newer one of those: it may be good.
+    pub async fn list(&self, run: &RunId, at_most: Step) -> Result<Listing, StoreError> {
+        let depth = Depth::NewestGood { at_most };
+        let found = self.durable.list(run, depth).await?;
+        if let Some((step, damage)) = found.withheld(at_most) {
+            let (path, damage) =
+                (format!("{} of run `{run}`", self.durable.name()), Box::new(damage.clone()));
+            return Err(StoreError::Unreadable { step, path, damage });
+        }
+        let Inventory { visible, damaged, .. } = found;
         let volatile = self.memory.list(run, depth).await?.visible;
         let mut visible: Vec<_> = visible.into_iter().map(|entry| (entry, Tier::Durable)).collect();
         let held: Vec<Step> = visible.iter().map(|(e, _)| e.manifest.step).collect();

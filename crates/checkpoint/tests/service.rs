@@ -187,9 +187,9 @@ async fn a_stale_token_is_refused_also_after_a_restart() {
     let root = tempfile::tempdir().unwrap();
     let service = Service::start(root.path(), Layout::RunFolders).await;
     let client = service.client().await;
-    client.announce_term(&run("a"), Term::new(3)).await.unwrap();
+    client.announce_term(&run("a"), Term::new(3), 0).await.unwrap();
     stage(&client, token(3, 2), "a", 1, &slices(1, 1)).await.unwrap();
-    client.announce_term(&run("a"), Term::new(3)).await.unwrap();
+    client.announce_term(&run("a"), Term::new(3), 0).await.unwrap();
     service.stop().await;
 
     let service = Service::start(root.path(), Layout::RunFolders).await;
@@ -198,14 +198,47 @@ async fn a_stale_token_is_refused_also_after_a_restart() {
         Err(error @ ClientError::Fenced { .. }) => error.to_string(),
         other => panic!("{other:?}"),
     };
-    let told = fenced(client.announce_term(&run("a"), Term::new(2)).await);
+    let told = fenced(client.announce_term(&run("a"), Term::new(2), 0).await);
     assert!(told.contains("term 3"), "{told}");
     fenced(stage(&client, token(3, 1), "a", 1, &slices(1, 1)).await);
     fenced(client.commit(draft(token(2, 9), &run("a"), 1, 1), "", Retention::ALL).await.map(drop));
     assert!(steps(&client, "a").await.is_empty());
     // Another run counts for itself, and whoever holds the highest token goes on.
-    client.announce_term(&run("b"), Term::new(1)).await.unwrap();
+    client.announce_term(&run("b"), Term::new(1), 0).await.unwrap();
     client.commit(draft(token(3, 2), &run("a"), 1, 1), "", Retention::ALL).await.unwrap();
+}
+
+/// Two run directories that chose the same name: the second must not go on from the first one's states.
+#[tokio::test]
+async fn a_name_belongs_to_one_run_directory() {
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::RunFolders).await;
+    let client = service.client().await;
+    client.announce_term(&run("a"), Term::new(1), 7).await.unwrap();
+    stage(&client, token(1, 2), "a", 1, &slices(1, 1)).await.unwrap();
+    for term in [1, 2, 9] {
+        let error = client.announce_term(&run("a"), Term::new(term), 8).await.unwrap_err();
+        assert!(matches!(error, ClientError::Fenced { .. }), "{error}");
+        assert!(error.to_string().contains("another run named `a`"), "{error}");
+    }
+    service.stop().await;
+    let service = Service::start(root.path(), Layout::RunFolders).await;
+    let client = service.client().await;
+    client.announce_term(&run("a"), Term::new(9), 8).await.unwrap_err();
+    // Its own goes on, and was not fenced by the other's terms.
+    stage(&client, token(1, 2), "a", 1, &slices(1, 1)).await.unwrap();
+    client.announce_term(&run("a"), Term::new(2), 7).await.unwrap();
+}
+
+/// A fence that was written before there were incarnations belongs to the first that tells one.
+#[tokio::test]
+async fn an_older_fence_is_adopted() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("fence-a.json"), "{\"term\":3,\"generation\":4}\n").unwrap();
+    let service = Service::start(root.path(), Layout::RunFolders).await;
+    let client = service.client().await;
+    client.announce_term(&run("a"), Term::new(4), 7).await.unwrap();
+    client.announce_term(&run("a"), Term::new(5), 8).await.unwrap_err();
 }
 
 /// Sends the head of an upload and then breaks off.
@@ -290,7 +323,7 @@ async fn an_upload_that_outlives_its_term_is_refused_at_its_end() {
         sender.send(message(Part::Chunk(Bytes::copy_from_slice(chunk)))).await.unwrap();
     }
     // Its coordinator is replaced while half of it is on the way.
-    client.announce_term(&run("a"), Term::new(2)).await.unwrap();
+    client.announce_term(&run("a"), Term::new(2), 0).await.unwrap();
     for chunk in bytes[half..].chunks(1 << 20) {
         let _ = sender.send(message(Part::Chunk(Bytes::copy_from_slice(chunk)))).await;
     }
@@ -332,7 +365,7 @@ async fn two_runs_go_on_side_by_side_and_old_checkpoints_go() {
     let service = Service::start(root.path(), Layout::RunFolders).await;
     let story = async |name: &'static str, term: u64, seed: u8| {
         let client = service.client().await;
-        client.announce_term(&run(name), Term::new(term)).await.unwrap();
+        client.announce_term(&run(name), Term::new(term), 0).await.unwrap();
         for step in [10, 20, 30] {
             stage(&client, token(term, 1), name, step, &slices(seed ^ step as u8, 2)).await.unwrap();
             client
@@ -362,8 +395,10 @@ async fn requests_that_make_no_sense_are_refused() {
 
     let mut raw =
         v1::checkpoint_service_client::CheckpointServiceClient::connect(service.url.clone()).await.unwrap();
-    let status =
-        raw.list_checkpoints(v1::ListCheckpointsRequest { run_id: "../../etc".into() }).await.unwrap_err();
+    let status = raw
+        .list_checkpoints(v1::ListCheckpointsRequest { run_id: "../../etc".into(), at_most: None })
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
     let status = raw.announce_term(v1::AnnounceTermRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);

@@ -56,7 +56,10 @@ pub enum Effect {
     /// not, the coordinator ends.
     CheckReign,
     /// Find the run's visible checkpoints; comes back as [`crate::Event::CheckpointsFound`].
-    FindCheckpoints,
+    FindCheckpoints {
+        /// Newer ones are of no use: the ledger does not cover them.
+        at_most: u64,
+    },
     /// Make the ledger durable, then make the staged checkpoint visible; comes back as
     /// [`crate::Event::CheckpointResult`].
     CommitCheckpoint {

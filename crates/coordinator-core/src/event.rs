@@ -66,6 +66,8 @@ pub enum Event {
         steps: Vec<u64>,
         /// Those in the service's memory.
         in_memory: Vec<u64>,
+        /// Whether there are others, which are not to be trusted.
+        damaged: bool,
     },
     /// What became of a [`crate::Effect::CommitCheckpoint`]. Whoever performs it retries while the service is
     /// away; an error means that the service refused.

@@ -4,7 +4,7 @@ use crate::effect::{Effect, ToWorker, Warning};
 use crate::generation::{DrainFor, GenerationRecord, Place};
 use crate::reason::{Asking, Outcome, Reason};
 use crate::slots::Slot;
-use crate::state::{Gathering, Job, Lookup, Stage, State, Turn};
+use crate::state::{Gathering, Job, Lookup, Newest, Stage, State, Turn};
 use crate::{Failure, Persisted};
 use mcl_types::{LaneLayout, WorkerName};
 use std::time::Duration;
@@ -39,17 +39,17 @@ impl Turn<'_> {
                 if let Some(job) = self.state.job.as_mut() {
                     job.lookup = Lookup::Asked;
                 }
-                self.out.push(Effect::FindCheckpoints);
+                self.out.push(Effect::FindCheckpoints { at_most: total });
                 return;
             }
-            if lookup == Lookup::Known(Some(total)) {
+            if matches!(lookup, Lookup::Known(newest) if newest.durable == Some(total)) {
                 if let Some(job) = self.state.job.as_mut() {
                     job.last_checkpoint = Some(total);
                 }
                 self.over(Outcome::Done { steps: total });
                 return;
             }
-            if !matches!(lookup, Lookup::Known(_)) {
+            if !matches!(lookup, Lookup::Known(_) | Lookup::Gone) {
                 return;
             }
         }
@@ -84,7 +84,7 @@ impl Turn<'_> {
     }
 
     /// The newest visible checkpoint that the ledger covers is where a generation begins that has nothing better.
-    pub(crate) fn checkpoints_found(&mut self, steps: &[u64], in_memory: &[u64]) {
+    pub(crate) fn checkpoints_found(&mut self, steps: &[u64], in_memory: &[u64], damaged: bool) {
         let Some(job) = self.state.job.as_mut() else { return };
         if job.lookup != Lookup::Asked {
             return;
@@ -99,7 +99,10 @@ impl Turn<'_> {
         // A job is not done with a state that may be gone tomorrow.
         let end = job.spec.total_steps().min(committed.saturating_add(1));
         let in_memory = in_memory.iter().copied().filter(|s| (1..end).contains(s)).max();
-        job.lookup = Lookup::Known(durable.max(in_memory));
+        let newest = Newest { durable, in_memory };
+        let saved = job.last_checkpoint.is_some_and(|s| s > 0);
+        let gone = newest.of_both().is_none() && saved && !damaged;
+        job.lookup = if gone { Lookup::Gone } else { Lookup::Known(newest) };
     }
 
     /// Finish the step in flight, checkpoint, stop.

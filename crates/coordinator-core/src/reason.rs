@@ -250,6 +250,14 @@ pub enum Failure {
         "the state that the run was to begin with is not in the checkpoint service, or is damaged: submit it again with --from, under another name"
     )]
     NoInitial,
+    /// What was saved is not to be found.
+    #[error(
+        "the checkpoint of step {step} was saved, and the checkpoint service shows no good one: start it over the store that holds them (its --root and --flat), then run again; to begin anew, use another run directory"
+    )]
+    CheckpointsLost {
+        /// The newest one that was saved.
+        step: u64,
+    },
     /// Starting again did not help.
     #[error("{generations} generations in a row ended without a new step: {}", all(.causes))]
     NoProgress {

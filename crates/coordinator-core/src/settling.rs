@@ -42,6 +42,9 @@ pub struct Started {
     pub first: u64,
     /// Where its state comes from.
     pub origin: Origin,
+    /// The newest durable checkpoint that it may fall back on.
+    #[serde(default)]
+    pub last_checkpoint: Option<u64>,
     /// What it rolled back, so that the ledger can be completed after a crash between the two writes.
     pub rolled_back: Option<RolledBack>,
 }
@@ -91,6 +94,8 @@ enum Settled {
     Wait,
     /// The state that the run was to begin with is gone.
     NoInitial,
+    /// A checkpoint was durable once, and no good one is there.
+    Lost,
 }
 
 impl Turn<'_> {
@@ -106,17 +111,23 @@ impl Turn<'_> {
             Settled::Wait => {}
             Settled::At(first, origin) => self.start(first, origin),
             Settled::Recount(rank, steps) => self.recount(rank, steps),
-            Settled::NoInitial => {
-                self.close_generation();
-                self.over(Outcome::Failed(Failure::NoInitial));
+            Settled::NoInitial => self.fail(Failure::NoInitial),
+            Settled::Lost => {
+                let step = job.last_checkpoint.unwrap_or(0);
+                self.fail(Failure::CheckpointsLost { step });
             }
             Settled::Ask => {
                 if let Some(job) = self.state.job.as_mut() {
                     job.lookup = Lookup::Asked;
-                    self.out.push(Effect::FindCheckpoints);
+                    self.out.push(Effect::FindCheckpoints { at_most: job.committed });
                 }
             }
         }
+    }
+
+    fn fail(&mut self, why: Failure) {
+        self.close_generation();
+        self.over(Outcome::Failed(why));
     }
 
     fn recount(&mut self, rank: Rank, steps: Range<u64>) {
@@ -180,11 +191,11 @@ impl Turn<'_> {
         job.line.extend(generation, first);
         job.committed = first;
         job.fresh = false;
-        job.lookup = Lookup::NotAsked;
-        job.last_checkpoint = match origin {
-            Origin::Checkpoint(step) => Some(step),
+        job.last_checkpoint = match (origin, &job.lookup) {
+            (Origin::Checkpoint(_), Lookup::Known(newest)) => newest.durable,
             _ => job.last_checkpoint.filter(|s| *s <= first),
         };
+        job.lookup = Lookup::NotAsked;
         let record = GenerationRecord { generation, places: live.places.clone() };
         let started = Started {
             record,
@@ -192,6 +203,7 @@ impl Turn<'_> {
             first,
             origin,
             rolled_back: rolled_back.clone(),
+            last_checkpoint: job.last_checkpoint,
         };
         self.out.push(Effect::Persist(Persisted::Started(started)));
         if let Some(record) = rolled_back {
@@ -247,14 +259,19 @@ fn settle(job: &Job, live: &Live) -> Settled {
     match job.lookup {
         Lookup::NotAsked if job.committing.is_none() => Settled::Ask,
         Lookup::NotAsked | Lookup::Asked => Settled::Wait,
-        Lookup::Known(found) => {
-            let found = found.filter(|f| *f <= job.committed);
+        Lookup::Known(_) | Lookup::Gone => {
+            let found = match job.lookup {
+                Lookup::Known(newest) => newest.of_both().filter(|f| *f <= job.committed),
+                _ => None,
+            };
             let behind = holders()
                 .filter(|(applied, _, _)| *applied < job.committed && Some(*applied) > found)
                 .max_by_key(|(applied, rank, _)| (*applied, std::cmp::Reverse(*rank)));
             match (behind, found) {
                 (Some((applied, rank, _)), _) => Settled::At(applied, Origin::Rank(rank)),
                 (None, Some(step)) => Settled::At(step, Origin::Checkpoint(step)),
+                // To begin anew with the seed is what nobody asked for: the service may look at another folder.
+                (None, None) if job.lookup == Lookup::Gone => Settled::Lost,
                 (None, None) if job.spec.initial.is_some() => Settled::NoInitial,
                 (None, None) => Settled::At(0, Origin::Seed),
             }

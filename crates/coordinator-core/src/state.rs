@@ -115,8 +115,23 @@ pub(crate) struct Gathering {
 pub(crate) enum Lookup {
     NotAsked,
     Asked,
-    /// The newest usable one.
-    Known(Option<u64>),
+    /// The newest usable one; the others, if any, are damaged.
+    Known(Newest),
+    /// There is not even a damaged one, though one was saved.
+    Gone,
+}
+
+/// The newest usable checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Newest {
+    pub(crate) durable: Option<u64>,
+    pub(crate) in_memory: Option<u64>,
+}
+
+impl Newest {
+    pub(crate) fn of_both(self) -> Option<u64> {
+        self.durable.max(self.in_memory)
+    }
 }
 
 impl Gathering {
@@ -337,7 +352,9 @@ impl<'a> Turn<'a> {
             Event::Hold => self.hold(),
             Event::Resume => self.resume(),
             Event::Cancel => self.cancel(),
-            Event::CheckpointsFound { steps, in_memory } => self.checkpoints_found(&steps, &in_memory),
+            Event::CheckpointsFound { steps, in_memory, damaged } => {
+                self.checkpoints_found(&steps, &in_memory, damaged);
+            }
             Event::CheckpointResult { step, result } => self.checkpoint_result(step, result),
             Event::HeldUp { by } => self.held_up(by),
             Event::Tick => self.tick(),

@@ -8,8 +8,8 @@ use cluster::story::{
 };
 use cluster::{Cluster, report_of, spec};
 use mcl_coordinator_core::{
-    EndCause, Event, Failure, FailureKind, Hello, JobSpec, Outcome, Phase, RankSaid, SessionId, Settings,
-    StepReport, ToWorker,
+    EndCause, Event, Failure, FailureKind, Hello, JobSpec, Origin, Outcome, Phase, RankSaid, SessionId,
+    Settings, StepReport, ToWorker,
 };
 use mcl_types::{Digest, FencingToken, Generation, LaneLayout, Rank, RunId, Term, Tier};
 use std::time::Duration;
@@ -338,6 +338,39 @@ fn a_damaged_newest_checkpoint_means_the_one_before() {
     cluster.kill_rank(&name("w2"), 0);
     assert_eq!(cluster.run(300), Some(Outcome::Done { steps: 20 }));
     assert!(cluster.rolled_back >= 7, "back to 5: {}", cluster.rolled_back);
+}
+
+/// The service was started over another folder, say: training must not begin anew as if nothing had been saved.
+#[test]
+fn checkpoints_that_are_nowhere_to_be_found_end_the_job() {
+    let mut cluster = two_workers(4, 20);
+    cluster.run_to(12);
+    let elsewhere = std::mem::take(&mut cluster.visible);
+    cluster.kill_rank(&name("w1"), 0);
+    cluster.kill_rank(&name("w2"), 0);
+    let Some(Outcome::Failed(failure)) = cluster.run(300) else { panic!("{:?}", cluster.over) };
+    assert_eq!(failure, Failure::CheckpointsLost { step: 10 });
+    assert!(failure.to_string().contains("--root"), "{failure}");
+    assert!(cluster.ledger.len() >= 12 && cluster.rolled_back == 0, "nothing was rolled back");
+    // The right one: it goes on.
+    cluster.visible = elsewhere;
+    cluster.submit();
+    assert_eq!(cluster.run(500), Some(Outcome::Done { steps: 20 }));
+    assert_eq!(cluster.origins.last(), Some(&Origin::Checkpoint(10)));
+}
+
+/// Proven damage of all of them leaves the seed, which is said.
+#[test]
+fn checkpoints_that_are_all_damaged_leave_the_seed() {
+    let mut cluster = two_workers(4, 20);
+    cluster.run_to(12);
+    while !cluster.visible.is_empty() {
+        cluster.damage();
+    }
+    cluster.kill_rank(&name("w1"), 0);
+    cluster.kill_rank(&name("w2"), 0);
+    assert_eq!(cluster.run(500), Some(Outcome::Done { steps: 20 }));
+    assert!(cluster.origins.iter().filter(|o| **o == Origin::Seed).count() == 2, "{:?}", cluster.origins);
 }
 
 fn hello(worker: &str, advertise: &str) -> Hello {

@@ -26,7 +26,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// What the loop asks for.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    Find,
+    Find {
+        at_most: u64,
+    },
     /// Does our term still reign?
     CheckReign,
     Commit {
@@ -54,16 +56,10 @@ impl Drop for Checkpoints {
 
 impl Checkpoints {
     /// Announces the term, then does what is asked, one by one.
-    pub(crate) fn start(
-        url: &str,
-        run_id: RunId,
-        term: Term,
-        adoption: u64,
-        inbox: mpsc::Sender<Input>,
-    ) -> Self {
+    pub(crate) fn start(url: &str, speaker: Speaker, adoption: u64, inbox: mpsc::Sender<Input>) -> Self {
         let (asks, asked) = mpsc::unbounded_channel();
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let caller = Caller { url, run_id, term, adoption, channel: None };
+        let caller = Caller { url, speaker, adoption, channel: None };
         Self { asks, task: tokio::spawn(caller.work(asked, inbox)) }
     }
 
@@ -73,10 +69,18 @@ impl Checkpoints {
     }
 }
 
+/// Who speaks for which run.
+#[derive(Debug)]
+pub(crate) struct Speaker {
+    pub(crate) run_id: RunId,
+    pub(crate) term: Term,
+    /// Tells the run from another of the same name.
+    pub(crate) incarnation: u64,
+}
+
 struct Caller {
     url: String,
-    run_id: RunId,
-    term: Term,
+    speaker: Speaker,
     /// For which of the jobs that this coordinator took up.
     adoption: u64,
     channel: Option<Channel>,
@@ -91,11 +95,11 @@ impl Caller {
             let event = match ask {
                 Ask::CheckReign if self.reigns(&inbox).await => continue,
                 Ask::CheckReign => return,
-                Ask::Find => self.find().await,
+                Ask::Find { at_most } => self.find(at_most).await,
                 Ask::Commit { step, token, slices, meta_json, retention, tier } => {
                     let request = v1::CommitCheckpointRequest {
                         token: Some(token.into()),
-                        run_id: self.run_id.to_string(),
+                        run_id: self.speaker.run_id.to_string(),
                         step,
                         slices,
                         meta_json,
@@ -120,14 +124,16 @@ impl Caller {
             pass(Failpoint::TermAnnounced);
             return true;
         };
-        let run_id = self.run_id.to_string();
+        let run_id = self.speaker.run_id.to_string();
         let reason = refused.message().to_owned();
         let _ = inbox.send(Input::Broken(CoordinatorError::Superseded { run_id, reason })).await;
         false
     }
 
     async fn announce(&mut self) -> Result<(), Status> {
-        let request = v1::AnnounceTermRequest { term: self.term.get(), run_id: self.run_id.to_string() };
+        let Speaker { run_id, term, incarnation } = &self.speaker;
+        let (term, run_id, incarnation) = (term.get(), run_id.to_string(), *incarnation);
+        let request = v1::AnnounceTermRequest { term, run_id, incarnation };
         self.persist("announce the term", |mut client| {
             let request = request.clone();
             async move { client.announce_term(request).await.map(drop) }
@@ -144,8 +150,9 @@ impl Caller {
     }
 
     /// A listing is never refused for good: without it nobody knows where to go on.
-    async fn find(&mut self) -> Event {
-        let request = v1::ListCheckpointsRequest { run_id: self.run_id.to_string() };
+    async fn find(&mut self, at_most: u64) -> Event {
+        let request =
+            v1::ListCheckpointsRequest { run_id: self.speaker.run_id.to_string(), at_most: Some(at_most) };
         loop {
             let found = self
                 .persist("list the checkpoints", |mut client| {
@@ -165,7 +172,11 @@ impl Caller {
                     let (memory, durable): (Vec<_>, Vec<_>) =
                         list.checkpoints.iter().partition(|c| c.in_memory);
                     let steps = |found: Vec<&v1::CheckpointSummary>| found.iter().map(|c| c.step).collect();
-                    return Event::CheckpointsFound { steps: steps(durable), in_memory: steps(memory) };
+                    return Event::CheckpointsFound {
+                        steps: steps(durable),
+                        in_memory: steps(memory),
+                        damaged: !list.damaged.is_empty(),
+                    };
                 }
                 Err(status) => tracing::error!(%status, "the checkpoint service refuses to list checkpoints"),
             }

@@ -130,6 +130,12 @@ pub enum CoordinatorError {
         /// What the service said.
         reason: String,
     },
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers: {reason}; expected getrandom(2) to work here")]
+    Random {
+        /// What it said.
+        reason: String,
+    },
     /// The listener broke.
     #[error("the coordinator stopped listening: {0}; check the network, then start it again")]
     Transport(#[from] tonic::transport::Error),

@@ -24,6 +24,8 @@ const QUEUE: TableDefinition<u64, &[u8]> = TableDefinition::new("queue");
 const RUNS: TableDefinition<&str, &[u8]> = TableDefinition::new("runs");
 
 const TERM: &str = "term";
+/// What tells this directory's runs from others of their names.
+const INCARNATION: &str = "incarnation";
 const JOB: &str = "job";
 /// The last generation, live or not.
 const GENERATION: &str = "generation";
@@ -43,6 +45,7 @@ const MANY_RUNS: &str = "many_runs";
 pub(crate) struct Journal {
     path: PathBuf,
     database: Database,
+    incarnation: u64,
 }
 
 /// What it holds.
@@ -106,8 +109,9 @@ impl Journal {
             DatabaseError::DatabaseAlreadyOpen => CoordinatorError::InUse { dir: dir.to_owned() },
             other => journal_error(&path, other),
         })?;
-        let journal = Self { path, database };
+        let mut journal = Self { path, database, incarnation: 0 };
         journal.write(|_| Ok(()))?;
+        journal.incarnation = journal.read::<u64>(INCARNATION)?.map_or_else(|| journal.incarnate(), Ok)?;
         let term = Term::new(journal.read::<u64>(TERM)?.unwrap_or(0)).next();
         pass(Failpoint::BeforeJournalTerm);
         journal.put(TERM, &term.get())?;
@@ -127,6 +131,17 @@ impl Journal {
             runs: journal.runs()?,
         };
         Ok((journal, term, found))
+    }
+
+    /// A random number that tells this directory's runs from others of their names; never 0.
+    pub(crate) const fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    fn incarnate(&self) -> Result<u64, CoordinatorError> {
+        let random = getrandom::u64().map_err(|e| CoordinatorError::Random { reason: e.to_string() })?.max(1);
+        self.put(INCARNATION, &random)?;
+        Ok(random)
     }
 
     /// Makes one record durable.
@@ -157,6 +172,11 @@ impl Journal {
             }
             Persisted::Started(started) => {
                 insert(values, STARTED, started)?;
+                // One of steps that were rolled back is nothing to miss.
+                match started.last_checkpoint {
+                    Some(step) => insert(values, CHECKPOINT, &step)?,
+                    None => drop(values.remove(CHECKPOINT)?),
+                }
                 insert(values, LIVE, &started.record.generation)
             }
             Persisted::Ended(_) => {
@@ -388,6 +408,7 @@ mod tests {
             first: 4,
             origin: Origin::Checkpoint(4),
             rolled_back: None,
+            last_checkpoint: Some(4),
         }
     }
 
@@ -396,11 +417,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (journal, term, found) = Journal::open(dir.path()).unwrap();
         assert_eq!((term, found), (Term::new(1), Found::default()));
+        let incarnation = journal.incarnation();
         let error = Journal::open(dir.path()).unwrap_err().to_string();
         assert!(error.starts_with(&format!("another run is using {}", dir.path().display())), "{error}");
         drop(journal);
-        let (_, term, _) = Journal::open(dir.path()).unwrap();
-        assert_eq!(term, Term::new(2));
+        let (journal, term, _) = Journal::open(dir.path()).unwrap();
+        assert_eq!((term, journal.incarnation()), (Term::new(2), incarnation));
+        let other = tempfile::tempdir().unwrap();
+        assert_ne!(Journal::open(other.path()).unwrap().0.incarnation(), incarnation);
     }
 
     #[test]

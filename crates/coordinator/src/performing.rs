@@ -1,7 +1,7 @@
 //! Effects, performed.
 
 use crate::border::Plans;
-use crate::checkpoints::{Ask, Checkpoints};
+use crate::checkpoints::{Ask, Checkpoints, Speaker};
 use crate::config::{JobFacts, home};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::queue::Submitted;
@@ -44,7 +44,7 @@ impl Rim {
                 let (run_dir, schedule) = self.current()?;
                 run_dir.roll_back(to, &record, schedule)?;
             }
-            Effect::FindCheckpoints => self.ask(Ask::Find),
+            Effect::FindCheckpoints { at_most } => self.ask(Ask::Find { at_most }),
             Effect::CheckReign => self.ask(Ask::CheckReign),
             Effect::CommitCheckpoint { step, generation, slices, tier } => {
                 self.sync()?;
@@ -122,8 +122,9 @@ impl Rim {
         let plans = Plans::new(facts.plan.clone(), facts.schedule);
         let term = self.state.term();
         self.adoption += 1;
-        let (url, answers) = (&self.checkpoint_url, self.answers.clone());
-        let checkpoints = Checkpoints::start(url, run_id.clone(), term, self.adoption, answers);
+        let speaker = Speaker { run_id: run_id.clone(), term, incarnation: self.journal.incarnation() };
+        let checkpoints =
+            Checkpoints::start(&self.checkpoint_url, speaker, self.adoption, self.answers.clone());
         self.running = Some(Running { run_id, facts, plans, checkpoints });
     }
 

@@ -10,8 +10,8 @@ use object_store::{
     ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 #[derive(Debug, Default)]
 struct Budget {
@@ -60,13 +60,19 @@ async fn within<T>(budget: &Budget, change: impl Future<Output = Result<T>>) -> 
 pub struct FaultyStore {
     inside: Arc<dyn ObjectStore>,
     budget: Arc<Budget>,
+    /// What is not given, by a part of its path.
+    withheld: Mutex<Option<&'static str>>,
 }
 
 impl FaultyStore {
     pub fn new(inside: Arc<dyn ObjectStore>, good_changes: i64) -> Self {
         let budget = Arc::new(Budget::default());
         budget.left.store(good_changes, Ordering::SeqCst);
-        Self { inside, budget }
+        Self { inside, budget, withheld: Mutex::default() }
+    }
+    /// Objects with this in their path are there, and not given.
+    pub fn withhold(&self, part: Option<&'static str>) {
+        *self.withheld.lock().unwrap() = part;
     }
     /// The first change that fails is done, and not told so.
     pub fn done_untold(self) -> Self {
@@ -150,6 +156,11 @@ impl ObjectStore for FaultyStore {
         'a: 'f,
         'b: 'f,
     {
+        let withheld = self.withheld.lock().unwrap().is_some_and(|part| location.as_ref().contains(part));
+        if withheld && !options.head {
+            let (path, source) = (location.to_string(), Box::new(io::Error::other("403 Forbidden")));
+            return async { Err(Error::PermissionDenied { path, source }) }.boxed();
+        }
         self.inside.get_opts(location, options)
     }
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

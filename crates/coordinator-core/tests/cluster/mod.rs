@@ -212,7 +212,7 @@ impl Cluster {
                 self.rolled_back += self.ledger.len() - usize::try_from(to).unwrap();
                 self.ledger.truncate(usize::try_from(to).unwrap());
             }
-            Effect::FindCheckpoints => self.service.push_back(Asked::Find),
+            Effect::FindCheckpoints { .. } => self.service.push_back(Asked::Find),
             Effect::CheckReign => self.reign_checks += 1,
             Effect::CommitCheckpoint { step, generation, slices, tier } => {
                 assert!(
@@ -285,6 +285,7 @@ impl Cluster {
                     "it begins where the ledger ends, or rolls back"
                 );
                 self.origins.push(started.origin);
+                journal.last_checkpoint = started.last_checkpoint;
                 journal.started = Some(started);
                 journal.live = true;
             }
@@ -336,7 +337,8 @@ impl Cluster {
             Some(Asked::Find) => {
                 let steps = self.visible.iter().copied().collect();
                 let in_memory = self.in_memory.iter().copied().collect();
-                self.apply(Event::CheckpointsFound { steps, in_memory });
+                let damaged = !self.damaged.is_empty();
+                self.apply(Event::CheckpointsFound { steps, in_memory, damaged });
             }
             Some(Asked::Commit { step, .. }) if refuse => {
                 self.apply(Event::CheckpointResult { step, result: Err("a slice is damaged".to_owned()) });

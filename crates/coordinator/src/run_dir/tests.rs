@@ -16,6 +16,7 @@ fn generation(number: u64, first: u64, from: Option<u64>) -> Started {
         store_address: "h:1".to_owned(),
         first,
         origin: Origin::Checkpoint(first),
+        last_checkpoint: Some(first),
         rolled_back: from.map(|from| RolledBack {
             from: Step::new(from),
             to: Step::new(first),
