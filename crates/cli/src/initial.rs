@@ -22,7 +22,7 @@ type Weights = BTreeMap<String, OwnedTensor>;
 const NO_WEIGHTS: [&str; 2] = ["optimizer.", "trainer."];
 
 /// Stores what is at `from` as the first checkpoint of a run; its digest. A run that has begun already keeps what it
-/// has: the coordinator then compares digests.
+/// has, and this must be what it began with.
 pub(crate) async fn store(
     from: &StoreLocation,
     run_id: &RunId,
@@ -47,13 +47,43 @@ pub(crate) async fn store(
         Ok(()) => Ok(digest),
         Err(ClientError::Fenced { .. }) => {
             tracing::info!(run = %run_id, "the run has begun already");
-            Ok(digest)
+            began_with(&client, run_id, digest).await.map(|()| digest)
         }
-        Err(ClientError::Conflict { .. }) => {
-            bail!("run `{run_id}` was to begin with another state before: submit under another name")
-        }
+        Err(ClientError::Conflict { .. }) => Err(other_state(run_id, None)),
         Err(error) => Err(error.into()),
     }
+}
+
+/// That a run which has begun did so with the state `ours`. A coordinator with a fresh journal has nothing to compare
+/// it with: it would take what lies at step 0.
+async fn began_with(client: &CheckpointClient, run_id: &RunId, ours: Digest) -> Result<()> {
+    match client.manifest(run_id, Step::new(0)).await {
+        Ok(manifest) if manifest.state_digest == ours => Ok(()),
+        Ok(manifest) => Err(other_state(run_id, Some(manifest.state_digest))),
+        Err(ClientError::NotFound { .. }) => {
+            // Retention takes step 0 only where a later one is kept. Then the journal says what the run began with,
+            // and without a journal nothing covers the later ones: the coordinator ends such a run.
+            let list = client.list(run_id).await?;
+            if list.visible.iter().any(|c| c.tier == Tier::Durable) || !list.damaged.is_empty() {
+                return Ok(());
+            }
+            bail!(
+                "run `{run_id}` has begun without --from: submit without it to continue the run, or under another \
+                 name to begin anew"
+            )
+        }
+        Err(error) => Err(error).context(format!(
+            "what run `{run_id}` began with cannot be compared with --from: submit without it to continue the run"
+        )),
+    }
+}
+
+fn other_state(run_id: &RunId, found: Option<Digest>) -> anyhow::Error {
+    let found = found.map_or_else(|| "another state".to_owned(), |d| format!("the state {}", d.short()));
+    anyhow::anyhow!(
+        "run `{run_id}` began with {found}, not with that of --from: submit without --from to continue it, or under \
+         another name to begin anew"
+    )
 }
 
 async fn read(from: &StoreLocation, job: &Job) -> Result<Weights> {
@@ -144,6 +174,85 @@ fn same_model(from: &Path, job: &Job) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mcl_checkpoint::{Layout, ServeConfig, serve};
+    use mcl_types::Term;
+
+    /// A checkpoint service of one test, and files to begin with.
+    struct Service {
+        folder: tempfile::TempDir,
+        url: String,
+        run: RunId,
+    }
+
+    impl Service {
+        async fn start() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let config = ServeConfig::new(folder.path().join("checkpoints"), Layout::Flat);
+            tokio::spawn(serve(listener, config, std::future::pending()));
+            Self { folder, url, run: RunId::new("demo").unwrap() }
+        }
+
+        /// What `--from` says to a file of one tensor of these bytes.
+        async fn from(&self, byte: u8) -> Result<Digest> {
+            let path = self.folder.path().join(format!("{byte}.safetensors"));
+            let tensor = ("backbone.conv1.weight".to_owned(), Dtype::F32, vec![1], &[byte; 4][..]);
+            std::fs::write(&path, write_slice(&[tensor])?)?;
+            let job = Job::parse("[data]\nsource = \"x\"\n[train]\nsteps = 1\n", "job.toml")?;
+            store(&path.into(), &self.run, &job, &self.url).await
+        }
+
+        async fn refuses(&self, byte: u8) -> String {
+            self.from(byte).await.unwrap_err().to_string()
+        }
+
+        /// From here on only a coordinator may write.
+        async fn begin(&self) -> CheckpointClient {
+            let client = CheckpointClient::lazy(&self.url).unwrap();
+            client.announce_term(&self.run, Term::new(1)).await.unwrap();
+            client
+        }
+
+        /// The run's checkpoint after `step` steps, the only one to stay.
+        async fn save(&self, client: &CheckpointClient, step: u64) {
+            let token = FencingToken { term: Term::new(1), ..FencingToken::default() };
+            let draft =
+                Draft { token, run: &self.run, step: Step::new(step), slices: 1, tier: Tier::Durable };
+            let slice = write_slice(&[("w".to_owned(), Dtype::F32, vec![1], &[9; 4][..])]).unwrap();
+            client.put_slice(draft, 0, slice.into()).await.unwrap();
+            client.commit(draft, "{}", Retention::newest(1)).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_that_has_begun_is_compared_with_its_first_checkpoint() {
+        let service = Service::start().await;
+        let first = service.from(1).await.unwrap();
+        assert!(service.refuses(2).await.contains("`demo` began with another state"));
+        let client = service.begin().await;
+        assert_eq!(service.from(1).await.unwrap(), first);
+        let other = service.refuses(2).await;
+        assert!(
+            other.contains("`demo` began with the state") && other.contains("under another name"),
+            "{other}"
+        );
+        // Once it is pruned, the coordinator's journal alone knows.
+        service.save(&client, 5).await;
+        assert!(matches!(
+            client.manifest(&service.run, Step::new(0)).await,
+            Err(ClientError::NotFound { .. })
+        ));
+        assert_eq!(service.from(1).await.unwrap(), first);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_has_begun_with_its_seed_is_told_so() {
+        let service = Service::start().await;
+        service.begin().await;
+        let error = service.refuses(1).await;
+        assert!(error.contains("`demo` has begun without --from"), "{error}");
+    }
 
     fn read(tensors: &[&str]) -> Result<Weights> {
         let one = |name: &&str| ((*name).to_owned(), Dtype::F32, vec![1], &[7_u8; 4][..]);
