@@ -127,6 +127,11 @@ impl CheckpointDir {
         self.only
     }
 
+    /// The folder or address that holds the run's steps, as a person finds it.
+    pub fn root(&self) -> &str {
+        self.store.name()
+    }
+
     /// What is there, oldest first.
     ///
     /// # Errors

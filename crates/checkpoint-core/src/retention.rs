@@ -118,7 +118,8 @@ impl CheckpointStore {
 
 impl CheckpointDir {
     /// Removes visible checkpoints before the newest good one that `retention` does not name; what is staged or
-    /// damaged is left alone, so that a service may go on committing. Gives the steps, and with `dry_run` only that.
+    /// damaged is left alone, so that a service may go on committing. Gives the steps, and with `dry_run` only that. It is
+    /// about the whole run, also where one step was opened.
     ///
     /// # Errors
     /// When the store fails; what was removed until then is gone, the rest is whole.

@@ -5,7 +5,7 @@ use crate::client::runtime;
 use crate::exit::{FAILED, Usage};
 use crate::export;
 use anyhow::{Result, bail};
-use mcl_checkpoint_core::{CheckpointDir, Depth};
+use mcl_checkpoint_core::{CheckpointDir, Depth, Inventory};
 use mcl_types::{Retention, Step, StoreLocation};
 use std::process::ExitCode;
 
@@ -34,7 +34,16 @@ pub(crate) async fn newest(dir: &CheckpointDir, path: &StoreLocation) -> Result<
 }
 
 async fn list(path: &StoreLocation, json: bool, depth: Depth) -> Result<ExitCode> {
-    let inventory = CheckpointDir::at(path).await?.list(depth).await?;
+    let dir = CheckpointDir::at(path).await?;
+    let inventory = dir.list(depth).await?;
+    if inventory.visible.is_empty() && inventory.damaged.is_empty() {
+        // What was named must be there, and nothing is not verified.
+        match dir.only() {
+            Some(step) => bail!(not_visible(step, &inventory, path, dir.root())),
+            None if depth == Depth::Full => bail!("{path} holds no checkpoint: nothing was verified"),
+            None => {}
+        }
+    }
     if json {
         let visible: Vec<_> = inventory
             .visible
@@ -74,8 +83,25 @@ async fn list(path: &StoreLocation, json: bool, depth: Depth) -> Result<ExitCode
     Ok(if inventory.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
+/// Why there is nothing to say of the one checkpoint that was named.
+fn not_visible(step: Step, inventory: &Inventory, path: &StoreLocation, root: &str) -> String {
+    let what = if inventory.staged.is_empty() {
+        "is not there"
+    } else {
+        "is only staged: it was not committed, or not yet"
+    };
+    format!(
+        "{path}: expected the checkpoint of {step}, which {what}; `mcl checkpoint list {root}` shows those that are"
+    )
+}
+
 async fn prune(path: &StoreLocation, retention: Retention, dry_run: bool, json: bool) -> Result<ExitCode> {
-    let gone = CheckpointDir::at(path).await?.prune(retention, dry_run).await?;
+    let dir = CheckpointDir::at(path).await?;
+    if dir.only().is_some() {
+        let root = dir.root();
+        bail!(Usage(format!("prune {path}: that is one checkpoint; give the folder of its run, {root}")));
+    }
+    let gone = dir.prune(retention, dry_run).await?;
     if json {
         let steps: Vec<u64> = gone.iter().map(|step| step.get()).collect();
         println!("{}", serde_json::json!({ "removed": steps, "dry_run": dry_run }));
@@ -94,7 +120,9 @@ async fn prune(path: &StoreLocation, retention: Retention, dry_run: bool, json: 
 async fn pin(path: &StoreLocation, pinned: bool) -> Result<ExitCode> {
     let dir = CheckpointDir::at(path).await?;
     let step = match (pinned, dir.only()) {
-        (false, None) => bail!(Usage(format!("unpin {path}: name one checkpoint: {path}/step-..."))),
+        (false, None) => {
+            bail!(Usage(format!("unpin {path}: name one checkpoint: {}/step-...", dir.root())))
+        }
         _ => newest(&dir, path).await?,
     };
     dir.pin(step, pinned).await?;
@@ -125,4 +153,90 @@ async fn digest(path: &StoreLocation, tensors: bool, json: bool) -> Result<ExitC
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use mcl_checkpoint_core::{
+        CheckpointStore, CommitSpec, Dtype, Layout, SliceSpec, step_folder, write_slice,
+    };
+    use mcl_types::RunId;
+    use std::path::Path;
+
+    /// A run directory with visible checkpoints after 10 and 20 steps; that after 30 is staged alone.
+    async fn run_directory() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::local(folder.path().join("checkpoints"), Layout::Flat).unwrap();
+        for steps in [10, 20, 30] {
+            let (run, step) = (RunId::new("demo").unwrap(), Step::new(steps));
+            let tensor = ("w".to_owned(), Dtype::I64, vec![1], &steps.to_le_bytes()[..]);
+            let slice = Bytes::from(write_slice(&[tensor]).unwrap());
+            let size = slice.len() as u64;
+            let spec = SliceSpec { run: run.clone(), step, slice: 0, slices: 1, size };
+            store.stage_slice(spec, slice).await.unwrap();
+            if steps < 30 {
+                let meta = serde_json::Value::Null;
+                store.commit(&CommitSpec { run, step, slices: 1, created: 7, meta }).await.unwrap();
+            }
+        }
+        folder
+    }
+
+    fn step(folder: &Path, steps: u64) -> StoreLocation {
+        folder.join("checkpoints").join(step_folder(Step::new(steps))).into()
+    }
+
+    /// Why a command failed, and whether its usage was at fault.
+    fn refused(result: Result<ExitCode>) -> (String, bool) {
+        let error = result.expect_err("a failure");
+        (error.to_string(), error.is::<Usage>())
+    }
+
+    #[tokio::test]
+    async fn verifying_nothing_is_a_failure() {
+        let folder = run_directory().await;
+        let verify = async |path: StoreLocation| list(&path, false, Depth::Full).await;
+        assert_eq!(verify(step(folder.path(), 20)).await.unwrap(), ExitCode::SUCCESS);
+        let (staged, usage) = refused(verify(step(folder.path(), 30)).await);
+        assert!(staged.contains("step-0000000030") && staged.contains("only staged") && !usage, "{staged}");
+        let (absent, usage) = refused(verify(step(folder.path(), 40)).await);
+        assert!(absent.contains("step-0000000040") && !usage, "{absent}");
+        let (listed, _) = refused(list(&step(folder.path(), 30), true, Depth::Quick).await);
+        assert_eq!(listed, staged, "a checkpoint that was named is expected to be there");
+
+        let empty = tempfile::tempdir().unwrap();
+        std::fs::create_dir(empty.path().join("checkpoints")).unwrap();
+        let (none, usage) = refused(verify(empty.path().into()).await);
+        assert!(none.contains("holds no checkpoint") && !usage, "{none}");
+        assert_eq!(list(&empty.path().into(), false, Depth::Quick).await.unwrap(), ExitCode::SUCCESS);
+    }
+
+    #[tokio::test]
+    async fn pruning_is_about_a_run_and_the_rest_about_what_was_named() {
+        let folder = run_directory().await;
+        let (error, usage) =
+            refused(prune(&step(folder.path(), 10), Retention::newest(1), false, false).await);
+        assert!(usage && error.contains("one checkpoint") && error.contains("/checkpoints"), "{error}");
+        let dir = CheckpointDir::open(folder.path()).unwrap();
+        assert_eq!(dir.list(Depth::Full).await.unwrap().visible.len(), 2, "nothing went");
+
+        for there in [step(folder.path(), 10), folder.path().into()] {
+            digest(&there, true, false).await.unwrap();
+        }
+        let staged = step(folder.path(), 30);
+        for result in
+            [digest(&staged, false, true).await, pin(&staged, true).await, pin(&staged, false).await]
+        {
+            let (error, _) = refused(result);
+            assert!(error.contains("no checkpoint of step 30"), "{error}");
+        }
+        pin(&step(folder.path(), 10), true).await.unwrap();
+        let (error, usage) = refused(pin(&folder.path().into(), false).await);
+        assert!(usage && error.contains("/checkpoints/step-"), "{error}");
+        assert!(dir.list(Depth::Quick).await.unwrap().visible[0].pinned, "as it was");
+        prune(&folder.path().into(), Retention::newest(1), false, false).await.unwrap();
+        assert_eq!(dir.list(Depth::Full).await.unwrap().visible.len(), 2, "the pinned one stays");
+    }
 }
