@@ -18,6 +18,7 @@
 
 mod damage;
 mod error;
+mod folder;
 mod inspect;
 mod layout;
 mod manifest;
@@ -33,6 +34,7 @@ mod store;
 
 pub use damage::Damage;
 pub use error::StoreError;
+pub use folder::create_folder;
 pub use inspect::{Depth, Inventory, InventoryEntry, SliceReader};
 pub use layout::{Layout, slice_file, step_folder};
 pub use manifest::{MANIFEST_FORMAT, Manifest, ManifestError, SliceEntry};

@@ -1,15 +1,15 @@
 //! What goes when a new checkpoint is visible, and what a person takes away.
 //!
 //! Invariants: only steps before a good, visible one are touched; that one, those that the retention names and pinned
-//! ones stay; a manifest goes before its slices, so that what is half removed is not visible. What is staged and not
-//! committed is removed by the service that commits alone, under the lock that its commits hold: no clean-up can meet
-//! a commit.
+//! ones stay; a manifest goes before its slices, on the disk too, so that what is half removed is not visible, not even
+//! after the machine crashed. What is staged and not committed is removed by the service that commits alone, under the
+//! lock that its commits hold: no clean-up can meet a commit.
 
 use crate::damage::Damage;
 use crate::error::StoreError;
 use crate::layout::{PIN_FILE, Place};
 use crate::offline::CheckpointDir;
-use crate::store::{CheckpointStore, Inner};
+use crate::store::{CheckpointStore, Inner, blocking};
 use futures::StreamExt;
 use mcl_failpoint::{Failpoint, pass};
 use mcl_types::{Retention, RunId, Step};
@@ -184,9 +184,22 @@ impl Inner {
         }
     }
 
+    /// What was removed in a local folder stays removed, whatever happens to the machine. Object stores need no help.
+    async fn sync_folder(&self, folder: &Path) -> Result<(), StoreError> {
+        let Some(root) = &self.local else { return Ok(()) };
+        let path = root.join(folder.as_ref());
+        let synced = blocking(move || match crate::folder::sync(&path) {
+            // The step went already, as a whole.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            synced => synced.map_err(|source| StoreError::Root { path, source }),
+        });
+        synced.await.map_err(|e| self.write_error(folder, e))?
+    }
+
     async fn remove_step(&self, place: &Place, step: Step) -> Result<(), StoreError> {
         let folder = place.step(step);
         self.remove(&place.manifest(step)).await?;
+        self.sync_folder(&folder).await?;
         pass(Failpoint::PruneManifestRemoved);
         for name in self.files(&folder).await?.into_keys() {
             self.remove(&folder.clone().join(name)).await?;

@@ -7,6 +7,7 @@
 
 use crate::damage::Damage;
 use crate::error::{StoreError, advice, may_pass};
+use crate::folder::create_folder;
 use crate::layout::{Layout, MANIFEST_FILE, PIN_FILE, Place, slice_file};
 use crate::manifest::{MANIFEST_FORMAT, MAX_MANIFEST_BYTES, MAX_SLICES, Manifest, SliceEntry};
 use crate::slice::SliceView;
@@ -85,7 +86,7 @@ impl CheckpointStore {
     pub fn local(root: impl Into<PathBuf>, layout: Layout) -> Result<Self, StoreError> {
         let root = root.into();
         let failed = |source| StoreError::Root { path: root.clone(), source };
-        std::fs::create_dir_all(&root).map_err(failed)?;
+        create_folder(&root).map_err(failed)?;
         let root = std::fs::canonicalize(&root).map_err(failed)?;
         let objects = LocalFileSystem::new_with_prefix(&root)
             .map_err(|e| StoreError::Root { path: root.clone(), source: e.into() })?

@@ -37,7 +37,7 @@ pub(crate) fn run(a: &RunArguments) -> Result<ExitCode> {
     drop(dataset);
     let folder = a.run_dir.clone().unwrap_or_else(|| run_dir::default_for(&a.job));
     let folder = std::path::absolute(folder)?;
-    std::fs::create_dir_all(&folder)
+    mcl_checkpoint_core::create_folder(&folder)
         .with_context(|| format!("creating the run directory {}", folder.display()))?;
     runtime()?.block_on(async {
         let mut progress = Progress::new();
