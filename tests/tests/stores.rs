@@ -84,6 +84,12 @@ fn what_is_no_store_and_a_store_without_the_run_are_said() {
     sandbox.train("away", 1, &[&store, "train.steps=2"]);
     let root = server.url("team/runs");
     sandbox.fails(1, &["holds no checkpoints", "away"], &["checkpoint", "list", &root]);
+    let absent = server.url("team/runs/away/step-0000000500");
+    sandbox.fails(
+        1,
+        &["expected the checkpoint of step 500", "not there"],
+        &["checkpoint", "verify", &absent],
+    );
     let wrong = vec![("AWS_SECRET_ACCESS_KEY", "not-the-secret".to_owned())];
     let mut environment = server.environment();
     environment.retain(|(key, _)| *key != "AWS_SECRET_ACCESS_KEY");

@@ -54,7 +54,7 @@ pub(crate) enum Command {
     /// Pack, index, inspect, preview or generate pictures.
     #[command(subcommand)]
     Data(DataCommand),
-    /// List, verify, digest or export checkpoints; import weights.
+    /// List, verify, digest, prune, pin or export checkpoints; import weights.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
     /// Check what a run really used against its plan.
@@ -408,7 +408,7 @@ pub(crate) enum Kind {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CheckpointCommand {
-    /// What is there, oldest first.
+    /// What is there, oldest first: manifests and sizes of files are looked at.
     List {
         /// Run directory, its checkpoints folder, one checkpoint, or s3://bucket/prefix/run.
         path: StoreLocation,
@@ -416,7 +416,7 @@ pub(crate) enum CheckpointCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Check every byte.
+    /// Check every byte of all that is there, or of one checkpoint; fails where there is none.
     Verify {
         /// Run directory, its checkpoints folder, one checkpoint, or s3://bucket/prefix/run.
         path: StoreLocation,
@@ -435,9 +435,9 @@ pub(crate) enum CheckpointCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Remove older checkpoints; safe beside a service that is writing new ones.
+    /// Remove older checkpoints, but no pinned, damaged or staged ones; safe beside a service that is writing new ones.
     Prune {
-        /// Run directory, its checkpoints folder, or s3://bucket/prefix/run.
+        /// Run directory, its checkpoints folder, or s3://bucket/prefix/run; not one checkpoint.
         path: StoreLocation,
         /// Newest good checkpoints to keep, at least 1.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
