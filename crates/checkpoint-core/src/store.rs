@@ -146,6 +146,19 @@ impl CheckpointStore {
     /// When a slice is not staged or is not what was sent, when the step is visible with other content,
     /// or when the store fails. Nothing is visible then that was not before.
     pub async fn commit(&self, spec: &CommitSpec) -> Result<Manifest, StoreError> {
+        self.commit_if(spec, async { Ok(()) }).await
+    }
+
+    /// The same, where `leave` is given at the last moment: every byte is verified, and the manifest is next. Reading
+    /// all of it back takes a while, in which whoever asked may have been replaced.
+    ///
+    /// # Errors
+    /// As [`Self::commit`], and what `leave` says.
+    pub async fn commit_if<E: From<StoreError>>(
+        &self,
+        spec: &CommitSpec,
+        leave: impl Future<Output = Result<(), E>>,
+    ) -> Result<Manifest, E> {
         check_slice_number(0, spec.slices)?;
         let place = self.place(&spec.run);
         let lock = self.inner.lock(&place);
@@ -156,11 +169,12 @@ impl CheckpointStore {
         let manifest = self.manifest_of_staged(&place, spec).await?;
         let text = manifest.render().map_err(|source| StoreError::Manifest { step: spec.step, source })?;
         let path = place.manifest(spec.step);
+        leave.await?;
         pass(Failpoint::BeforeManifest);
         match self.inner.put(&path, text.into(), PutMode::Create).await {
             Ok(()) => {}
             // Where it is not to be seen yet, an earlier attempt is still under way in the store: to be asked again.
-            Err(other) => return self.same_or_conflict(&place, spec).await?.ok_or(other),
+            Err(other) => return Ok(self.same_or_conflict(&place, spec).await?.ok_or(other)?),
         }
         pass(Failpoint::AfterManifest);
         tracing::info!(run = %spec.run, step = spec.step.get(), digest = %manifest.state_digest.short(), slices = spec.slices, bytes = manifest.file_bytes(), "checkpoint committed");

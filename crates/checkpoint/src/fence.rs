@@ -2,8 +2,9 @@
 //!
 //! Each run has its own (different coordinators count their terms apart). Invariants: a higher token is
 //! durable before anything is done under it; while a [`Pass`] is held no higher token is let in, so what
-//! it covers is over when a newer coordinator is told that its term stands. In an object store a second
-//! service over the same checkpoints is noticed when it raised a token first.
+//! it covers is over when a newer coordinator is told that its term stands. That holds within one service. A second
+//! service over the same store is noticed where it raised a token first: once every byte of a checkpoint is verified
+//! and before its manifest is written the file is read again. A folder has one service: it is locked.
 
 use mcl_checkpoint_core::{CheckpointStore, Record, RecordError, StoreError};
 use mcl_failpoint::{Failpoint, pass};

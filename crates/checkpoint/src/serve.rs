@@ -1,6 +1,7 @@
 //! Listening, answering, draining.
 
 use crate::fence::Fence;
+use crate::lock::{LockError, lock};
 use crate::service::Service;
 use crate::tiers::Tiers;
 use mcl_checkpoint_core::{CheckpointStore, Layout, StoreError};
@@ -54,6 +55,9 @@ pub enum ServeError {
     /// Its folder or object store does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another service has its folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The listener failed.
     #[error("checkpoint service stopped listening: {0}; check the network, then start it again")]
     Transport(#[from] tonic::transport::Error),
@@ -70,6 +74,10 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let limits = mcl_checkpoint_core::Limits { slice_bytes: config.max_slice_bytes };
     let store = CheckpointStore::open(&config.root, config.layout)?.with_limits(limits);
+    let _locked = match config.root.folder() {
+        Some(folder) => lock(folder).await?,
+        None => None,
+    };
     let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
     tracing::info!(address, root = store.name(), "checkpoint service listening");
 

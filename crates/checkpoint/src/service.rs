@@ -60,6 +60,27 @@ impl Service {
     }
 }
 
+/// Why a commit did not happen.
+enum Refused {
+    Fence(FenceError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Refused {
+    fn status(&self) -> Status {
+        match self {
+            Self::Fence(error) => fence_status(error),
+            Self::Store(error) => store_status(error),
+        }
+    }
+}
+
 /// The next part of an upload; nothing at its end.
 async fn next_part(
     stream: &mut Streaming<v1::PutSliceRequest>,
@@ -164,15 +185,16 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
         let token = mcl_proto::token(request.token).map_err(|e| wire_status(&e))?;
         let spec = commit_spec(&request).map_err(|e| wire_status(&e))?;
         let pass = self.pass(&spec.run, token).await?;
-        self.fence.confirm(&spec.run, token).await.map_err(|e| fence_status(&e))?;
+        let (fence, run) = (Arc::clone(&self.fence), spec.run.clone());
+        let leave = async move { fence.confirm(&run, token).await.map_err(Refused::Fence) };
         let (tiers, tier) = (self.tiers.clone(), mcl_proto::tier(request.in_memory));
         let retention = Retention { keep: request.keep, keep_every: request.keep_every };
         let commit = async move {
-            let manifest = tiers.commit(&spec, tier, retention).await;
+            let manifest = tiers.commit(&spec, tier, retention, leave).await;
             drop(pass);
             manifest
         };
-        let manifest = tokio::spawn(commit).await.map_err(join_status)?.map_err(|e| store_status(&e))?;
+        let manifest = tokio::spawn(commit).await.map_err(join_status)?.map_err(|e| e.status())?;
         mcl_failpoint::pass(Failpoint::BeforeCommitAnswer);
         Ok(Response::new(v1::CommitCheckpointResponse { digest: manifest.state_digest.to_string() }))
     }

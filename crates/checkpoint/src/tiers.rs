@@ -52,14 +52,15 @@ impl Tiers {
         self.of(tier).begin_slice(spec).await
     }
 
-    /// Makes a checkpoint visible, then removes what need not stay.
-    pub async fn commit(
+    /// Makes a checkpoint visible where it still may be, then removes what need not stay.
+    pub async fn commit<E: From<StoreError>>(
         &self,
         spec: &CommitSpec,
         tier: Tier,
         retention: Retention,
-    ) -> Result<Manifest, StoreError> {
-        let manifest = self.of(tier).commit(spec).await?;
+        leave: impl Future<Output = Result<(), E>>,
+    ) -> Result<Manifest, E> {
+        let manifest = self.of(tier).commit_if(spec, leave).await?;
         match tier {
             Tier::Durable => {
                 tell("old", spec, self.durable.prune(&spec.run, retention, spec.step).await);

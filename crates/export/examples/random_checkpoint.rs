@@ -58,7 +58,7 @@ fn random_tensor(name: &str, shape: &[usize], random: &mut SplitMix64) -> OwnedT
     let inputs: usize = shape.iter().skip(1).product();
     let (low, high) = match name.rsplit('.').next() {
         _ if shape.len() > 1 => (-(6.0 / inputs as f64).sqrt(), (6.0 / inputs as f64).sqrt()),
-        Some("weight") if name.contains(".bn3.") => (0.0, 0.3),
+        Some("weight") if name.contains(".bn3.") || name.contains("_convs.") => (0.0, 0.3),
         Some("running_var" | "weight") => (0.5, 1.5),
         _ => (-0.2, 0.2),
     };

@@ -16,6 +16,8 @@ use mcl_types::{FencingToken, LaneLayout, Rank, Retention, RunId, Step, Tier};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tch::Device;
 use tokio::runtime::Runtime;
@@ -23,8 +25,8 @@ use tokio::runtime::Runtime;
 /// What the steps under test train on: small, so that there are many of them during one upload.
 const IMAGE_SIZE: i64 = 64;
 const IMAGES: u32 = 8;
-/// Steps of one measurement, without and with an upload under way.
-const STEPS: usize = 6;
+/// Steps of one turn without and of one with uploads under way.
+const STEPS: usize = 3;
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchCheckpointArguments {
@@ -67,7 +69,7 @@ struct Report {
     snapshot_above_copy_ms: Spread,
     step_ms: Spread,
     step_during_upload_ms: Spread,
-    /// Median step during an upload over median step without.
+    /// Median step with an upload under way all the time over median step without.
     slow_down: f64,
     upload_mb_per_s: Spread,
     dd_mb_per_s: Spread,
@@ -163,7 +165,8 @@ impl Bench {
         Ok((snapshots, copies, file))
     }
 
-    /// Steps without and with an upload under way, in turn.
+    /// Steps without, and steps with one upload and commit after the other under way all the time, in turn. A training run has
+    /// an upload under way for a small part of its time: this is what a step costs within that part.
     fn steps_beside_uploads(&mut self, bytes: &Bytes, turns: usize) -> Result<(Vec<f64>, Vec<f64>)> {
         let run = RunId::new("beside")?;
         let (mut without, mut during) = (Vec::new(), Vec::new());
@@ -171,17 +174,24 @@ impl Bench {
             for _ in 0..STEPS {
                 without.push(self.step()?);
             }
-            let (client, run, bytes) = (self.client.clone(), run.clone(), bytes.clone());
-            let at = Step::new(turn as u64);
-            let upload = self.runtime.spawn(async move { client.put_slice(draft(&run, at), 0, bytes).await });
-            while !upload.is_finished() {
-                let took = self.step()?;
-                // The last one is only partly beside it.
-                if !upload.is_finished() {
-                    during.push(took);
+            let stop = Arc::new(AtomicBool::new(false));
+            let (client, run, bytes, until) = (self.client.clone(), run.clone(), bytes.clone(), stop.clone());
+            let uploads = self.runtime.spawn(async move {
+                for upload in (turn as u64) << 32..u64::MAX {
+                    if until.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let draft = draft(&run, Step::new(upload));
+                    client.put_slice(draft, 0, bytes.clone()).await?;
+                    client.commit(draft, "", Retention::newest(1)).await?;
                 }
+                anyhow::Ok(())
+            });
+            for _ in 0..STEPS {
+                during.push(self.step()?);
             }
-            self.runtime.block_on(upload)??;
+            stop.store(true, Ordering::Relaxed);
+            self.runtime.block_on(uploads)??;
         }
         Ok((without, during))
     }
