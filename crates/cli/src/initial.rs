@@ -210,7 +210,7 @@ mod tests {
         /// From here on only a coordinator may write.
         async fn begin(&self) -> CheckpointClient {
             let client = CheckpointClient::lazy(&self.url).unwrap();
-            client.announce_term(&self.run, Term::new(1)).await.unwrap();
+            client.announce_term(&self.run, Term::new(1), 0).await.unwrap();
             client
         }
 
