@@ -41,10 +41,22 @@ optimizer.step()
 state = collections.OrderedDict()
 for name in ("encoder_q.0.conv1.weight", "backbone.conv1.weight"):
     state[name] = conv.data
-state["encoder_q.1.lateral_convs.0.bn.num_batches_tracked"] = torch.tensor(3)
+norm = torch.nn.BatchNorm2d(1)
+norm.num_batches_tracked += 3
+for branch in ("lateral_convs", "fpn_convs"):
+    for level in range(4):
+        state[f"encoder_q.1.{branch}.{level}.conv.weight"] = torch.ones(1, 1, 1, 1)
+        for name, tensor in norm.state_dict().items():
+            state[f"encoder_q.1.{branch}.{level}.bn.{name}"] = tensor.clone()
 state["encoder_k.0.conv1.weight"] = conv.data * 2
-state["head.predictor.0.mlp.0.bias"] = torch.tensor([0.25, -0.25])
-meta = {"epoch": 2, "iter": 10, "mmcv_version": "1.0.3", "time": "Mon", "hook_msgs": {}, "CLASSES": ("a", "b"), "lr": [0.1], "big": 2**40}
+predictor = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1), torch.nn.ReLU(), torch.nn.Linear(1, 1))
+torch.nn.init.constant_(predictor[0].bias, 0.25)
+for name, tensor in predictor.state_dict().items():
+    state[f"head.predictor.0.mlp.{name}"] = tensor.clone()
+# Notes that hold more than plain values, as mmcv and people leave them.
+notes = {"dtype": torch.float32, "device": torch.device("cpu"), "lr": numpy.float64(0.1), "best": numpy.float32(1),
+         "flags": numpy.array([True, False]), "rng": numpy.arange(3, dtype=numpy.uint32), "raw": b"\xff\x00a", "none": b""}
+meta = {"epoch": 2, "iter": 10, "mmcv_version": "1.0.3", "time": "Mon", "hook_msgs": {}, "CLASSES": ("a", "b"), "lr": [0.1], "big": 2**40, "notes": notes}
 torch.save({"meta": meta, "state_dict": state, "optimizer": optimizer.state_dict()}, out / "official.pth")
 
 # Detectron2's pickle, in the protocols that Python has used by default, one array in Fortran's order.
@@ -54,9 +66,16 @@ model = {
     "stem.conv1.norm.num_batches_tracked": numpy.array(5),
     "junk.mlp.weight": numpy.ones(2, dtype=numpy.float32),
 }
-for protocol in (3, 4):
+for protocol in (2, 3, 4, 5):
     data = {"model": model, "__author__": "OpenSelfSup", "matching_heuristics": True}
     (out / f"detectron2_{protocol}.pkl").write_bytes(pickle.dumps(data, protocol=protocol))
+
+
+# A parameter with attributes of its own, and a tensor that repeats one row without holding it twice.
+tagged = torch.nn.Parameter(torch.tensor([0.5, 1.5]), requires_grad=False)
+tagged.tag = "mine"
+torch.save({"conv1.weight": torch.ones(1, 3, 1, 1), "bn1.weight": tagged}, out / "tagged.pth")
+torch.save({"conv1.weight": torch.ones(1, 3, 1, 1).expand(64, 3, 7, 7)}, out / "expanded.pth")
 
 
 class Harm:

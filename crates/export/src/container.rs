@@ -9,12 +9,16 @@ use crate::unpickle::unpickle;
 use crate::values::{Id, Value, Values};
 use crate::{torch_legacy, torch_zip};
 use mcl_checkpoint_core::SliceView;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a zip file begins with.
 const ZIP: &[u8] = b"PK\x03\x04";
 /// What a pickle of protocol 2 and later begins with.
 const PICKLE: u8 = 0x80;
+/// Longest name of a tensor, in bytes; those of networks have some forty.
+const MAX_NAME: usize = 1 << 10;
+/// Where a tar file says that it is one, and how.
+const TAR: (usize, &[u8]) = (257, b"ustar");
 /// Where the header of a safetensors file begins, after its length.
 const HEADER_AT: usize = 8;
 
@@ -23,8 +27,8 @@ const HEADER_AT: usize = 8;
 pub(crate) struct Entries<'a> {
     /// The tensors, by name.
     pub(crate) tensors: BTreeMap<String, Strided<'a>>,
-    /// Names under which there is something else.
-    pub(crate) others: Vec<String>,
+    /// Names under which there is something else, each once.
+    pub(crate) others: BTreeSet<&'a str>,
 }
 
 /// Reads any of the known kinds.
@@ -45,6 +49,9 @@ pub(crate) fn read(file: &[u8]) -> Result<Entries<'_>, ImportError> {
     if file.get(HEADER_AT) == Some(&b'{') {
         return safetensors(file);
     }
+    if file.get(TAR.0..).is_some_and(|rest| rest.starts_with(TAR.1)) {
+        return Err(ImportError::Tar);
+    }
     let first = file.get(..file.len().min(12)).unwrap_or_default();
     Err(ImportError::Container { found: format!("`{}`", first.escape_ascii()) })
 }
@@ -53,9 +60,9 @@ fn safetensors(file: &[u8]) -> Result<Entries<'_>, ImportError> {
     let view = SliceView::parse(file)?;
     let tensors = view.tensors().map(|(name, tensor)| {
         let shape = tensor.shape.iter().map(|size| *size as u64).collect();
-        (name.to_owned(), Strided::dense(tensor.dtype, shape, false, tensor.bytes))
+        (name.to_owned(), Strided::dense(tensor.dtype, shape, false, tensor.bytes.into()))
     });
-    Ok(Entries { tensors: tensors.collect(), others: Vec::new() })
+    Ok(Entries { tensors: tensors.collect(), others: BTreeSet::new() })
 }
 
 /// The tensors of a pickled object: a dictionary of them, or one under `state_dict` or `model`. `storage` gives the
@@ -73,15 +80,18 @@ pub(crate) fn entries<'a>(
     let Value::Dict(all) = values.get(inner.unwrap_or(values.root)) else {
         return Err(ImportError::NoState { found: values.get(values.root).kind().to_owned() });
     };
-    let mut found = Entries { tensors: BTreeMap::new(), others: Vec::new() };
+    let mut found = Entries { tensors: BTreeMap::new(), others: BTreeSet::new() };
     for (key, value) in all {
         let Value::Text(name) = values.get(*key) else {
-            found.others.push(values.get(*key).kind().to_owned());
+            found.others.insert(values.get(*key).kind());
             continue;
         };
+        if name.len() > MAX_NAME {
+            return Err(ImportError::LongName { length: name.len(), most: MAX_NAME });
+        }
         match tensor(values, *value, &storage).map_err(|reason| damaged(name, reason))? {
             Some(tensor) => drop(found.tensors.insert((*name).to_owned(), tensor)),
-            None => found.others.push((*name).to_owned()),
+            None => drop(found.others.insert(name)),
         }
     }
     if found.tensors.is_empty() {
@@ -101,20 +111,21 @@ fn tensor<'a>(
 ) -> Result<Option<Strided<'a>>, String> {
     match values.get(id) {
         Value::Array(Some(array)) => {
-            Ok(Some(Strided::dense(array.dtype, array.shape.clone(), array.fortran, array.bytes)))
+            Ok(Some(Strided::dense(array.dtype, array.shape.clone(), array.fortran, array.bytes.clone())))
         }
         Value::Tensor(view) => {
             let Value::Storage { key, dtype, elements } = values.get(view.storage) else { return Ok(None) };
-            let bytes = storage(key).ok_or_else(|| format!("its storage `{key:.40}` is not in the file"))?;
+            let bytes = storage(key)
+                .ok_or_else(|| format!("its storage `{key:.40}` is not in the file, which is damaged"))?;
             let size = crate::element::size_of(*dtype).unwrap_or(1) as u64;
             if elements.checked_mul(size) != Some(bytes.len() as u64) {
                 let length = bytes.len();
                 return Err(format!(
-                    "storage `{key:.40}` has {length} bytes, expected {elements} elements of {dtype}"
+                    "storage `{key:.40}` has {length} bytes, expected {elements} elements of {dtype}; the file is damaged"
                 ));
             }
             let (shape, stride) = (view.shape.clone(), view.stride.clone());
-            Ok(Some(Strided { dtype: *dtype, shape, stride, offset: view.offset, bytes }))
+            Ok(Some(Strided { dtype: *dtype, shape, stride, offset: view.offset, bytes: bytes.into() }))
         }
         _ => Ok(None),
     }

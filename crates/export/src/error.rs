@@ -33,6 +33,14 @@ pub enum ExportError {
         /// What the format takes.
         expected: &'static str,
     },
+    /// A norm whose statistics are nobody's.
+    #[error("norm `{norm}` never saw data, so it cannot be folded into its convolution: {advice}")]
+    Unseen {
+        /// The norm.
+        norm: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// A file name that the tool would not open as this format.
     #[error("`{found}` does not end in {expected}, by which tools know the format {format}; name it so")]
     Extension {
@@ -87,6 +95,21 @@ pub enum ImportError {
         /// Its first bytes.
         found: String,
     },
+    /// A tar file, as torch before 0.1.10 wrote: `resnet50-19c8e357.pth` is one.
+    #[error(
+        "the file is a tar file, as torch before 0.1.10 saved; in Python: torch.save(torch.load(FILE, weights_only=False), NEW_FILE), and import the new file"
+    )]
+    Tar,
+    /// A name that no network has.
+    #[error(
+        "the name of a tensor has {length} bytes, expected at most {most}; the file is damaged or made to fill memory"
+    )]
+    LongName {
+        /// Its length.
+        length: usize,
+        /// The limit.
+        most: usize,
+    },
     /// A damaged or unusual zip container.
     #[error(
         "the zip container: {reason}; expected a file that torch.save wrote, uncompressed; load it in torch and save it again"
@@ -119,8 +142,8 @@ pub enum ImportError {
         /// What is there.
         found: String,
     },
-    /// A tensor that does not lie in its storage.
-    #[error("tensor `{name}`: {reason}; the file is damaged")]
+    /// A tensor that does not lie in its storage, or more than once.
+    #[error("tensor `{name}`: {reason}")]
     Tensor {
         /// The tensor.
         name: String,

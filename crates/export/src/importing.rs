@@ -1,7 +1,8 @@
 //! A file of weights of somebody else becomes weights that a run can begin with.
 //!
-//! Invariants: names of the official code stay, both encoders with them; others become an export's. What is left out
-//! is listed with a reason. Every chosen tensor is copied once, checked, and together they take at most
+//! Invariants: names of the official code stay, both encoders with them; others become an export's. Only tensors that
+//! this method's network has are taken, and a pyramid, a projector's half or predictors only whole, since a run takes them
+//! so. What is left out is listed with a reason. Every chosen tensor is copied once, checked, and together they take at most
 //! [`MAX_GROWTH`] times the file's length. Left out: whether sizes fit a job's model, which ranks check.
 
 use crate::Tensors;
@@ -9,14 +10,21 @@ use crate::container;
 use crate::element::{long, single};
 use crate::error::ImportError;
 use crate::naming::{Fate, Naming};
+use crate::network::{COUNTER, Part, place};
 use crate::strided::Strided;
 use mcl_checkpoint_core::{Dtype, OwnedTensor, write_slice};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Half precision doubles, and two names may share one storage.
 const MAX_GROWTH: u64 = 4;
 /// What DistributedDataParallel puts before every name.
 const WRAPPER: &str = "module.";
+
+/// Why a tensor that is not this network's is left out.
+const FOREIGN: &str = "no part of this method's network";
+/// Why a part is.
+const PARTIAL: &str = "not the whole of a part of this method's network, which has a batch norm after every convolution and \
+                       all four levels; a run begins with a part whole, or with the seed's";
 
 /// Tensors that were left out for one reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +44,8 @@ pub struct Imported {
     pub tensors: Tensors,
     /// How many of them were half precision, or short integers, and were widened (exactly).
     pub widened: usize,
+    /// How many norms had no count of the batches they saw; they got one, of nought.
+    pub counters: usize,
     /// What was left out, by reason.
     pub left_out: Vec<LeftOut>,
 }
@@ -70,20 +80,9 @@ pub fn import(file: &[u8]) -> Result<Imported, ImportError> {
     })?;
     let mut left_out: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
     if !found.others.is_empty() {
-        left_out.insert("not a tensor", found.others);
+        left_out.insert("not a tensor", found.others.into_iter().map(str::to_owned).collect());
     }
-    let mut chosen: BTreeMap<String, (&str, &Strided<'_>)> = BTreeMap::new();
-    for (name, tensor) in &tensors {
-        match naming.fate(name) {
-            Fate::Leave(why) => left_out.entry(why).or_default().push(name.clone()),
-            Fate::Take(new) => {
-                if let Some((first, _)) = chosen.insert(new.clone(), (name, tensor)) {
-                    let (first, second) = (first.to_owned(), name.clone());
-                    return Err(ImportError::Twice { first, second, name: new });
-                }
-            }
-        }
-    }
+    let chosen = chosen(naming, &tensors, &mut left_out)?;
     within_growth(&chosen, file.len() as u64)?;
     let mut weights = Tensors::new();
     let mut widened = 0;
@@ -94,8 +93,67 @@ pub fn import(file: &[u8]) -> Result<Imported, ImportError> {
         widened += usize::from(weight.dtype != dtype);
         weights.insert(new, weight);
     }
+    let counters = with_counters(&mut weights);
     let left_out = left_out.into_iter().map(|(why, names)| LeftOut { why, names }).collect();
-    Ok(Imported { naming, tensors: weights, widened, left_out })
+    Ok(Imported { naming, tensors: weights, widened, counters, left_out })
+}
+
+/// Tensors by the names that they get, each with the name that it has.
+type Chosen<'t, 'a> = BTreeMap<String, (&'t str, &'t Strided<'a>)>;
+
+/// The tensors of this method's network, without parts that are not whole.
+fn chosen<'t, 'a>(
+    naming: Naming,
+    tensors: &'t BTreeMap<String, Strided<'a>>,
+    left_out: &mut BTreeMap<&'static str, Vec<String>>,
+) -> Result<Chosen<'t, 'a>, ImportError> {
+    let mut chosen = Chosen::new();
+    let mut foreign = BTreeSet::new();
+    for (name, tensor) in tensors {
+        match naming.fate(name) {
+            Fate::Leave(why) => left_out.entry(why).or_default().push(name.clone()),
+            Fate::Foreign(part) => {
+                foreign.extend(part);
+                left_out.entry(FOREIGN).or_default().push(name.clone());
+            }
+            Fate::Take(new) => {
+                if let Some((first, _)) = chosen.insert(new.clone(), (name, tensor)) {
+                    let (first, second) = (first.to_owned(), name.clone());
+                    return Err(ImportError::Twice { first, second, name: new });
+                }
+            }
+        }
+    }
+    let mut parts: BTreeMap<&'static str, (Part, BTreeSet<&str>)> = BTreeMap::new();
+    for (prefix, part, inner) in chosen.keys().filter_map(|name| place(name)) {
+        parts.entry(prefix).or_insert_with(|| (part, BTreeSet::new())).1.insert(inner);
+    }
+    let partial = |(prefix, (part, names)): (&'static str, (Part, BTreeSet<&str>))| {
+        let other = part != Part::Backbone && (foreign.contains(prefix) || !part.is_whole(&names));
+        other.then_some(prefix)
+    };
+    let partial: Vec<&str> = parts.into_iter().filter_map(partial).collect();
+    chosen.retain(|new, (name, _)| {
+        let leave = partial.iter().any(|prefix| new.starts_with(prefix));
+        if leave {
+            left_out.entry(PARTIAL).or_default().push((*name).to_owned());
+        }
+        !leave
+    });
+    Ok(chosen)
+}
+
+/// Gives norms that keep no count one, of nought; how many.
+fn with_counters(weights: &mut Tensors) -> usize {
+    let norms = weights.keys().filter_map(|name| name.strip_suffix("running_var"));
+    let lacking: Vec<String> = norms
+        .map(|norm| format!("{norm}{COUNTER}"))
+        .filter(|counter| !weights.contains_key(counter))
+        .collect();
+    let nought = || OwnedTensor { dtype: Dtype::I64, shape: Vec::new(), bytes: vec![0; 8] };
+    let count = lacking.len();
+    weights.extend(lacking.into_iter().map(|counter| (counter, nought())));
+    count
 }
 
 fn damaged(name: &str, reason: String) -> ImportError {
@@ -110,7 +168,7 @@ fn unwrapped(tensors: BTreeMap<String, Strided<'_>>) -> BTreeMap<String, Strided
     tensors.into_iter().map(|(name, t)| (name.trim_start_matches(WRAPPER).to_owned(), t)).collect()
 }
 
-fn within_growth(chosen: &BTreeMap<String, (&str, &Strided<'_>)>, file: u64) -> Result<(), ImportError> {
+fn within_growth(chosen: &Chosen<'_, '_>, file: u64) -> Result<(), ImportError> {
     let mut found = 0_u64;
     for (name, tensor) in chosen.values() {
         let length = tensor.check().map_err(|reason| damaged(name, reason))?;
@@ -127,9 +185,11 @@ fn within_growth(chosen: &BTreeMap<String, (&str, &Strided<'_>)>, file: u64) -> 
 fn taken(name: &str, tensor: OwnedTensor) -> Result<OwnedTensor, ImportError> {
     let found = tensor.dtype;
     match found {
-        Dtype::F32 | Dtype::F64 | Dtype::BF16 | Dtype::I64 => Ok(tensor),
+        Dtype::F32 | Dtype::F64 | Dtype::I64 => Ok(tensor),
         Dtype::I32 => Ok(long(&tensor)),
-        Dtype::F16 => single(&tensor).ok_or_else(|| ImportError::Type { name: name.to_owned(), found }),
+        Dtype::F16 | Dtype::BF16 => {
+            single(&tensor).ok_or_else(|| ImportError::Type { name: name.to_owned(), found })
+        }
         _ => Err(ImportError::Type { name: name.to_owned(), found }),
     }
 }

@@ -4,6 +4,8 @@
 //! format that is copied bit for bit, taking an exported name back gives the name in the encoder. Left out: folded
 //! norms, which have no way back.
 
+use crate::network::{COUNTER, number, place};
+
 /// Parts of an exported encoder, and what they are called in a state's encoder.
 pub const PARTS: [(&str, &str); 3] = [("backbone.", "0."), ("neck.", "1."), ("projector.", "2.")];
 
@@ -11,8 +13,6 @@ pub const PARTS: [(&str, &str); 3] = [("backbone.", "0."), ("neck.", "1."), ("pr
 const MMDET_HEAD: &str = "roi_head.bbox_head.shared_convs.";
 /// Where the projector has them.
 const PROJECTOR_CONVS: &str = "2.cls_convs.";
-/// A counter that is of no use in evaluation.
-pub(crate) const COUNTER: &str = "num_batches_tracked";
 
 /// What an export looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,12 +54,20 @@ impl Format {
         }
     }
 
-    /// The encoder that is exported where none is named: the official converter for Detectron2 takes the online one.
+    /// The encoder that is exported where none is named. For what detectors take, with a pyramid, the online one, as in
+    /// the official converter: the momentum encoder runs only the pyramid's top, so the norms below it see no data.
     pub const fn default_encoder(self) -> Encoder {
         match self {
-            Self::Detectron2 => Encoder::Online,
-            _ => Encoder::Momentum,
+            Self::TorchvisionFpn | Self::Detectron2 | Self::Mmdet => Encoder::Online,
+            Self::Safetensors | Self::Torchvision | Self::Timm => Encoder::Momentum,
         }
+    }
+
+    /// Whether the format holds an encoder's tensor, or norm, of this name, as it is or folded.
+    pub(crate) fn takes(self, own: &str) -> bool {
+        let folds = self == Self::TorchvisionFpn && own.starts_with("1.");
+        // Names of norms are told by what a norm has.
+        folds || [own.to_owned(), format!("{own}.weight")].iter().any(|name| self.name_of(name).is_some())
     }
 
     /// The name that an encoder's tensor has in this format, or nothing where the format has no place for it, or not
@@ -192,13 +200,6 @@ fn from_detectron2(name: &str) -> Option<String> {
     })
 }
 
-/// The number that a text begins with, and what follows it.
-fn number(text: &str) -> Option<(u32, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, rest) = text.split_at(end);
-    Some((digits.parse().ok().filter(|n| *n < 10_000)?, rest))
-}
-
 /// How the tensors of a file are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Naming {
@@ -219,6 +220,8 @@ pub enum Naming {
 pub(crate) enum Fate {
     /// Taken under this name.
     Take(String),
+    /// No tensor of this method's network. Where it lies in one of its parts, that part is another network's.
+    Foreign(Option<&'static str>),
     /// Left out, and why.
     Leave(&'static str),
 }
@@ -256,50 +259,47 @@ impl Naming {
         best.map(|(_, naming)| naming)
     }
 
-    /// What becomes of a tensor: names of the official code stay, others become those of an export of ours.
+    /// What becomes of a tensor: names of the official code stay, others become those of an export of ours. What is not
+    /// this network's is left out, whatever its part is called.
     pub(crate) fn fate(self, name: &str) -> Fate {
-        const FOREIGN: &str = "no part of this method's network";
-        let part = |own: Option<String>| {
-            own.and_then(|own| Format::Safetensors.name_of(&own)).map_or(Fate::Leave(FOREIGN), Fate::Take)
+        let renamed = match self.renamed(name) {
+            Ok(renamed) => renamed,
+            Err(why) => return Fate::Leave(why),
         };
-        match self {
-            Self::Official if name.starts_with("backbone.") => Fate::Leave("the same tensors as encoder_q.0"),
-            Self::Official => {
-                let known = ["encoder_q.", "encoder_k.", "head.predictor."];
-                match known.iter().any(|p| name.starts_with(p)) {
-                    true => Fate::Take(name.to_owned()),
-                    false => Fate::Leave(FOREIGN),
-                }
-            }
+        match renamed.as_deref().and_then(place) {
+            Some((_, part, inner)) if part.has(inner) => Fate::Take(renamed.unwrap_or_default()),
+            Some((of, ..)) => Fate::Foreign(Some(of)),
+            None => Fate::Foreign(None),
+        }
+    }
+
+    /// What a tensor would be called in an export of ours, or in the official code; an error says why it has no place.
+    fn renamed(self, name: &str) -> Result<Option<String>, &'static str> {
+        let part = |own: Option<String>| own.and_then(|own| Format::Safetensors.name_of(&own));
+        Ok(match self {
+            Self::Official if name.starts_with("backbone.") => return Err("the same tensors as encoder_q.0"),
+            Self::Official => Some(name.to_owned()),
             Self::Parts => match name.strip_prefix(MMDET_HEAD) {
-                Some(rest) => Fate::Take(format!("projector.cls_convs.{rest}")),
-                None if PARTS.iter().any(|(p, _)| name.starts_with(p)) => Fate::Take(name.to_owned()),
-                None => Fate::Leave(FOREIGN),
+                Some(rest) => Some(format!("projector.cls_convs.{rest}")),
+                None => PARTS.iter().any(|(p, _)| name.starts_with(p)).then(|| name.to_owned()),
             },
             Self::Torchvision if name.starts_with("fc.") => {
-                Fate::Leave("a classifier, which this method has none of")
+                return Err("a classifier, which this method has none of");
             }
-            Self::Torchvision => part(is_backbone(name).then(|| format!("0.{name}"))),
+            Self::Torchvision => part(Some(format!("0.{name}"))),
             Self::TorchvisionFpn => {
                 let name = name.strip_prefix("backbone.").unwrap_or(name);
                 match name.strip_prefix("body.") {
-                    Some(rest) => part(is_backbone(rest).then(|| format!("0.{rest}"))),
+                    Some(rest) => part(Some(format!("0.{rest}"))),
                     None if name.starts_with("fpn.") => {
-                        Fate::Leave("its norms are folded into its convolutions, which cannot be undone")
+                        return Err("its norms are folded into its convolutions, which cannot be undone");
                     }
-                    None => Fate::Leave(FOREIGN),
+                    None => None,
                 }
             }
             Self::Detectron2 => part(from_detectron2(name)),
-        }
+        })
     }
-}
-
-/// Whether a bare name is one of a ResNet's.
-fn is_backbone(name: &str) -> bool {
-    let layer =
-        |name: &str| name.strip_prefix("layer").and_then(number).is_some_and(|(n, _)| (1..=4).contains(&n));
-    name.starts_with("conv1.") || name.starts_with("bn1.") || layer(name)
 }
 
 #[cfg(test)]
@@ -378,6 +378,10 @@ mod tests {
             Naming::Official.fate("head.predictor.0.mlp.0.bias"),
             Fate::Take("head.predictor.0.mlp.0.bias".into())
         );
-        assert!(matches!(Naming::Torchvision.fate("layer7.0.conv1.weight"), Fate::Leave(_)));
+        assert_eq!(Naming::Torchvision.fate("layer7.0.conv1.weight"), Fate::Foreign(Some("backbone.")));
+        assert_eq!(Naming::Torchvision.fate("head.fc.weight"), Fate::Foreign(Some("backbone.")));
+        assert_eq!(Naming::Official.fate("encoder_q.1.mlp.0.weight"), Fate::Foreign(Some("encoder_q.1.")));
+        assert_eq!(Naming::Official.fate("queue"), Fate::Foreign(None));
+        assert_eq!(Naming::Detectron2.fate("backbone.fpn_lateral2.bias"), Fate::Foreign(Some("neck.")));
     }
 }

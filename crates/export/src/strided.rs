@@ -4,6 +4,7 @@
 //! that repeats elements is refused. Left out: negative strides, which torch does not have.
 
 use crate::element::size_of;
+use crate::values::Bytes;
 use mcl_checkpoint_core::{Dtype, OwnedTensor};
 
 /// A tensor that lies somewhere in a file.
@@ -18,12 +19,12 @@ pub(crate) struct Strided<'a> {
     /// First element.
     pub(crate) offset: u64,
     /// Its storage.
-    pub(crate) bytes: &'a [u8],
+    pub(crate) bytes: Bytes<'a>,
 }
 
 impl<'a> Strided<'a> {
     /// A tensor whose bytes are in order, the last axis densest, or the first.
-    pub(crate) fn dense(dtype: Dtype, shape: Vec<u64>, fortran: bool, bytes: &'a [u8]) -> Self {
+    pub(crate) fn dense(dtype: Dtype, shape: Vec<u64>, fortran: bool, bytes: Bytes<'a>) -> Self {
         let mut stride = vec![1; shape.len()];
         let mut step = 1_u64;
         let mut set = |axis: usize| {
@@ -45,14 +46,23 @@ impl<'a> Strided<'a> {
         let size =
             size_of(self.dtype).ok_or_else(|| format!("type {} is of less than a byte", self.dtype))?;
         let stored = (self.bytes.len() / size) as u64;
-        let count = self.shape.iter().try_fold(1_u64, |n, d| n.checked_mul(*d));
         let wrong = || {
             format!(
-                "sizes {:?} with strides {:?} from element {} on, in a storage of {stored} elements",
+                "sizes {:?} with strides {:?} from element {} on, in a storage of {stored} elements; the file is damaged",
                 self.shape, self.stride, self.offset
             )
         };
-        let count = count.filter(|n| *n <= stored).ok_or_else(wrong)?;
+        // Sizes beside a zero are held to what memory can address too: whoever multiplies them may do so in any order.
+        let sizes = self.shape.iter().try_fold(1_u64, |n, d| n.checked_mul((*d).max(1)));
+        sizes.and_then(|n| usize::try_from(n).ok()).and_then(|n| n.checked_mul(size)).ok_or_else(wrong)?;
+        let count = self.shape.iter().product::<u64>();
+        if count > stored && self.repeats() {
+            return Err(format!(
+                "it is expanded: sizes {:?} over a storage of {stored} elements; in Python, save its .contiguous()",
+                self.shape
+            ));
+        }
+        let count = Some(count).filter(|n| *n <= stored).ok_or_else(wrong)?;
         if count > 0 {
             let last =
                 self.shape.iter().zip(&self.stride).try_fold(self.offset, |at, (size, stride)| {
@@ -61,6 +71,11 @@ impl<'a> Strided<'a> {
             last.filter(|at| *at < stored).ok_or_else(wrong)?;
         }
         usize::try_from(count).ok().and_then(|n| n.checked_mul(size)).ok_or_else(wrong)
+    }
+
+    /// Whether elements come up more than once because neighbours along an axis are the same one.
+    fn repeats(&self) -> bool {
+        self.shape.iter().zip(&self.stride).any(|(size, stride)| *size > 1 && *stride == 0)
     }
 
     /// The tensor in one piece, the last axis densest.
@@ -72,6 +87,9 @@ impl<'a> Strided<'a> {
         let size = size_of(self.dtype).unwrap_or(1);
         let sizes = |sizes: &[u64]| sizes.iter().map(|s| *s as usize).collect::<Vec<usize>>();
         let (shape, stride) = (sizes(&self.shape), sizes(&self.stride));
+        if length == 0 {
+            return Ok(OwnedTensor { dtype: self.dtype, shape, bytes: Vec::new() });
+        }
         let mut bytes = Vec::with_capacity(length);
         let mut at = vec![0_usize; shape.len()];
         // The innermost axes that lie dense are copied as one run.
@@ -112,7 +130,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn view<'a>(shape: &[u64], stride: &[u64], offset: u64, bytes: &'a [u8]) -> Strided<'a> {
-        Strided { dtype: Dtype::U8, shape: shape.to_vec(), stride: stride.to_vec(), offset, bytes }
+        Strided {
+            dtype: Dtype::U8,
+            shape: shape.to_vec(),
+            stride: stride.to_vec(),
+            offset,
+            bytes: bytes.into(),
+        }
     }
 
     #[test]
@@ -128,7 +152,7 @@ mod tests {
         assert_eq!(copied(&[], &[], 7), [7]);
         assert_eq!(copied(&[3, 0], &[1, 1], 0), [0; 0]);
         assert_eq!(
-            Strided::dense(Dtype::U8, vec![2, 3], true, &bytes).copied().unwrap().bytes,
+            Strided::dense(Dtype::U8, vec![2, 3], true, bytes.as_slice().into()).copied().unwrap().bytes,
             [0, 2, 4, 1, 3, 5]
         );
     }
@@ -136,8 +160,8 @@ mod tests {
     #[test]
     fn elements_of_several_bytes_move_as_one() {
         let bytes: Vec<u8> = (0..16).collect();
-        let view =
-            Strided { dtype: Dtype::F32, shape: vec![2, 2], stride: vec![1, 2], offset: 0, bytes: &bytes };
+        let (shape, stride, offset) = (vec![2, 2], vec![1, 2], 0);
+        let view = Strided { dtype: Dtype::F32, shape, stride, offset, bytes: bytes.as_slice().into() };
         assert_eq!(view.copied().unwrap().bytes, [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]);
     }
 
@@ -149,6 +173,8 @@ mod tests {
             (&[3, 4], &[4, 1], 1),
             (&[1 << 40], &[0], 0),
             (&[1 << 32, 1 << 32], &[0, 0], 0),
+            (&[0, 1 << 40, 1 << 40], &[1, 1, 1], 0),
+            (&[1 << 40, 1 << 40, 0], &[1, 1, 1], 0),
             (&[2], &[u64::MAX], 5),
             (&[1], &[1], u64::MAX),
         ] {
@@ -157,7 +183,28 @@ mod tests {
         }
     }
 
+    /// Nothing is damaged about `tensor.expand(...)`, so the message says what to do instead.
+    #[test]
+    fn an_expanded_tensor_is_called_so() {
+        let error = view(&[1 << 20, 2], &[0, 1], 0, &[0; 12]).copied().unwrap_err();
+        assert!(error.contains("expanded") && error.contains(".contiguous()"), "{error}");
+        assert!(!error.contains("damaged"), "{error}");
+    }
+
     proptest! {
+        /// Sizes of any magnitude, zeros among them: an answer or an error, never a panic.
+        #[test]
+        fn huge_sizes_beside_a_zero_never_panic(
+            shape in proptest::collection::vec(
+                prop_oneof![Just(0_u64), Just(1), Just(1 << 40), Just(u64::MAX), 0_u64..9], 0..6),
+            fortran in any::<bool>(),
+        ) {
+            let tensor = Strided::dense(Dtype::F32, shape.clone(), fortran, Bytes::File(&[]));
+            if let Ok(copied) = tensor.copied() {
+                prop_assert!(shape.contains(&0) && copied.bytes.is_empty());
+            }
+        }
+
         /// Against the definition, one element at a time.
         #[test]
         fn copies_are_those_of_the_definition(

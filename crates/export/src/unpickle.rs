@@ -2,20 +2,24 @@
 //!
 //! A pickle is a program for a stack machine. This one knows the instructions that torch, numpy and Python's plain
 //! values need, and of functions only the whitelist's; everything else is an error that names it and its place.
-//! Invariants: it takes one pass; it makes at most one value an instruction, and at most [`MAX_VALUES`]; lengths are
-//! checked against the bytes that are there before anything is made of them; there is no recursion. Left out:
-//! classes, sets, big numbers, and whatever else a checkpoint of weights does not need.
+//! Invariants: it takes one pass; it makes at most one value an instruction, and at most [`MAX_VALUES`]; stack, marks,
+//! memo and collections are bounded too; lengths are checked against the bytes that are there before anything is made of
+//! them; there is no recursion. What calls come to is `rebuild.rs`'s. Left out: classes, sets, big numbers, and whatever
+//! else a checkpoint of weights does not need.
 
 use crate::error::PickleError;
-use crate::values::{Array, Function, Id, Value, Values, View, numpy_type};
+use crate::values::{Bytes, Function, Id, Value, Values, is_constant};
 use std::collections::BTreeMap;
 
-/// Most values in one pickle, some 40 bytes each: ResNet-50 with its optimiser has 20 000.
-const MAX_VALUES: usize = 1 << 20;
-/// Most arguments of a call.
-const MAX_ARGUMENTS: usize = 16;
-/// Most axes of a tensor.
-const MAX_AXES: usize = 16;
+/// Most values in one pickle, some 40 bytes each and at most 400: ResNet-50 with its optimiser has 20 000.
+const MAX_VALUES: usize = 1 << 18;
+/// Most times that something is put on the stack, which bounds all collections together: what was memoised is put there
+/// again at two bytes of the file.
+const MAX_PUSHES: usize = 1 << 19;
+/// Most entries of one dictionary: a state dict of ResNet-101 has 700.
+const MAX_ENTRIES: usize = 1 << 16;
+/// Deepest nesting of what is begun with a mark.
+const MAX_MARKS: usize = 1 << 10;
 
 /// The result of one pickle.
 #[derive(Debug)]
@@ -38,23 +42,27 @@ pub(crate) fn unpickle(input: &[u8]) -> Result<Unpickled<'_>, PickleError> {
 }
 
 #[derive(Debug, Default)]
-struct Machine<'a> {
-    input: &'a [u8],
+pub(crate) struct Machine<'a> {
+    pub(crate) input: &'a [u8],
     /// Next byte.
     at: usize,
     /// Where the instruction that is being carried out began.
     began: usize,
-    values: Vec<Value<'a>>,
+    pub(crate) values: Vec<Value<'a>>,
     stack: Vec<Id>,
+    /// How often something was put on the stack.
+    pushed: usize,
+    /// Bytes of text that were decoded into bytes.
+    pub(crate) decoded: usize,
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: BTreeMap<u32, Id>,
 }
 
-type Step<T> = Result<T, PickleError>;
+pub(crate) type Step<T> = Result<T, PickleError>;
 
 impl<'a> Machine<'a> {
-    fn error(&self, found: impl Into<String>, expected: impl Into<String>) -> PickleError {
+    pub(crate) fn error(&self, found: impl Into<String>, expected: impl Into<String>) -> PickleError {
         PickleError { at: self.began, found: found.into(), expected: expected.into() }
     }
 
@@ -88,6 +96,10 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(bytes).map_err(|_| self.error("text that is not UTF-8", "UTF-8"))
     }
 
+    fn raw(&mut self, length: usize) -> Step<Value<'a>> {
+        Ok(Value::Raw(Bytes::File(self.take(length)?)))
+    }
+
     /// Up to the end of the line.
     fn line(&mut self) -> Step<&'a str> {
         let rest = self.input.get(self.at..).unwrap_or_default();
@@ -99,17 +111,31 @@ impl<'a> Machine<'a> {
         Ok(line)
     }
 
-    fn push(&mut self, value: Value<'a>) -> Step<()> {
+    pub(crate) fn push(&mut self, value: Value<'a>) -> Step<()> {
         if self.values.len() >= MAX_VALUES {
-            return Err(self.error(format!("more than {MAX_VALUES} values"), "a checkpoint of weights"));
+            return Err(self.too_many(MAX_VALUES, "values"));
         }
-        self.stack.push(self.values.len());
+        self.put(self.values.len())?;
         self.values.push(value);
         Ok(())
     }
 
+    /// Puts a value on the stack that is there already.
+    pub(crate) fn put(&mut self, id: Id) -> Step<()> {
+        if self.pushed >= MAX_PUSHES {
+            return Err(self.too_many(MAX_PUSHES, "values put on the stack"));
+        }
+        self.pushed += 1;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn too_many(&self, most: usize, what: &str) -> PickleError {
+        self.error(format!("more than {most} {what}"), "a checkpoint of weights")
+    }
+
     /// The last value; those before a mark are out of reach.
-    fn pop(&mut self) -> Step<Id> {
+    pub(crate) fn pop(&mut self) -> Step<Id> {
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() > floor
             && let Some(id) = self.stack.pop()
@@ -119,7 +145,7 @@ impl<'a> Machine<'a> {
         Err(self.error("an empty stack", "a value"))
     }
 
-    fn top(&mut self) -> Step<Id> {
+    pub(crate) fn top(&mut self) -> Step<Id> {
         let id = self.pop()?;
         self.stack.push(id);
         Ok(id)
@@ -132,7 +158,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn get(&self, id: Id) -> &Value<'a> {
+    pub(crate) fn get(&self, id: Id) -> &Value<'a> {
         self.values.get(id).unwrap_or(&Value::None)
     }
 
@@ -145,7 +171,8 @@ impl<'a> Machine<'a> {
             0x80 => self.protocol()?,
             // A frame is a hint for buffering.
             0x95 => drop(self.number::<8>()?),
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' if self.marks.len() < MAX_MARKS => self.marks.push(self.stack.len()),
+            b'(' => return Err(self.too_many(MAX_MARKS, "marks within each other")),
             b'0' => drop(self.pop()?),
             b'}' => self.push(Value::Dict(Vec::new()))?,
             b']' => self.push(Value::List(Vec::new()))?,
@@ -192,9 +219,10 @@ impl<'a> Machine<'a> {
             0x8c => self.length::<1>().and_then(|n| self.text(n)).map(Value::Text)?,
             b'X' => self.length::<4>().and_then(|n| self.text(n)).map(Value::Text)?,
             0x8d => self.length::<8>().and_then(|n| self.text(n)).map(Value::Text)?,
-            b'C' => self.length::<1>().and_then(|n| self.take(n)).map(Value::Raw)?,
-            b'B' => self.length::<4>().and_then(|n| self.take(n)).map(Value::Raw)?,
-            0x8e => self.length::<8>().and_then(|n| self.take(n)).map(Value::Raw)?,
+            b'C' => self.length::<1>().and_then(|n| self.raw(n))?,
+            b'B' => self.length::<4>().and_then(|n| self.raw(n))?,
+            // Bytes, and since protocol 5 such as may be changed.
+            0x8e | 0x96 => self.length::<8>().and_then(|n| self.raw(n))?,
             _ => {
                 let found = format!("instruction {op:#04x}");
                 return Err(self.error(found, "an instruction that plain values and tensors need"));
@@ -250,9 +278,10 @@ impl<'a> Machine<'a> {
         }
         let dict = self.top()?;
         match self.values.get_mut(dict) {
-            Some(Value::Dict(entries)) => {
+            Some(Value::Dict(entries)) if entries.len() + items.len() / 2 <= MAX_ENTRIES => {
                 entries.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])))
             }
+            Some(Value::Dict(_)) => return Err(self.too_many(MAX_ENTRIES, "entries in one dictionary")),
             other => {
                 let found = other.map_or("nothing", |v| v.kind());
                 return Err(self.error(found, "a dictionary to fill"));
@@ -269,6 +298,9 @@ impl<'a> Machine<'a> {
         };
         let id = self.top()?;
         self.memo.insert(slot, id);
+        if self.memo.len() > MAX_VALUES {
+            return Err(self.too_many(MAX_VALUES, "memoised values"));
+        }
         Ok(())
     }
 
@@ -278,10 +310,7 @@ impl<'a> Machine<'a> {
             _ => u32::from_le_bytes(self.number()?),
         };
         match self.memo.get(&slot) {
-            Some(id) => {
-                self.stack.push(*id);
-                Ok(())
-            }
+            Some(id) => self.put(*id),
             None => Err(self.error(format!("memo {slot}, which is empty"), "one that was filled before")),
         }
     }
@@ -298,6 +327,7 @@ impl<'a> Machine<'a> {
         };
         match Function::find(module, name) {
             Some(function) => self.push(Value::Function(function)),
+            None if is_constant(module, name) => self.push(Value::Opaque),
             None => {
                 let found = format!("{module:.80}.{name:.80}");
                 Err(self.error(found, "functions that make tensors, dictionaries and arrays, and no others"))
@@ -329,125 +359,6 @@ impl<'a> Machine<'a> {
             (Some(_), _) => Err(self.error("a storage within another", "storages of their own")),
             _ => Err(self.error("another persistent id", "('storage', class, key, location, elements)")),
         }
-    }
-
-    /// Notes what a function would make.
-    fn call(&mut self) -> Step<()> {
-        let (arguments, function) = (self.pop()?, self.pop()?);
-        let arguments = match self.get(arguments) {
-            Value::Tuple(items) if items.len() <= MAX_ARGUMENTS => items.clone(),
-            other => {
-                return Err(self.error(other.kind(), format!("a tuple of at most {MAX_ARGUMENTS} arguments")));
-            }
-        };
-        let function = match self.get(function) {
-            Value::Function(function) => *function,
-            other => return Err(self.error(other.kind(), "a function to call")),
-        };
-        let value = match function {
-            Function::OrderedDict if arguments.is_empty() => Value::Dict(Vec::new()),
-            Function::Tensor => self.tensor(&arguments)?,
-            Function::Reconstruct => Value::Array(None),
-            Function::NumpyType => {
-                self.numpy_type(arguments.first().map_or(&Value::None, |id| self.get(*id)))?
-            }
-            // Both are what they are given.
-            Function::Parameter | Function::Size if !arguments.is_empty() => {
-                self.stack.extend(arguments.first());
-                return Ok(());
-            }
-            other => {
-                let found = format!("a call of {other:?} with {} arguments", arguments.len());
-                return Err(self.error(found, "a call that makes a tensor, a dictionary or an array"));
-            }
-        };
-        self.push(value)
-    }
-
-    fn numpy_type(&self, code: &Value<'a>) -> Step<Value<'a>> {
-        let Value::Text(code) = code else {
-            return Err(self.error(code.kind(), "the name of an element type"));
-        };
-        match numpy_type(code) {
-            Some(dtype) => Ok(Value::NumpyType { dtype, little: true }),
-            None => Err(self.error(format!("element type {code:.20}"), "f2, f4, f8, i4 or i8")),
-        }
-    }
-
-    /// `(storage, offset, sizes, strides, requires_grad, hooks)`.
-    fn tensor(&self, arguments: &[Id]) -> Step<Value<'a>> {
-        let [storage, offset, shape, stride, ..] = arguments else {
-            return Err(self.error(format!("a tensor of {} arguments", arguments.len()), "at least 4"));
-        };
-        if !matches!(self.get(*storage), Value::Storage { .. }) {
-            return Err(self.error(self.get(*storage).kind(), "a storage"));
-        }
-        let (shape, stride) = (self.sizes(*shape)?, self.sizes(*stride)?);
-        let offset = match self.get(*offset) {
-            Value::Int(offset) => u64::try_from(*offset).ok(),
-            _ => None,
-        };
-        match offset {
-            Some(offset) if shape.len() == stride.len() => {
-                Ok(Value::Tensor(Box::new(View { storage: *storage, offset, shape, stride })))
-            }
-            _ => {
-                Err(self
-                    .error(format!("sizes {shape:?}, strides {stride:?}"), "as many of both, and an offset"))
-            }
-        }
-    }
-
-    fn sizes(&self, id: Id) -> Step<Vec<u64>> {
-        let items = match self.get(id) {
-            Value::Tuple(items) | Value::List(items) if items.len() <= MAX_AXES => items,
-            other => return Err(self.error(other.kind(), format!("a tuple of at most {MAX_AXES} sizes"))),
-        };
-        let size = |id: &Id| match self.get(*id) {
-            Value::Int(size) => u64::try_from(*size).ok(),
-            _ => None,
-        };
-        items
-            .iter()
-            .map(size)
-            .collect::<Option<_>>()
-            .ok_or_else(|| self.error("sizes that are none", "whole numbers"))
-    }
-
-    /// Gives an object its state.
-    fn build(&mut self) -> Step<()> {
-        let (state, object) = (self.pop()?, self.top()?);
-        let state = match self.get(state) {
-            Value::Tuple(items) if items.len() <= MAX_ARGUMENTS => items.clone(),
-            _ => Vec::new(),
-        };
-        let item = |at: usize| state.get(at).map_or(&Value::None, |id| self.get(*id));
-        let built = match self.get(object) {
-            // What torch notes of a state dict's versions.
-            Value::Dict(_) => return Ok(()),
-            Value::NumpyType { dtype, .. } => {
-                Value::NumpyType { dtype: *dtype, little: matches!(item(1), Value::Text("<" | "|" | "=")) }
-            }
-            Value::Array(_) => {
-                let shape = state.get(1).map_or_else(|| Ok(Vec::new()), |id| self.sizes(*id))?;
-                match (item(2), item(3), item(4)) {
-                    (Value::NumpyType { dtype, little: true }, Value::Flag(fortran), Value::Raw(bytes)) => {
-                        Value::Array(Some(Box::new(Array { dtype: *dtype, shape, fortran: *fortran, bytes })))
-                    }
-                    (kind, _, bytes) => {
-                        let found = format!("an array of {} with {}", kind.kind(), bytes.kind());
-                        return Err(self.error(found, "little-endian elements, and their bytes"));
-                    }
-                }
-            }
-            other => {
-                return Err(self.error(other.kind(), "a dictionary, an array or an element type to build"));
-            }
-        };
-        if let Some(object) = self.values.get_mut(object) {
-            *object = built;
-        }
-        Ok(())
     }
 }
 

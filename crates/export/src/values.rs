@@ -2,9 +2,12 @@
 //!
 //! Values lie in one list and refer to each other by number, so that a pickle that shares or nests values, or bends
 //! them into a circle, costs no more than it is long, and nothing here recurses. Text and bytes stay where they are in
-//! the file. Left out: classes; the whitelist is [`Function::find`].
+//! the file. Left out: classes; the whitelist is
+//! [`Function::find`].
 
 use mcl_checkpoint_core::Dtype;
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// A value's place in [`Values`].
 pub(crate) type Id = usize;
@@ -16,7 +19,7 @@ pub(crate) enum Function {
     OrderedDict,
     /// `torch._utils._rebuild_tensor_v2`.
     Tensor,
-    /// `torch._utils._rebuild_parameter`.
+    /// `torch._utils._rebuild_parameter`, with or without a state of its own, which is of no use.
     Parameter,
     /// `torch.Size`.
     Size,
@@ -28,6 +31,14 @@ pub(crate) enum Function {
     Ndarray,
     /// `numpy.dtype`.
     NumpyType,
+    /// `numpy.core.numeric._frombuffer`.
+    FromBuffer,
+    /// `_codecs.encode`.
+    Encode,
+    /// `bytes`.
+    Bytes,
+    /// What notes beside weights hold: numpy's scalars, torch's devices.
+    Unused,
 }
 
 impl Function {
@@ -36,15 +47,29 @@ impl Function {
         Some(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2") => Self::Tensor,
-            ("torch._utils", "_rebuild_parameter") => Self::Parameter,
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Self::Parameter,
             ("torch", "Size") => Self::Size,
+            ("torch", "device") => Self::Unused,
             ("torch", _) => Self::Storage(storage(name)?),
             ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Self::Reconstruct,
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Self::Unused,
+            ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Self::FromBuffer,
             ("numpy", "ndarray") => Self::Ndarray,
             ("numpy", "dtype") => Self::NumpyType,
+            ("_codecs", "encode") => Self::Encode,
+            ("__builtin__" | "builtins", "bytes") => Self::Bytes,
             _ => return None,
         })
     }
+}
+
+/// Whether a name is of one of torch's element types, which notes beside weights hold.
+pub(crate) fn is_constant(module: &str, name: &str) -> bool {
+    const TYPES: [&str; 16] = [
+        "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
+        "double", "float", "half", "long", "int", "short",
+    ];
+    module == "torch" && TYPES.contains(&name)
 }
 
 fn storage(name: &str) -> Option<Dtype> {
@@ -75,6 +100,32 @@ pub(crate) fn numpy_type(code: &str) -> Option<Dtype> {
     })
 }
 
+/// Bytes: where they lie in the file, or decoded from text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Bytes<'a> {
+    /// In the file.
+    File(&'a [u8]),
+    /// Decoded.
+    Own(Arc<[u8]>),
+}
+
+impl Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::File(bytes) => bytes,
+            Self::Own(bytes) => bytes,
+        }
+    }
+}
+
+impl<'a> From<&'a [u8]> for Bytes<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self::File(bytes)
+    }
+}
+
 /// One value.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value<'a> {
@@ -89,7 +140,7 @@ pub(crate) enum Value<'a> {
     /// Text.
     Text(&'a str),
     /// Raw bytes.
-    Raw(&'a [u8]),
+    Raw(Bytes<'a>),
     /// A tuple.
     Tuple(Vec<Id>),
     /// A list.
@@ -118,6 +169,8 @@ pub(crate) enum Value<'a> {
     },
     /// An array of numpy; nothing before its state is given.
     Array(Option<Box<Array<'a>>>),
+    /// Something that weights are not made of.
+    Opaque,
 }
 
 /// A tensor of torch: a view of a storage.
@@ -143,7 +196,7 @@ pub(crate) struct Array<'a> {
     /// Whether the first axis is the densest.
     pub(crate) fortran: bool,
     /// Its bytes.
-    pub(crate) bytes: &'a [u8],
+    pub(crate) bytes: Bytes<'a>,
 }
 
 impl Value<'_> {
@@ -164,6 +217,7 @@ impl Value<'_> {
             Self::Tensor(_) => "a tensor",
             Self::NumpyType { .. } => "an element type",
             Self::Array(_) => "an array",
+            Self::Opaque => "a value that is no weight",
         }
     }
 }

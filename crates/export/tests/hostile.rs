@@ -18,17 +18,17 @@ fn small() -> Tensors {
         shape: shape.to_vec(),
         bytes: vec![0x3f; shape.iter().product::<usize>() * 4],
     };
-    let mut state: Tensors = [("0.conv1.weight", [1, 3, 1, 1]), ("2.cls_convs.0.conv.weight", [1, 1, 1, 1])]
-        .map(|(name, shape)| (format!("encoder_q.{name}"), tensor(&shape)))
-        .into();
-    for level in 0..4 {
-        for part in ["lateral_convs", "fpn_convs"] {
-            let at = format!("encoder_q.1.{part}.{level}");
-            state.insert(format!("{at}.conv.weight"), tensor(&[1, 1, 1, 1]));
-            for name in ["weight", "bias", "running_mean", "running_var"] {
-                state.insert(format!("{at}.bn.{name}"), tensor(&[1]));
-            }
+    let mut state: Tensors = [("encoder_q.0.conv1.weight".to_owned(), tensor(&[1, 3, 1, 1]))].into();
+    let mut norm = |at: &str| {
+        for name in ["weight", "bias", "running_mean", "running_var"] {
+            state.insert(format!("{at}.bn.{name}"), tensor(&[1]));
         }
+        state.insert(format!("{at}.conv.weight"), tensor(&[1, 1, 1, 1]));
+    };
+    norm("encoder_q.2.cls_convs.0");
+    for level in 0..4 {
+        norm(&format!("encoder_q.1.lateral_convs.{level}"));
+        norm(&format!("encoder_q.1.fpn_convs.{level}"));
     }
     state
 }
@@ -148,7 +148,8 @@ fn tensors_that_are_not_in_their_storage_are_named() {
 fn many_names_of_one_storage_are_refused() {
     let mut pickle = b"\x80\x02}(".to_vec();
     for layer in 0..1000 {
-        let name = if layer == 0 { "conv1.weight".to_owned() } else { format!("layer1.{layer:03}.x") };
+        let name =
+            if layer == 0 { "conv1.weight".to_owned() } else { format!("layer1.{layer}.conv1.weight") };
         pickle.extend_from_slice(
             &[b"X".as_slice(), &(name.len() as u32).to_le_bytes(), name.as_bytes()].concat(),
         );
@@ -157,6 +158,17 @@ fn many_names_of_one_storage_are_refused() {
     pickle.extend_from_slice(b"u.");
     let file = pth(&pickle, &[("a/data/0", &vec![0; 4 << 18])]);
     assert!(matches!(import(&file), Err(ImportError::Amplified { .. })));
+}
+
+/// 112 bytes whose sizes, multiplied in the wrong order, are more than 64 bits hold.
+#[test]
+fn huge_sizes_beside_a_zero_are_refused() {
+    for shape in ["[0,1099511627776,1099511627776]", "[1099511627776,1099511627776,0]"] {
+        let header =
+            format!("{{\"conv1.weight\":{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":[0,0]}}}}");
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        assert!(import(&file).is_err());
+    }
 }
 
 #[test]
@@ -173,5 +185,9 @@ fn containers_that_are_none_of_torchs_say_what_they_are() {
     assert!(said(b"").contains("expected a safetensors file"));
     assert!(said(b"\x80\x02cposix\nsystem\nX\x02\0\0\0ls\x85R.").contains("posix.system"));
     assert!(said(b"\x80\x02]K\x01a.").contains("a list"));
+    let mut tar = vec![0; 512];
+    tar[..8].copy_from_slice(b"sys_info");
+    tar[257..265].copy_from_slice(b"ustar  \0");
+    assert!(said(&tar).contains("torch before 0.1.10") && said(&tar).contains("torch.save(torch.load("));
     assert!(said(b"\x80\x02}X\x01\0\0\0aK\x01s.").contains("without a tensor"));
 }
