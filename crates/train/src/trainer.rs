@@ -17,10 +17,12 @@ use tch::{Kind, Tensor, no_grad};
 /// Saved count of such steps, so that a resumed run stops where a straight one would.
 const NOT_FINITE: &str = "trainer.not_finite_in_a_row";
 
-/// The part of the model that a tensor belongs to: an encoder's backbone, pyramid or projector, or the predictors.
+/// The part of the model that a tensor belongs to: an encoder's backbone, pyramid, projector's convolutions or its head
+/// (detectors have the convolutions alone), or the predictors.
 fn part_of(name: &str) -> &str {
-    let second = name.match_indices('.').nth(1);
-    second.map_or(name, |(at, _)| name.get(..at).unwrap_or(name))
+    let dots = if name.starts_with("encoder_q.2.") || name.starts_with("encoder_k.2.") { 2 } else { 1 };
+    let end = name.match_indices('.').nth(dots);
+    end.map_or(name, |(at, _)| name.get(..at).unwrap_or(name))
 }
 
 /// What a trainer needs besides its model, in every generation.
