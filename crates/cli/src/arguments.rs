@@ -482,10 +482,13 @@ pub(crate) struct ExportArguments {
     /// What the file looks like.
     #[arg(long, value_enum, default_value_t = Format::Safetensors)]
     pub(crate) format: Format,
-    /// Which encoder; default: momentum, but online for detectron2, as in the official converter.
+    /// Which encoder; default: online for torchvision-fpn, detectron2 and mmdet, momentum for the others.
     #[arg(long, value_enum)]
     pub(crate) encoder: Option<Encoder>,
-    /// Answer as one JSON object: the files written.
+    /// Replace a .yaml or .py beside FILE that was edited.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Answer as one JSON object: the files written, and what to know of them.
     #[arg(long)]
     pub(crate) json: bool,
 }

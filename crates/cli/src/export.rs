@@ -6,8 +6,9 @@ use crate::exit::Usage;
 use crate::run_dir;
 use anyhow::{Context, Result};
 use mcl_checkpoint_core::{CheckpointDir, Manifest};
-use mcl_export::{ExportError, ExportRequest, ExportedFile, Provenance, publish};
-use std::path::Path;
+use mcl_export::{ExportError, ExportRequest, ExportedFile, Provenance, Role, publish};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What this program calls itself in a card.
@@ -44,15 +45,19 @@ pub(crate) async fn export(a: &ExportArguments) -> Result<ExitCode> {
     let (manifest, tensors) = dir.tensors(step).await?;
     let provenance = provenance(a.path.folder(), &manifest)?;
     let request = ExportRequest { format, encoder, file_name, provenance: &provenance };
-    let files = mcl_export::export(&request, &tensors).map_err(|error| match error {
+    let exported = mcl_export::export(&request, &tensors).map_err(|error| match error {
         ExportError::Extension { .. } => anyhow::Error::new(Usage(format!("--out {error}"))),
         other => anyhow::Error::new(other).context(format!("exporting the checkpoint of {step}")),
     })?;
-    let written = publish(a.out.parent().unwrap_or(Path::new(".")), &files)?;
+    let written = publish(a.out.parent().unwrap_or(Path::new(".")), &exported.files, a.force)?;
+    for notice in &exported.notices {
+        eprintln!("warning: {notice}");
+    }
     if a.json {
         let paths: Vec<String> = written.iter().map(|p| p.display().to_string()).collect();
         let answer = serde_json::json!({
             "format": format.name(), "encoder": encoder.name(), "steps": step.get(), "files": paths,
+            "notices": exported.notices,
         });
         println!("{answer}");
     } else {
@@ -100,13 +105,10 @@ fn provenance(path: Option<&Path>, manifest: &Manifest) -> Result<Provenance> {
 pub(crate) fn import(a: &ImportArguments) -> Result<ExitCode> {
     let bytes = std::fs::read(&a.file).with_context(|| format!("reading {}", a.file.display()))?;
     let imported = mcl_export::import(&bytes).with_context(|| a.file.display().to_string())?;
-    let out = if a.out.is_dir() {
-        a.out.join(a.file.file_stem().unwrap_or_default()).with_added_extension("safetensors")
-    } else {
-        a.out.clone()
-    };
-    let file = ExportedFile { name: name_of(&out)?.to_owned(), bytes: imported.to_safetensors()? };
-    publish(out.parent().unwrap_or(Path::new(".")), &[file])?;
+    let out = destination(&a.file, &a.out)?;
+    let (name, role) = (name_of(&out)?.to_owned(), Role::Weights);
+    let file = ExportedFile { name, role, bytes: imported.to_safetensors()? };
+    publish(out.parent().unwrap_or(Path::new(".")), &[file], false)?;
     if a.json {
         println!("{}", as_json(&out, &imported));
     } else {
@@ -114,6 +116,9 @@ pub(crate) fn import(a: &ImportArguments) -> Result<ExitCode> {
         println!("{} tensors, named as {}", imported.tensors.len(), imported.naming.name());
         if imported.widened > 0 {
             println!("{} of them widened to f32 or i64, exactly", imported.widened);
+        }
+        if imported.counters > 0 {
+            println!("{} norms had no count of batches: it begins at 0", imported.counters);
         }
         for left in &imported.left_out {
             let first = left.names.first().map_or("", String::as_str);
@@ -123,12 +128,40 @@ pub(crate) fn import(a: &ImportArguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The file that an import writes; never the one that it reads, nor one that nobody named.
+fn destination(file: &Path, out: &Path) -> Result<PathBuf> {
+    let in_folder = out.is_dir();
+    let path = if in_folder {
+        out.join(file.file_stem().unwrap_or_default()).with_added_extension("safetensors")
+    } else {
+        out.to_owned()
+    };
+    let Ok(there) = std::fs::metadata(&path) else { return Ok(path) };
+    let read = std::fs::metadata(file).with_context(|| file.display().to_string())?;
+    if (there.dev(), there.ino()) == (read.dev(), read.ino()) {
+        return Err(Usage(format!(
+            "--out {} would replace the file that is read: name another",
+            path.display()
+        ))
+        .into());
+    }
+    if in_folder {
+        return Err(Usage(format!(
+            "--out {}: {} is there already: name a file",
+            out.display(),
+            path.display()
+        ))
+        .into());
+    }
+    Ok(path)
+}
+
 fn as_json(out: &Path, imported: &mcl_export::Imported) -> serde_json::Value {
     let left: Vec<_> =
         imported.left_out.iter().map(|l| serde_json::json!({ "why": l.why, "names": l.names })).collect();
     serde_json::json!({
         "file": out, "naming": imported.naming.name(), "tensors": imported.tensors.len(),
-        "widened": imported.widened, "left_out": left,
+        "widened": imported.widened, "counters": imported.counters, "left_out": left,
     })
 }
 
@@ -164,7 +197,14 @@ mod tests {
     }
 
     fn arguments(path: &Path, out: &Path, format: Format) -> ExportArguments {
-        ExportArguments { path: path.into(), out: out.to_owned(), format, encoder: None, json: false }
+        ExportArguments {
+            path: path.into(),
+            out: out.to_owned(),
+            format,
+            encoder: None,
+            force: false,
+            json: false,
+        }
     }
 
     #[tokio::test]
@@ -187,7 +227,38 @@ mod tests {
         let bytes = std::fs::read(folder.path().join("mcl.safetensors")).unwrap();
         let view = mcl_checkpoint_core::SliceView::parse(&bytes).unwrap();
         assert_eq!(view.get("backbone.conv1.weight").unwrap().bytes, [1; 12]);
-        assert_eq!(view.len(), 5);
+        assert_eq!(view.len(), 1, "a pyramid without norms is not this network's");
+
+        // Neither what is read nor what lies there is replaced unasked.
+        let read = folder.path().join("mcl.safetensors");
+        for (file, out, expected) in [
+            (&read, folder.path(), "would replace the file that is read"),
+            (&read, read.as_path(), "would replace the file that is read"),
+            (&back.file, folder.path(), "is there already: name a file"),
+        ] {
+            let again = ImportArguments { file: file.clone(), out: out.to_owned(), json: false };
+            let error = import(&again).unwrap_err();
+            assert!(error.is::<Usage>() && error.to_string().contains(expected), "{error}");
+        }
+        assert_eq!(std::fs::read(&read).unwrap(), bytes);
+        let named = ImportArguments { file: back.file, out: read, json: false };
+        import(&named).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_edited_configuration_is_kept_unless_forced() {
+        let folder = tempfile::tempdir().unwrap();
+        run_directory(folder.path()).await.unwrap();
+        let (out, config) = (folder.path().join("mcl.pth"), folder.path().join("mcl.py"));
+        let mut arguments = arguments(folder.path(), &out, Format::Mmdet);
+        export(&arguments).await.unwrap();
+        std::fs::write(&config, "mine").unwrap();
+        let error = format!("{:#}", export(&arguments).await.unwrap_err());
+        assert!(error.contains("mcl.py") && error.contains("--force"), "{error}");
+        assert_eq!(std::fs::read(&config).unwrap(), b"mine");
+        arguments.force = true;
+        export(&arguments).await.unwrap();
+        assert_ne!(std::fs::read(&config).unwrap(), b"mine");
     }
 
     #[tokio::test]

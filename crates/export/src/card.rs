@@ -6,6 +6,7 @@
 use crate::architecture::Architecture;
 use crate::exporting::{ExportRequest, ExportedFile};
 use crate::naming::Format;
+use crate::unseen::Unseen;
 use mcl_types::Digest;
 use serde_json::{Value, json};
 
@@ -48,12 +49,22 @@ impl Provenance {
     }
 }
 
+/// A text in double quotes, with escapes that JSON, Python and YAML all have.
+pub(crate) fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
 /// What a card is written from.
 pub(crate) struct Facts<'a> {
     pub(crate) request: &'a ExportRequest<'a>,
     pub(crate) architecture: &'a Architecture,
     pub(crate) weights: &'a ExportedFile,
     pub(crate) tensors: usize,
+    pub(crate) unseen: &'a Unseen,
+    /// Why the tool cannot build the network, where it cannot.
+    pub(crate) obstacle: Option<&'a str>,
+    /// What a reader should know before anything else.
+    pub(crate) notices: &'a [String],
 }
 
 /// The card as JSON.
@@ -80,6 +91,7 @@ pub(crate) fn json(facts: &Facts<'_>) -> String {
         },
         "run": {
             "name": from.run,
+            "from": from.noted("from"),
             "steps": from.steps,
             "epoch": from.noted("epoch"),
             "seed": from.noted("seed"),
@@ -90,11 +102,12 @@ pub(crate) fn json(facts: &Facts<'_>) -> String {
         },
         "programs": {
             "checkpoint": from.builder,
-            "libtorch": from.noted("libtorch"),
             "export": from.exporter,
         },
         "config": config,
-        "load": load(facts),
+        "unseen": { "norms": facts.unseen.norms, "levels": facts.unseen.levels },
+        "obstacle": facts.obstacle,
+        "load": facts.obstacle.is_none().then(|| load(facts)),
     });
     let mut text = serde_json::to_string_pretty(&card).unwrap_or_default();
     text.push('\n');
@@ -109,17 +122,11 @@ pub(crate) fn markdown(facts: &Facts<'_>) -> String {
         Value::String(text) => text,
         other => other.to_string(),
     };
+    // On one line, whatever is in it, and no end of a cell or of code.
+    let name = quoted(&facts.weights.name).trim_matches('"').replace(['|', '`'], "_");
     let loss = from.last_loss.map_or_else(|| "not recorded".to_owned(), |loss| loss.to_string());
     let rows = [
-        (
-            "file",
-            format!(
-                "`{}`, {} bytes, {} tensors",
-                facts.weights.name,
-                facts.weights.bytes.len(),
-                facts.tensors
-            ),
-        ),
+        ("file", format!("`{name}`, {} bytes, {} tensors", facts.weights.bytes.len(), facts.tensors)),
         ("BLAKE3 of the file", format!("`{}`", Digest::of(&facts.weights.bytes))),
         ("format", request.format.name().to_owned()),
         ("encoder", request.encoder.name().to_owned()),
@@ -130,14 +137,19 @@ pub(crate) fn markdown(facts: &Facts<'_>) -> String {
         ("digest of the state", format!("`{}`", from.state_digest)),
         ("digest of the pictures", format!("`{}`", or_unknown(from.noted("dataset_digest")))),
         ("written by", format!("{} (checkpoint), {} (export)", from.builder, from.exporter)),
-        ("libtorch", or_unknown(from.noted("libtorch"))),
     ];
-    let mut text =
-        format!("# {}\n\nPre-trained with MCL (arXiv 2304.02010).\n\n| | |\n|---|---|\n", facts.weights.name);
-    for (name, value) in rows {
-        text.push_str(&format!("| {name} | {value} |\n"));
+    let mut text = format!("# {name}\n\nPre-trained with MCL (arXiv 2304.02010).\n\n| | |\n|---|---|\n");
+    for (what, value) in rows {
+        text.push_str(&format!("| {what} | {value} |\n"));
     }
-    text.push_str(&format!("\n## Loading\n\n{}\n\n```python\n{}```\n", note(request.format), load(facts)));
+    if !facts.notices.is_empty() {
+        text.push_str("\n## To know\n\n");
+        facts.notices.iter().for_each(|notice| text.push_str(&format!("- {notice}.\n")));
+    }
+    text.push_str(&format!("\n## Loading\n\n{}\n", note(request.format)));
+    if facts.obstacle.is_none() {
+        text.push_str(&format!("\n```python\n{}```\n", load(facts)));
+    }
     text.push_str("\n## Settings\n\n");
     match &from.job {
         Some(job) => text.push_str(&format!("```toml\n{}\n```\n", job.trim_end())),
@@ -175,14 +187,15 @@ const fn note(format: Format) -> &'static str {
 
 /// A few lines of Python that load the file.
 fn load(facts: &Facts<'_>) -> String {
-    let file = &facts.weights.name;
-    let stem = file.rsplit_once('.').map_or(file.as_str(), |(stem, _)| stem);
+    let name = &facts.weights.name;
+    let stem = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
+    let (file, yaml, python) = (quoted(name), quoted(&format!("{stem}.yaml")), quoted(&format!("{stem}.py")));
     let network =
         facts.architecture.depth.map_or_else(|| "resnet50".to_owned(), |depth| format!("resnet{depth}"));
-    let state = if facts.request.format == Format::Safetensors || file.ends_with(".safetensors") {
-        format!("from safetensors.torch import load_file\nstate = load_file(\"{file}\")\n")
+    let state = if facts.request.format == Format::Safetensors || name.ends_with(".safetensors") {
+        format!("from safetensors.torch import load_file\nstate = load_file({file})\n")
     } else {
-        format!("state = torch.load(\"{file}\", weights_only=True)\n")
+        format!("state = torch.load({file}, weights_only=True)\n")
     };
     const STRICT: &str = "model.load_state_dict(state, strict=True)\n";
     match facts.request.format {
@@ -202,13 +215,13 @@ fn load(facts: &Facts<'_>) -> String {
         }
         Format::Detectron2 => format!(
             "from detectron2.config import get_cfg\nfrom detectron2.checkpoint import DetectionCheckpointer\n\
-             from detectron2.modeling import build_model\ncfg = get_cfg()\ncfg.merge_from_file(\"{stem}.yaml\")\n\
-             model = build_model(cfg)\nDetectionCheckpointer(model).load(\"{file}\")\n",
+             from detectron2.modeling import build_model\ncfg = get_cfg()\ncfg.merge_from_file({yaml})\n\
+             model = build_model(cfg)\nDetectionCheckpointer(model).load({file})\n",
         ),
         Format::Mmdet => format!(
             "from mmengine.config import Config\nfrom mmdet.registry import MODELS\n\
              from mmdet.utils import register_all_modules\nregister_all_modules()\n\
-             model = MODELS.build(Config.fromfile(\"{stem}.py\").model)\nmodel.init_weights()\n",
+             model = MODELS.build(Config.fromfile({python}).model)\nmodel.init_weights()\n",
         ),
     }
 }

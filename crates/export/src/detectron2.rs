@@ -4,6 +4,7 @@
 //! is) is written out and not left to Detectron2's defaults, which differ. Left out: datasets, schedule, devices.
 
 use crate::architecture::Architecture;
+use crate::card::quoted;
 
 /// The configuration as YAML; `weights` is the file it names.
 pub(crate) fn config(a: &Architecture, weights: &str) -> String {
@@ -70,6 +71,7 @@ VERSION: 2
         width = a.width,
         pyramid = a.pyramid,
         convs = a.projector_convs,
+        weights = quoted(weights),
     )
 }
 
@@ -88,7 +90,7 @@ mod tests {
         };
         let text = config(&a, "mcl.pkl");
         for line in [
-            "WEIGHTS: mcl.pkl",
+            "WEIGHTS: \"mcl.pkl\"",
             "PIXEL_MEAN: [123.675, 116.28, 103.53]",
             "PIXEL_STD: [58.395, 57.12, 57.375]",
             "FREEZE_AT: 0",

@@ -8,15 +8,16 @@ use crate::card::{self, Provenance};
 use crate::error::ExportError;
 use crate::fold::folded;
 use crate::naming::{Encoder, Format};
+use crate::network::LEVELS;
+use crate::stock::obstacle;
 use crate::torch_writer::Chosen;
+use crate::unseen::{Unseen, seen_online};
 use crate::{Tensors, detectron2, mmdet, numpy_pickle, torch_writer};
 use mcl_checkpoint_core::write_slice;
 use std::borrow::Cow;
 
 /// Who wrote a Detectron2 model file; anything but `Caffe2`, whose names would be translated.
 const AUTHOR: &str = "MCL";
-/// Levels of the feature pyramid.
-const LEVELS: usize = 4;
 
 /// What is wished for.
 #[derive(Debug, Clone, Copy)]
@@ -31,11 +32,33 @@ pub struct ExportRequest<'a> {
     pub provenance: &'a Provenance,
 }
 
+/// What a file of an export is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Weights.
+    Weights,
+    /// A configuration for the tool, which its reader may edit.
+    Config,
+    /// A card.
+    Card,
+}
+
+/// An export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// Its files, the weights first.
+    pub files: Vec<ExportedFile>,
+    /// What whoever exports should know: what saw no data, what the tool cannot build.
+    pub notices: Vec<String>,
+}
+
 /// One file of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportedFile {
     /// Its name, without a folder.
     pub name: String,
+    /// What it is.
+    pub role: Role,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
@@ -44,11 +67,13 @@ pub struct ExportedFile {
 /// the format has one, then the card as JSON and as text.
 ///
 /// # Errors
-/// When the state lacks the encoder, the file's name does not fit the format, or the format cannot hold a tensor.
-pub fn export(request: &ExportRequest<'_>, state: &Tensors) -> Result<Vec<ExportedFile>, ExportError> {
+/// When the state lacks the encoder, the file's name does not fit the format, the format cannot hold a tensor, or a norm
+/// would be folded that never saw data.
+pub fn export(request: &ExportRequest<'_>, state: &Tensors) -> Result<Exported, ExportError> {
     let container = container(request.format, request.file_name)?;
     let architecture = Architecture::of(state, request.encoder.prefix())?;
-    let tensors = chosen(request.format, request.encoder, state)?;
+    let unseen = Unseen::of(state, request.format, request.encoder);
+    let tensors = chosen(request.format, request.encoder, state, &unseen)?;
     let bytes = match container {
         Container::Safetensors => {
             let all: Vec<_> = tensors
@@ -63,23 +88,39 @@ pub fn export(request: &ExportRequest<'_>, state: &Tensors) -> Result<Vec<Export
         }
         Container::Numpy => numpy_pickle::write(&tensors, AUTHOR)?,
     };
-    let stem = request.file_name.rsplit_once('.').map_or(request.file_name, |(stem, _)| stem);
-    let file = |name: String, text: String| ExportedFile { name, bytes: text.into_bytes() };
-    let config = match request.format {
-        Format::Detectron2 => {
-            Some(file(format!("{stem}.yaml"), detectron2::config(&architecture, request.file_name)))
-        }
-        Format::Mmdet => Some(file(format!("{stem}.py"), mmdet::config(&architecture, request.file_name))),
-        _ => None,
+    let obstacle = obstacle(request.format, &architecture);
+    let mut notices = unseen.notices(state, request.encoder);
+    notices.extend(obstacle.iter().map(|why| format!("no lines that load it are given: {why}")));
+    let weights = ExportedFile { name: request.file_name.to_owned(), role: Role::Weights, bytes };
+    let facts = card::Facts {
+        request,
+        architecture: &architecture,
+        weights: &weights,
+        tensors: tensors.len(),
+        unseen: &unseen,
+        obstacle: obstacle.as_deref(),
+        notices: &notices,
     };
-    let weights = ExportedFile { name: request.file_name.to_owned(), bytes };
-    let facts =
-        card::Facts { request, architecture: &architecture, weights: &weights, tensors: tensors.len() };
+    let file = |name: String, role, text: String| ExportedFile { name, role, bytes: text.into_bytes() };
     let cards = [
-        file(format!("{}.card.json", request.file_name), card::json(&facts)),
-        file(format!("{}.card.md", request.file_name), card::markdown(&facts)),
+        file(format!("{}.card.json", request.file_name), Role::Card, card::json(&facts)),
+        file(format!("{}.card.md", request.file_name), Role::Card, card::markdown(&facts)),
     ];
-    Ok([weights].into_iter().chain(config).chain(cards).collect())
+    let config = config(request, &architecture, obstacle.as_deref())
+        .map(|(name, text)| file(name, Role::Config, text));
+    Ok(Exported { files: [weights].into_iter().chain(config).chain(cards).collect(), notices })
+}
+
+/// Name and text of the configuration for the tool, where it takes one.
+fn config(request: &ExportRequest<'_>, a: &Architecture, obstacle: Option<&str>) -> Option<(String, String)> {
+    let stem = request.file_name.rsplit_once('.').map_or(request.file_name, |(stem, _)| stem);
+    let (ending, text) = match request.format {
+        Format::Detectron2 => ("yaml", detectron2::config(a, request.file_name)),
+        Format::Mmdet => ("py", mmdet::config(a, request.file_name)),
+        _ => return None,
+    };
+    let warning = obstacle.map_or_else(String::new, |why| format!("# Does not work as it stands: {why}.\n"));
+    Some((format!("{stem}.{ending}"), warning + &text))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,12 +151,21 @@ fn container(format: Format, file_name: &str) -> Result<Container, ExportError> 
 }
 
 /// The encoder's tensors that the format has a place for, under their names there.
-fn chosen(format: Format, encoder: Encoder, state: &Tensors) -> Result<Chosen<'_>, ExportError> {
+fn chosen<'s>(
+    format: Format,
+    encoder: Encoder,
+    state: &'s Tensors,
+    unseen: &Unseen,
+) -> Result<Chosen<'s>, ExportError> {
     let prefix = encoder.prefix();
     let own = state.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)));
-    let mut chosen: Chosen<'_> =
+    let mut chosen: Chosen<'s> =
         own.filter_map(|(name, tensor)| Some((format.name_of(name)?, Cow::Borrowed(tensor)))).collect();
     if format == Format::TorchvisionFpn {
+        if let [norm, ..] = unseen.of_pyramid().as_slice() {
+            let online = seen_online(state, encoder, &unseen.of_pyramid());
+            return Err(ExportError::Unseen { norm: format!("{prefix}{norm}"), advice: advice(online) });
+        }
         for level in 0..LEVELS {
             for (ours, theirs) in [("lateral_convs", "inner_blocks"), ("fpn_convs", "layer_blocks")] {
                 let (weight, bias) = folded(state, &format!("{prefix}1.{ours}.{level}"))?;
@@ -125,6 +175,14 @@ fn chosen(format: Format, encoder: Encoder, state: &Tensors) -> Result<Chosen<'_
         }
     }
     Ok(chosen)
+}
+
+/// What to do where a norm cannot be folded.
+const fn advice(online: bool) -> &'static str {
+    match online {
+        true => "export with --encoder online, whose norms did",
+        false => "its level was not trained; export as safetensors or torchvision, which fold nothing",
+    }
 }
 
 #[cfg(test)]

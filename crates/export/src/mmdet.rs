@@ -4,6 +4,7 @@
 //! Left out: datasets, schedule, and the base configuration itself, which comes with MMDetection.
 
 use crate::architecture::Architecture;
+use crate::card::quoted;
 
 /// The configuration as Python; `weights` is the file it names.
 pub(crate) fn config(a: &Architecture, weights: &str) -> String {
@@ -21,14 +22,14 @@ pub(crate) fn config(a: &Architecture, weights: &str) -> String {
         "\
 # Mask R-CNN on the exported encoder, for MMDetection 3. The base configuration comes with it; datasets and schedule
 # are yours to add.
-_base_ = ['mmdet::mask-rcnn/mask-rcnn_r50_fpn_1x_coco.py']
+_base_ = ['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py']
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     # RGB pictures in 0..255, as in pre-training.
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
     # Loads backbone, neck and the box head's shared convolutions.
-    init_cfg=dict(type='Pretrained', checkpoint='{weights}'),
+    init_cfg=dict(type='Pretrained', checkpoint={weights}),
     backbone=dict(
         depth={depth}
         stem_channels={width},
@@ -56,6 +57,7 @@ model = dict(
 ",
         width = a.width,
         pyramid = a.pyramid,
+        weights = quoted(weights),
     )
 }
 
@@ -74,7 +76,7 @@ mod tests {
         };
         let text = config(&a, "mcl.pth");
         for part in [
-            "checkpoint='mcl.pth'",
+            "checkpoint=\"mcl.pth\"",
             "depth=18,",
             "base_channels=8",
             "in_channels=[8, 16, 32, 64]",
@@ -85,6 +87,8 @@ mod tests {
             assert!(text.contains(part), "{part}");
         }
         assert_eq!(text.matches("norm_cfg=norm_cfg").count(), 3);
+        // mmengine finds the base by `package::folder/file`, of letters, digits and underscores before the slash.
+        assert!(text.contains("\n_base_ = ['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py']\n"));
         a.projector_convs = 2;
         assert!(config(&a, "x.pth").contains("num_shared_convs=2"));
     }

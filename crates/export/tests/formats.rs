@@ -172,7 +172,7 @@ fn what_was_exported_comes_back_bit_for_bit() {
             let part = |own: &str| match format {
                 Format::Safetensors => true,
                 Format::Torchvision | Format::Timm => own.starts_with("0."),
-                Format::TorchvisionFpn => own.starts_with("0.") && !own.ends_with("tracked"),
+                Format::TorchvisionFpn => own.starts_with("0."),
                 Format::Detectron2 | Format::Mmdet => !own.starts_with("2.mlp."),
             };
             let expected: Tensors = state
@@ -182,12 +182,18 @@ fn what_was_exported_comes_back_bit_for_bit() {
                 .map(|(own, t)| {
                     let (number, rest) = own.split_once('.').unwrap();
                     let folder = ["backbone", "neck", "projector"][number.parse::<usize>().unwrap()];
-                    (format!("{folder}.{rest}"), t.clone())
+                    let mut t = t.clone();
+                    // Frozen norms keep no count: it begins anew.
+                    if format == Format::TorchvisionFpn && own.ends_with("tracked") {
+                        t.bytes = vec![0; 8];
+                    }
+                    (format!("{folder}.{rest}"), t)
                 })
                 .collect();
             assert_eq!(shapes(&back.tensors), shapes(&expected), "{format:?}");
             assert!(back.tensors == expected, "{format:?} {encoder:?}: other bits");
             assert_eq!(back.widened, 0);
+            assert_eq!(back.counters, if format == Format::TorchvisionFpn { 53 } else { 0 });
             let left: usize = back.left_out.iter().map(|l| l.names.len()).sum();
             assert_eq!(left, if format == Format::TorchvisionFpn { 16 } else { 0 }, "{:?}", back.left_out);
         }
@@ -203,7 +209,7 @@ fn the_pyramid_without_norms_has_the_shapes_that_torchvision_expects() {
         file_name: "mcl.safetensors",
         provenance: &provenance,
     };
-    let files = mcl_export::export(&request, &state()).unwrap();
+    let files = mcl_export::export(&request, &state()).unwrap().files;
     let view = SliceView::parse(&files[0].bytes).unwrap();
     let found: Shapes = view.tensors().map(|(n, t)| (n.to_owned(), t.shape.clone())).collect();
     assert_eq!(found, list("torchvision_resnet50_fpn.txt"));
@@ -229,19 +235,114 @@ fn cards_tell_file_run_and_settings() {
         let card: serde_json::Value = serde_json::from_slice(&find(".card.json").bytes).unwrap();
         assert_eq!(card["file"]["blake3"], Digest::of(&weights.bytes).to_string());
         assert_eq!(card["file"]["format"], format.name());
-        assert_eq!(card["encoder"], if format == Format::Detectron2 { "online" } else { "momentum" });
+        assert_eq!(
+            card["encoder"],
+            match format {
+                Format::TorchvisionFpn | Format::Detectron2 | Format::Mmdet => "online",
+                Format::Safetensors | Format::Torchvision | Format::Timm => "momentum",
+            }
+        );
         assert_eq!(card["run"]["steps"], 500);
         assert_eq!(card["run"]["last_loss"], 1.25);
         assert_eq!(card["run"]["data_digest"], "cd".repeat(32));
         assert_eq!(card["run"]["state_digest"], "ab".repeat(32));
         assert_eq!(card["config"]["model"]["depth"], 50);
-        assert_eq!(card["programs"]["libtorch"], serde_json::Value::Null);
+        assert_eq!(card["run"]["from"], "resnet50.safetensors");
+        assert_eq!(card["unseen"], serde_json::json!({"norms": [], "levels": []}));
         assert_eq!(card["architecture"]["depth"], 50);
         let text = String::from_utf8(find(".card.md").bytes.clone()).unwrap();
-        for part in ["| steps | 500 |", "```python", "depth = 50", &Digest::of(&weights.bytes).to_string()] {
+        for part in ["| steps | 500 |", "depth = 50", &Digest::of(&weights.bytes).to_string()] {
             assert!(text.contains(part), "{format:?}: {part}");
         }
-        assert!(card["load"].as_str().unwrap().contains(&weights.name) || format == Format::Mmdet);
+        // The state is a sixteenth as wide as what these tools have; a width is a setting in the others.
+        let fixed = matches!(format, Format::Torchvision | Format::TorchvisionFpn | Format::Timm);
+        assert_eq!(card["obstacle"].is_string(), fixed, "{format:?}");
+        assert_eq!(text.contains("```python"), !fixed, "{format:?}");
+        match card["load"].as_str() {
+            Some(load) => assert!(load.contains(&weights.name) || format == Format::Mmdet),
+            None => assert!(fixed && text.contains("this network 4"), "{text}"),
+        }
+    }
+}
+
+fn exported_with(
+    state: &Tensors,
+    format: Format,
+    encoder: Encoder,
+    file_name: &str,
+) -> Result<mcl_export::Exported, mcl_export::ExportError> {
+    let provenance = support::provenance();
+    let request = mcl_export::ExportRequest { format, encoder, file_name, provenance: &provenance };
+    mcl_export::export(&request, state)
+}
+
+/// The state of a job with `compute = "exact"`: the momentum encoder never ran P2 to P4.
+fn exact() -> Tensors {
+    let mut state = state();
+    for level in 0..3 {
+        for part in ["lateral_convs", "fpn_convs"] {
+            let counter = format!("encoder_k.1.{part}.{level}.bn.num_batches_tracked");
+            state.get_mut(&counter).unwrap().bytes = vec![0; 8];
+        }
+    }
+    state
+}
+
+#[test]
+fn norms_that_saw_no_data_are_never_folded_and_always_said() {
+    let state = exact();
+    let folded = |state, encoder| exported_with(state, Format::TorchvisionFpn, encoder, "mcl.pth");
+    let refused = folded(&state, Encoder::Momentum).unwrap_err().to_string();
+    assert!(refused.contains("`encoder_k.1.fpn_convs.0.bn` never saw data"), "{refused}");
+    assert!(refused.contains("--encoder online"), "{refused}");
+    let online = folded(&state, Encoder::Online).unwrap();
+    assert_eq!(online.notices.len(), 1, "{:?}", online.notices);
+    // Formats that fold nothing are written, and say it thrice: in both cards and to whoever exports.
+    for (format, name) in [
+        (Format::Detectron2, "mcl.pkl"),
+        (Format::Mmdet, "mcl.pth"),
+        (Format::Safetensors, "mcl.safetensors"),
+    ] {
+        let exported = exported_with(&state, format, Encoder::Momentum, name).unwrap();
+        assert!(exported.notices[0].starts_with("6 norms never saw data"), "{:?}", exported.notices);
+        let card = |ending: &str| exported.files.iter().find(|f| f.name.ends_with(ending)).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&card(".card.json").bytes).unwrap();
+        assert_eq!(json["unseen"]["norms"].as_array().unwrap().len(), 6, "{format:?}");
+        let text = String::from_utf8(card(".card.md").bytes.clone()).unwrap();
+        assert!(text.contains(&exported.notices[0]), "{format:?}");
+        assert_eq!(exported_with(&state, format, Encoder::Online, name).unwrap().notices, [""; 0]);
+    }
+    assert!(exported_with(&state, Format::Timm, Encoder::Momentum, "mcl.pth").unwrap().notices.len() == 1);
+    // A level that no loss reached has no statistics in either encoder.
+    let mut three = state.clone();
+    three.retain(|name, _| !name.starts_with("head.predictor.3."));
+    for part in ["lateral_convs", "fpn_convs"] {
+        let counter = format!("encoder_q.1.{part}.0.bn.num_batches_tracked");
+        three.get_mut(&counter).unwrap().bytes = vec![0; 8];
+    }
+    let refused = folded(&three, Encoder::Online).unwrap_err().to_string();
+    assert!(refused.contains("level was not trained") && !refused.contains("--encoder"), "{refused}");
+    let notices = exported_with(&three, Format::Mmdet, Encoder::Online, "mcl.pth").unwrap().notices;
+    assert!(notices[1].contains("level P2"), "{notices:?}");
+}
+
+/// A name may hold what ends a text, a line, or code.
+#[test]
+fn names_of_files_are_texts_and_nothing_else() {
+    let state = state();
+    let odd = "it's \"one\" #1: `a`\\\n|";
+    for (format, ending) in [(Format::Mmdet, "pth"), (Format::Detectron2, "pkl")] {
+        let name = format!("{odd}.{ending}");
+        let files = exported_with(&state, format, Encoder::Online, &name).unwrap().files;
+        let config = String::from_utf8(files[1].bytes.clone()).unwrap();
+        let text = r##""it's \"one\" #1: `a`\\\n|"##;
+        let line = config.lines().find(|l| l.contains(text)).unwrap_or_else(|| panic!("{config}"));
+        assert!(
+            line.ends_with(&format!("{text}.{ending}\"")) || line.ends_with(&format!("{text}.{ending}\"),"))
+        );
+        let card = String::from_utf8(files[3].bytes.clone()).unwrap();
+        assert!(card.lines().any(|l| l.starts_with("| file | `it's") && l.ends_with("tensors |")), "{card}");
+        assert!(card.contains(&format!("{text}.")), "{card}");
     }
 }
 

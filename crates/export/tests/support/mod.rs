@@ -71,7 +71,7 @@ pub fn provenance() -> Provenance {
         builder: "mcl 0.1.0".to_owned(),
         exporter: "mcl 0.1.0".to_owned(),
         created: 1_700_000_000,
-        meta: serde_json::json!({"epoch": 3, "seed": 7, "dataset_digest": "cd".repeat(32)}),
+        meta: serde_json::json!({"epoch": 3, "seed": 7, "dataset_digest": "cd".repeat(32), "from": "resnet50.safetensors"}),
         job: Some("[model]\ndepth = 50\n".to_owned()),
         last_loss: Some(1.25),
     }
@@ -89,5 +89,5 @@ pub const fn file_name(format: Format) -> &'static str {
 pub fn exported(state: &Tensors, format: Format, encoder: Encoder) -> Vec<ExportedFile> {
     let provenance = provenance();
     let request = ExportRequest { format, encoder, file_name: file_name(format), provenance: &provenance };
-    export(&request, state).unwrap()
+    export(&request, state).unwrap().files
 }
