@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Opens exports in the tools that they are for, which are Python's: torchvision and timm strictly, Detectron2's and
-# MMDetection's files against the lists of what those expect; our forward pass against torchvision's on the exported
-# weights. Imports what torch wrote. Prints a table; fails on any
-# difference. Apart from `make test`, which needs no Python. [INTEROP_VENV=folder] keeps the Python packages elsewhere
-# than in .interop/venv.
+# MMDetection's files against the lists of what those expect, their configurations as YAML and in mmengine; our forward
+# pass against torchvision's on the exported weights. Imports what torch wrote. Prints a table; fails on any difference.
+# Apart from `make test`, which needs no Python. [INTEROP_VENV=folder] keeps the Python packages elsewhere than in
+# .interop/venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work="$PWD/.interop"
@@ -11,13 +11,13 @@ venv="${INTEROP_VENV:-$work/venv}"
 python="$venv/bin/python"
 say() { printf 'interop: %s\n' "$*"; }
 
-if [ ! -f "$venv/.complete-1" ]; then
+if [ ! -f "$venv/.complete-2" ]; then
   say "fetching torch, torchvision, timm and what they need with pip (some GB, once)"
   python3 -m venv "$venv"
   "$python" -m pip install --quiet -r tests/interop/requirements.txt
   # Files of arrays must open in the numpy before 2 too.
   "$python" -m pip install --quiet --no-deps --target "$venv/numpy-1" numpy==1.26.4
-  touch "$venv/.complete-1"
+  touch "$venv/.complete-2"
 fi
 
 say "building mcl and a checkpoint of random weights at full size"

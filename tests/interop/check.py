@@ -4,10 +4,13 @@ Each check gives one row of a table: what was opened, how many tensors agree, an
 the whole.
 """
 import argparse
+import importlib
 import json
 import pickle
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import blake3
@@ -15,6 +18,7 @@ import numpy
 import safetensors.torch
 import timm  # noqa: F401  (so that a missing package is told at once)
 import torch
+import yaml
 
 import lists
 
@@ -153,6 +157,122 @@ def mmdet(file, own):
     row(f"{file.name}: names and bits for mmdet", len(tensors), differences + list(differing(tensors, expected)))
 
 
+def detectron2_name(own):
+    """What the official converter calls a tensor of an encoder; rules written from its description, not from ours."""
+    rules = (
+        (r"0\.layer(\d)\.(\d+)\.downsample\.0\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut."),
+        (r"0\.layer(\d)\.(\d+)\.downsample\.1\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut.norm."),
+        (r"0\.layer(\d)\.(\d+)\.conv(\d)\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.conv{m[3]}."),
+        (r"0\.layer(\d)\.(\d+)\.bn(\d)\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.conv{m[3]}.norm."),
+        (r"0\.conv1\.", lambda m: "stem.conv1."),
+        (r"0\.bn1\.", lambda m: "stem.conv1.norm."),
+        (r"1\.lateral_convs\.(\d)\.conv\.", lambda m: f"fpn_lateral{int(m[1]) + 2}."),
+        (r"1\.lateral_convs\.(\d)\.bn\.", lambda m: f"fpn_lateral{int(m[1]) + 2}.norm."),
+        (r"1\.fpn_convs\.(\d)\.conv\.", lambda m: f"fpn_output{int(m[1]) + 2}."),
+        (r"1\.fpn_convs\.(\d)\.bn\.", lambda m: f"fpn_output{int(m[1]) + 2}.norm."),
+        (r"2\.cls_convs\.(\d)\.conv\.", lambda m: f"box_head.conv{int(m[1]) + 1}."),
+        (r"2\.cls_convs\.(\d)\.bn\.", lambda m: f"box_head.conv{int(m[1]) + 1}.norm."),
+    )
+    for pattern, name in rules:
+        match = re.match(pattern, own)
+        if match:
+            return name(match) + own[match.end():]
+    return f"(no rule for {own})"
+
+
+def configurations(exports):
+    """The configurations beside Detectron2's and MMDetection's files, as those read them."""
+    for encoder in ENCODERS:
+        file = exports / f"detectron2-{encoder}.yaml"
+        model = yaml.safe_load(file.read_text())["MODEL"]
+        wanted = {"WEIGHTS": f"detectron2-{encoder}.pkl", "PIXEL_MEAN": [123.675, 116.28, 103.53]}
+        found = {key: model[key] for key in wanted}
+        wanted |= {"RESNETS.DEPTH": 50, "RESNETS.STRIDE_IN_1X1": False, "RESNETS.NORM": "SyncBN", "FPN.NORM": "SyncBN",
+                   "FPN.OUT_CHANNELS": 256, "ROI_BOX_HEAD.NUM_CONV": 4, "ROI_BOX_HEAD.NORM": "SyncBN", "BACKBONE.FREEZE_AT": 0}
+        for key in wanted:
+            if "." in key:
+                section, name = key.split(".")
+                found[key] = model[section][name]
+        wrong = [f"{key}: {found[key]}, expected {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+        row(f"{file.name} as YAML", len(wanted), wrong)
+        mmdet_configuration(exports / f"mmdet-{encoder}.py")
+
+
+# What the base configuration of MMDetection 3 says of what the export changes or must leave alone.
+BASE = """
+model = dict(
+    type='MaskRCNN',
+    data_preprocessor=dict(type='DetDataPreprocessor', mean=[1.0, 1.0, 1.0], std=[2.0, 2.0, 2.0], bgr_to_rgb=False),
+    backbone=dict(type='ResNet', depth=101, num_stages=4, norm_cfg=dict(type='BN', requires_grad=True), norm_eval=True,
+                  style='caffe', init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')),
+    neck=dict(type='FPN', in_channels=[1, 2, 3, 4], out_channels=5, num_outs=5),
+    rpn_head=dict(type='RPNHead', in_channels=5, feat_channels=5),
+    roi_head=dict(
+        type='StandardRoIHead',
+        bbox_roi_extractor=dict(type='SingleRoIExtractor', out_channels=5),
+        bbox_head=dict(type='Shared2FCBBoxHead', in_channels=5, num_classes=80),
+        mask_roi_extractor=dict(type='SingleRoIExtractor', out_channels=5),
+        mask_head=dict(type='FCNMaskHead', in_channels=5)))
+"""
+
+
+def mmdet_configuration(file):
+    """mmengine itself merges it into a base that lies where MMDetection 3 keeps its own: PACKAGE/.mim/configs."""
+    from mmengine.config import Config
+
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "mmdet"
+        base = package / ".mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
+        base.parent.mkdir(parents=True)
+        base.write_text(BASE)
+        (package / "__init__.py").touch()
+        (package / ".mim/model-index.yml").write_text("Import:\n  - configs/mask_rcnn/metafile.yml\n")
+        models = {"Models": [{"Name": "it", "Config": "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"}]}
+        (base.parent / "metafile.yml").write_text(yaml.safe_dump(models))
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+        try:
+            model = Config.fromfile(str(file)).model
+        except Exception as error:  # whatever it says is the difference
+            row(f"{file.name} in mmengine", 0, [f"{type(error).__name__}: {error}"])
+            return
+        finally:
+            sys.path.remove(folder)
+    wanted = {
+        "type": "MaskRCNN",
+        "data_preprocessor.type": "DetDataPreprocessor",
+        "data_preprocessor.mean": [123.675, 116.28, 103.53],
+        "data_preprocessor.bgr_to_rgb": True,
+        "init_cfg.checkpoint": f"{file.stem}.pth",
+        "backbone.type": "ResNet",
+        "backbone.depth": 50,
+        "backbone.base_channels": 64,
+        "backbone.norm_cfg.type": "SyncBN",
+        "backbone.norm_eval": False,
+        "backbone.style": "pytorch",
+        "backbone.init_cfg": None,
+        "neck.type": "FPN",
+        "neck.in_channels": [256, 512, 1024, 2048],
+        "neck.out_channels": 256,
+        "neck.num_outs": 5,
+        "neck.norm_cfg.type": "SyncBN",
+        "rpn_head.in_channels": 256,
+        "roi_head.bbox_head.type": "Shared4Conv1FCBBoxHead",
+        "roi_head.bbox_head.num_classes": 80,
+        "roi_head.bbox_head.norm_cfg.type": "SyncBN",
+        "roi_head.mask_head.type": "FCNMaskHead",
+        "roi_head.mask_head.in_channels": 256,
+    }
+    wrong = []
+    for path, value in wanted.items():
+        found = model
+        for key in path.split("."):
+            found = found.get(key, "nothing") if hasattr(found, "get") else "nothing"
+        if found != value:
+            wrong.append(f"model.{path}: {found}, expected {value}")
+    row(f"{file.name} merged by mmengine into its base", len(wanted), wrong)
+
+
 def detectron2(file, own, numpy_1):
     with open(file, "rb") as stream:
         loaded = pickle.load(stream, encoding="latin1")
@@ -171,9 +291,8 @@ def detectron2(file, own, numpy_1):
         if tuple(model[best].shape) != shape:
             differences.append(f"{full}: shape {model[best].shape}, expected {shape}")
     differences += [f"{name} meets none" for name in model if name not in met]
-    bits = sorted(array.tobytes() for array in model.values())
-    wanted = sorted(t.numpy().tobytes() for name, t in own.items() if not name.startswith("2.mlp."))
-    differences += [] if bits == wanted else ["other bits than the encoder's"]
+    expected = {detectron2_name(name): t for name, t in own.items() if not name.startswith("2.mlp.")}
+    differences += differing({name: torch.from_numpy(array.copy()) for name, array in model.items()}, expected)
     row(f"{file.name}: names, shapes and bits for detectron2, numpy {numpy.__version__}", len(model), differences)
     program = (
         "import sys, pickle; sys.path.insert(0, sys.argv[1]); import numpy; "
@@ -274,6 +393,7 @@ def main():
         forward(a.exports / f"features-{encoder}.safetensors", model)
         mmdet(a.exports / f"mmdet-{encoder}.pth", own[encoder])
         detectron2(a.exports / f"detectron2-{encoder}.pkl", own[encoder], a.numpy_1)
+    configurations(a.exports)
     cards(a.exports)
     imports(a.mcl, a.exports, own, state)
     documented_example(a.checkpoints)
