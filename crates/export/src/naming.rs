@@ -278,7 +278,10 @@ impl Naming {
         let part = |own: Option<String>| own.and_then(|own| Format::Safetensors.name_of(&own));
         Ok(match self {
             Self::Official if name.starts_with("backbone.") => return Err("the same tensors as encoder_q.0"),
-            Self::Official => Some(name.to_owned()),
+            Self::Official => {
+                let known = ["encoder_q.", "encoder_k.", "head.predictor."];
+                known.iter().any(|p| name.starts_with(p)).then(|| name.to_owned())
+            }
             Self::Parts => match name.strip_prefix(MMDET_HEAD) {
                 Some(rest) => Some(format!("projector.cls_convs.{rest}")),
                 None => PARTS.iter().any(|(p, _)| name.starts_with(p)).then(|| name.to_owned()),
@@ -382,6 +385,7 @@ mod tests {
         assert_eq!(Naming::Torchvision.fate("head.fc.weight"), Fate::Foreign(Some("backbone.")));
         assert_eq!(Naming::Official.fate("encoder_q.1.mlp.0.weight"), Fate::Foreign(Some("encoder_q.1.")));
         assert_eq!(Naming::Official.fate("queue"), Fate::Foreign(None));
+        assert_eq!(Naming::Official.fate("neck.lateral_convs.0.conv.weight"), Fate::Foreign(None));
         assert_eq!(Naming::Detectron2.fate("backbone.fpn_lateral2.bias"), Fate::Foreign(Some("neck.")));
     }
 }
