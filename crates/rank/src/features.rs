@@ -25,12 +25,39 @@ pub(crate) struct FeaturesArguments {
 
 pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
     let (_, model) = frozen::load(&a.weights)?;
+    if let Some(warning) = warning(&model, a.weights.encoder)? {
+        eprintln!("warning: {warning}");
+    }
     let maps = no_grad(|| maps(&model, a.weights.encoder, &input(&a.picture)?))?;
     write(&maps, &a.out)?;
     for (name, map) in &maps {
         println!("{name:<8} {:?}", map.size());
     }
     Ok(())
+}
+
+/// What is wrong with maps that went through norms which never saw data; the momentum encoder trains with the top of its
+/// pyramid alone.
+fn warning(model: &Model, which: Which) -> Result<Option<String>> {
+    let mut unseen = Vec::new();
+    for (name, tensor) in model.state() {
+        if name.starts_with(which.prefix())
+            && let Some(norm) = name.strip_suffix(".num_batches_tracked")
+            && tensor.f_int64_value(&[])? == 0
+        {
+            unseen.push(norm);
+        }
+    }
+    let other = match which {
+        Which::Momentum => "; --encoder online runs its whole pyramid",
+        Which::Online => "",
+    };
+    Ok(unseen.first().map(|first| {
+        format!(
+            "{} norms such as {first} never saw data, so maps behind them are not normalised{other}",
+            unseen.len()
+        )
+    }))
 }
 
 /// A picture file as the network sees it: [1, 3, H, W].
@@ -73,6 +100,26 @@ mod tests {
     use super::*;
     use mcl_model::{ModelConfig, ModelSpec};
     use tch::{Device, Kind};
+
+    #[test]
+    fn norms_that_never_saw_data_are_said() {
+        let config =
+            ModelConfig { depth: 18, width: 8, fpn_channels: 8, image_size: 64, ..ModelConfig::default() };
+        let spec = ModelSpec::new(config).unwrap();
+        let model = Model::new(spec, Kind::Float, Device::Cpu).unwrap();
+        let said = warning(&model, Which::Momentum).unwrap().unwrap();
+        assert!(said.contains("encoder_k.") && said.contains("--encoder online"), "{said}");
+        for (name, tensor) in model.state() {
+            if name.ends_with("num_batches_tracked")
+                && name != "encoder_q.1.fpn_convs.0.bn.num_batches_tracked"
+            {
+                let _ = tensor.shallow_clone().fill_(1);
+            }
+        }
+        assert_eq!(warning(&model, Which::Momentum).unwrap(), None);
+        let said = warning(&model, Which::Online).unwrap().unwrap();
+        assert!(said.starts_with("1 norms such as encoder_q.1.fpn_convs.0.bn never"), "{said}");
+    }
 
     #[test]
     fn maps_have_their_strides_and_come_back_from_the_file() {

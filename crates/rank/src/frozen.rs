@@ -26,6 +26,14 @@ impl Which {
             Self::Online => model.encoder_q(),
         }
     }
+
+    /// What its tensors' names begin with.
+    pub(crate) const fn prefix(self) -> &'static str {
+        match self {
+            Self::Momentum => "encoder_k.",
+            Self::Online => "encoder_q.",
+        }
+    }
 }
 
 /// Whose weights are looked at.
