@@ -2,8 +2,9 @@
 //!
 //! Beside each staged slice lies a ticket that says what the slice must hash to; a commit compares. The
 //! ticket is written first, so a crash between the two leaves a staged slice that no commit accepts, never
-//! one that passes unchecked. Invariants: at most one part (8 MiB) is in memory; an upload that is dropped,
-//! cut short or wrong leaves the step as it was.
+//! one that passes unchecked. Invariants: at most one part (8 MiB) is in memory, or the slice itself where it is to
+//! stay there, once; an upload that is dropped, cut short or wrong leaves the step as it was, and no parts of itself
+//! behind. Left out: whether a request that was under way when its upload was dropped still arrives.
 
 use crate::error::StoreError;
 use crate::layout::Place;
@@ -16,6 +17,7 @@ use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt, PutMode, PutPayload};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use tokio::runtime::Handle;
 
 /// Bytes handed to the store at once: remote stores take no parts below 5 MiB.
 const PART_BYTES: usize = 8 << 20;
@@ -52,11 +54,27 @@ impl Ticket {
 #[derive(Debug)]
 pub struct SliceUpload {
     target: Target,
-    upload: Box<dyn MultipartUpload>,
-    pending: Vec<Bytes>,
-    pending_bytes: usize,
+    gathered: Gathered,
     written: u64,
     hasher: blake3::Hasher,
+}
+
+/// Where the bytes of a slice are until it is finished.
+#[derive(Debug)]
+enum Gathered {
+    /// In the store, but for the last ones.
+    Parts { upload: OpenUpload, pending: Vec<Bytes>, pending_bytes: usize },
+    /// Here, in one piece.
+    Whole(Vec<u8>),
+}
+
+/// An upload in parts that is ended whatever becomes of its owner: S3 and Google keep the parts of one that is neither
+/// completed nor aborted, and charge for them, for ever.
+#[derive(Debug)]
+struct OpenUpload {
+    /// Nothing once it is ended.
+    upload: Option<Box<dyn MultipartUpload>>,
+    path: String,
 }
 
 /// What is written, and where to.
@@ -69,11 +87,37 @@ struct Target {
 }
 
 impl CheckpointStore {
-    /// Starts to stage a slice.
+    /// Starts to stage a slice. Await it to its end: an upload whose beginning is cut off is known to the store alone.
     ///
     /// # Errors
     /// When its number or size is out of bounds, or the store cannot take it.
     pub async fn begin_slice(&self, spec: SliceSpec) -> Result<SliceUpload, StoreError> {
+        let target = self.target(spec)?;
+        let upload = target.inner.objects.put_multipart(&target.path).await;
+        let upload = OpenUpload {
+            upload: Some(upload.map_err(|e| target.write_error(e))?),
+            path: target.inner.shown(&target.path),
+        };
+        Ok(SliceUpload::new(target, Gathered::Parts { upload, pending: Vec::new(), pending_bytes: 0 }))
+    }
+
+    /// Starts to stage a slice that is gathered in memory and handed over in one piece. For a store in memory: it
+    /// would keep the parts of an upload until it has copied them, the whole slice twice.
+    ///
+    /// # Errors
+    /// When its number or size is out of bounds, or there is no memory for it.
+    pub fn begin_whole_slice(&self, spec: SliceSpec) -> Result<SliceUpload, StoreError> {
+        let target = self.target(spec)?;
+        let mut bytes = Vec::new();
+        // Exactly, and now: a vector that grows is there twice while it is moved.
+        let size = usize::try_from(target.spec.size).unwrap_or(usize::MAX);
+        bytes.try_reserve_exact(size).map_err(|e| {
+            target.write_error(object_store::Error::Generic { store: "memory", source: Box::new(e) })
+        })?;
+        Ok(SliceUpload::new(target, Gathered::Whole(bytes)))
+    }
+
+    fn target(&self, spec: SliceSpec) -> Result<Target, StoreError> {
         check_slice_number(spec.slice, spec.slices)?;
         let place = self.place(&spec.run);
         let path = place.slice(spec.step, spec.slice, spec.slices);
@@ -81,16 +125,7 @@ impl CheckpointStore {
         if spec.size > limit {
             return Err(StoreError::TooLarge { path: self.inner.shown(&path), found: spec.size, limit });
         }
-        let upload = self.inner.objects.put_multipart(&path).await;
-        let upload = upload.map_err(|e| self.inner.write_error(&path, e))?;
-        Ok(SliceUpload {
-            target: Target { inner: Arc::clone(&self.inner), place, spec, path },
-            upload,
-            pending: Vec::new(),
-            pending_bytes: 0,
-            written: 0,
-            hasher: blake3::Hasher::new(),
-        })
+        Ok(Target { inner: Arc::clone(&self.inner), place, spec, path })
     }
 
     /// Stages a slice that is in memory.
@@ -111,6 +146,10 @@ impl CheckpointStore {
 }
 
 impl SliceUpload {
+    fn new(target: Target, gathered: Gathered) -> Self {
+        Self { target, gathered, written: 0, hasher: blake3::Hasher::new() }
+    }
+
     /// Adds the next bytes.
     ///
     /// # Errors
@@ -121,9 +160,7 @@ impl SliceUpload {
             return Err(self.wrong_length());
         }
         self.hasher.update(&chunk);
-        self.pending_bytes += chunk.len();
-        self.pending.push(chunk);
-        if self.pending_bytes >= PART_BYTES { self.flush().await } else { Ok(()) }
+        self.gathered.add(chunk).await.map_err(|e| self.target.write_error(e))
     }
 
     /// Checks length and hash and puts the slice in its place, durably. A different slice staged there
@@ -140,10 +177,10 @@ impl SliceUpload {
         done
     }
 
-    /// Forgets what was written.
+    /// Forgets what was written. Dropping it does the same, unawaited, where there is a runtime.
     pub async fn abort(mut self) {
-        if let Err(error) = self.upload.abort().await {
-            tracing::debug!(%error, path = %self.target.path, "nothing left of an aborted upload");
+        if let Err(error) = self.gathered.forget().await {
+            tell_left(&error, &self.target.inner.shown(&self.target.path));
         }
     }
 
@@ -156,32 +193,23 @@ impl SliceUpload {
             let path = self.target.inner.shown(&self.target.path);
             return Err(StoreError::Hash { path, found, expected: hash });
         }
-        self.flush().await?;
+        self.gathered.flush().await.map_err(|e| self.target.write_error(e))?;
         let lock = self.target.inner.lock(&self.target.place);
         let _guard = lock.lock().await;
         if self.target.visible_already(hash).await? || self.target.staged_already(hash).await? {
             // The bytes just written are a copy of what is there.
-            return self
-                .upload
-                .abort()
-                .await
-                .map_err(|e| self.target.inner.write_error(&self.target.path, e));
+            return self.gathered.forget().await.map_err(|e| self.target.write_error(e));
         }
         pass(Failpoint::BeforeTicket);
         self.target.write_ticket(hash).await?;
         pass(Failpoint::AfterTicket);
-        let complete = self.upload.complete().await;
-        complete.map(drop).map_err(|e| self.target.inner.write_error(&self.target.path, e))
-    }
-
-    async fn flush(&mut self) -> Result<(), StoreError> {
-        if self.pending.is_empty() {
-            return Ok(());
+        match &mut self.gathered {
+            Gathered::Parts { upload, .. } => upload.complete().await.map_err(|e| self.target.write_error(e)),
+            Gathered::Whole(bytes) => {
+                let bytes = Bytes::from(std::mem::take(bytes));
+                self.target.inner.put(&self.target.path, bytes, PutMode::Overwrite).await
+            }
         }
-        self.pending_bytes = 0;
-        let part = PutPayload::from_iter(std::mem::take(&mut self.pending));
-        let put = self.upload.put_part(part).await;
-        put.map_err(|e| self.target.inner.write_error(&self.target.path, e))
     }
 
     /// What to say of an upload that ends before its last byte.
@@ -191,7 +219,100 @@ impl SliceUpload {
     }
 }
 
+impl Gathered {
+    async fn add(&mut self, chunk: Bytes) -> Result<(), object_store::Error> {
+        match self {
+            Self::Whole(bytes) => {
+                bytes.extend_from_slice(&chunk);
+                return Ok(());
+            }
+            Self::Parts { pending, pending_bytes, .. } => {
+                *pending_bytes += chunk.len();
+                pending.push(chunk);
+                if *pending_bytes < PART_BYTES {
+                    return Ok(());
+                }
+            }
+        }
+        self.flush().await
+    }
+
+    /// Hands over what is pending.
+    async fn flush(&mut self) -> Result<(), object_store::Error> {
+        match self {
+            Self::Parts { upload, pending, pending_bytes } if !pending.is_empty() => {
+                *pending_bytes = 0;
+                upload.put_part(PutPayload::from_iter(std::mem::take(pending))).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn forget(&mut self) -> Result<(), object_store::Error> {
+        match self {
+            Self::Parts { upload, .. } => upload.abort().await,
+            Self::Whole(bytes) => {
+                *bytes = Vec::new();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl OpenUpload {
+    fn open(&mut self) -> Result<&mut Box<dyn MultipartUpload>, object_store::Error> {
+        let ended = || "this upload was ended before".into();
+        self.upload.as_mut().ok_or_else(|| object_store::Error::Generic { store: "upload", source: ended() })
+    }
+
+    async fn put_part(&mut self, part: PutPayload) -> Result<(), object_store::Error> {
+        self.open()?.put_part(part).await
+    }
+
+    async fn complete(&mut self) -> Result<(), object_store::Error> {
+        self.open()?.complete().await?;
+        self.upload = None;
+        Ok(())
+    }
+
+    async fn abort(&mut self) -> Result<(), object_store::Error> {
+        let Some(upload) = &mut self.upload else { return Ok(()) };
+        let aborted = upload.abort().await;
+        // Not taken before: one that is dropped meanwhile is to be ended still. Tried once: the store tries again
+        // by itself.
+        self.upload = None;
+        aborted
+    }
+}
+
+impl Drop for OpenUpload {
+    fn drop(&mut self) {
+        let Some(mut upload) = self.upload.take() else { return };
+        // Without a runtime nobody can ask the store; a folder cleans up by itself.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let path = std::mem::take(&mut self.path);
+        runtime.spawn(async move {
+            match upload.abort().await {
+                Ok(()) => tracing::debug!(path, "dropped upload ended"),
+                Err(error) => tell_left(&error, &path),
+            }
+        });
+    }
+}
+
+/// An upload that could not be ended.
+fn tell_left(error: &object_store::Error, path: &str) {
+    match error {
+        object_store::Error::NotFound { .. } => tracing::debug!(path, "nothing left of an upload"),
+        _ => tracing::warn!(%error, path, "upload not ended: parts of it may be left in the store"),
+    }
+}
+
 impl Target {
+    fn write_error(&self, error: object_store::Error) -> StoreError {
+        self.inner.write_error(&self.path, error)
+    }
+
     /// Whether a good checkpoint of this step holds this slice. A damaged one makes room: its step is
     /// being trained again.
     async fn visible_already(&self, hash: Digest) -> Result<bool, StoreError> {

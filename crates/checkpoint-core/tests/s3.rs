@@ -27,6 +27,24 @@ async fn a_slice_of_many_parts_comes_back() {
     assert!(server.file("deep/er/a/step-0000000010/manifest.json").is_file(), "where it is said to be");
 }
 
+#[tokio::test]
+async fn an_upload_that_is_dropped_leaves_no_parts_in_the_bucket() {
+    let server = S3Server::start();
+    let store = in_s3(&server, "p");
+    let slice = large();
+    let mut upload = store.begin_slice(spec("a", 10, 0, 1, &slice)).await.unwrap();
+    upload.write(slice.slice(..9 << 20)).await.unwrap();
+    assert_eq!(server.left_of_uploads().len(), 2, "the upload and a part: {:?}", server.left_of_uploads());
+    drop(upload);
+    let gone = async {
+        while !server.left_of_uploads().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let gone = tokio::time::timeout(Duration::from_secs(10), gone).await;
+    assert!(gone.is_ok(), "left in the bucket: {:?}", server.left_of_uploads());
+}
+
 /// Whatever single request fails, and however: the save succeeds, or says so and can be repeated.
 #[tokio::test]
 async fn any_request_may_be_slow_refused_or_lose_its_answer() {

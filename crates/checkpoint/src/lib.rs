@@ -15,6 +15,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod bind;
+#[cfg(test)]
+mod broken_off_tests;
 mod client;
 mod client_error;
 mod fence;

@@ -2,7 +2,7 @@
 
 use crate::fence::Fence;
 use crate::lock::{LockError, lock};
-use crate::service::Service;
+use crate::service::{Closing, Service};
 use crate::tiers::Tiers;
 use mcl_checkpoint_core::{CheckpointStore, Layout, StoreError};
 use mcl_proto::v1::checkpoint_service_server::CheckpointServiceServer;
@@ -14,6 +14,8 @@ use tonic::transport::server::TcpIncoming;
 
 /// Uploads in flight get this long to end once shutdown is asked for.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Broken-off uploads get this long to be ended in the store once nobody is served any more.
+const ENDING: Duration = Duration::from_secs(3);
 /// Flow-control window of a stream: a few chunks, so that a fast network is not kept waiting.
 const WINDOW_BYTES: u32 = 4 << 20;
 
@@ -72,17 +74,30 @@ pub async fn serve(
     config: ServeConfig,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
+    let store = CheckpointStore::open(&config.root, config.layout)?;
+    serve_store(listener, store, &config, shutdown).await
+}
+
+/// The same over a store that is open, whatever the configuration says of its root.
+pub(crate) async fn serve_store(
+    listener: TcpListener,
+    store: CheckpointStore,
+    config: &ServeConfig,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
     let limits = mcl_checkpoint_core::Limits { slice_bytes: config.max_slice_bytes };
-    let store = CheckpointStore::open(&config.root, config.layout)?.with_limits(limits);
+    let store = store.with_limits(limits);
     let _locked = match config.root.folder() {
-        Some(folder) => lock(folder).await?,
-        None => None,
+        Some(folder) if store.is_local() => lock(folder).await?,
+        _ => None,
     };
     let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
     tracing::info!(address, root = store.name(), "checkpoint service listening");
 
     let tiers = Tiers::new(store.clone(), limits, config.memory_bytes);
-    let service = CheckpointServiceServer::new(Service::new(tiers, Fence::new(store), config.stall));
+    let closing = Closing::default();
+    let service = Service::new(tiers, Fence::new(store), config.stall, Closing::clone(&closing));
+    let service = CheckpointServiceServer::new(service);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CheckpointServiceServer<Service>>().await;
 
@@ -108,6 +123,10 @@ pub async fn serve(
     tokio::select! {
         served = serving => served?,
         () = give_up => tracing::warn!(seconds = DRAIN.as_secs(), "checkpoint service left requests behind"),
+    }
+    closing.send_replace(true);
+    if tokio::time::timeout(ENDING, closing.closed()).await.is_err() {
+        tracing::warn!("uploads not ended: parts of them may be left in the store");
     }
     Ok(())
 }

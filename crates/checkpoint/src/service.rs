@@ -1,7 +1,8 @@
 //! The five calls: parse, check the token, hand over to the store, say what went wrong.
 //!
-//! Invariant: whatever changes the store runs in a task of its own that holds the token's pass, so that a
-//! client that hangs up can neither cut it in two nor let it outlive its token. Left out: transport.
+//! Invariants: whatever changes the store runs in a task of its own that holds the token's pass, so that a
+//! client that hangs up can neither cut it in two nor let it outlive its token; an upload that breaks off is
+//! ended in the store before its task is over. Left out: transport.
 
 use crate::fence::{Fence, FenceError, Pass};
 use crate::tiers::Tiers;
@@ -14,7 +15,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -23,38 +24,48 @@ const MAX_META_BYTES: usize = 1 << 20;
 /// Chunks read ahead of a client that downloads.
 const READ_AHEAD: usize = 2;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Service {
     tiers: Tiers,
     fence: Arc<Fence>,
     stall: Duration,
+    closing: Closing,
 }
 
+/// Whether uploads under way are to be given up. Each of them listens while it is under way, so that the sender knows
+/// when the last one is over.
+pub(crate) type Closing = Arc<watch::Sender<bool>>;
+
 impl Service {
-    pub fn new(tiers: Tiers, fence: Fence, stall: Duration) -> Self {
-        Self { tiers, fence: Arc::new(fence), stall }
+    pub fn new(tiers: Tiers, fence: Fence, stall: Duration, closing: Closing) -> Self {
+        Self { tiers, fence: Arc::new(fence), stall, closing }
     }
 
     async fn pass(&self, run: &RunId, token: FencingToken) -> Result<Pass, Status> {
         self.fence.admit(run, token).await.map_err(|e| fence_status(&e))
     }
 
-    /// Feeds an upload from the client; nothing is staged yet. Gives the hash that the client came to.
-    async fn receive(
-        &self,
-        upload: &mut SliceUpload,
-        stream: &mut Streaming<v1::PutSliceRequest>,
-    ) -> Result<Digest, Status> {
-        loop {
-            match next_part(stream, self.stall).await? {
-                Some(Part::Chunk(chunk)) => upload.write(chunk).await.map_err(|e| store_status(&e))?,
-                Some(Part::End(end)) => {
-                    return mcl_proto::digest("hash", &end.hash).map_err(|e| wire_status(&e));
-                }
-                Some(Part::Header(_)) => {
-                    return Err(Status::invalid_argument("a second header; expected chunks after the first"));
-                }
-                None => return Err(store_status(&upload.wrong_length())),
+    /// Takes one slice in. What it is cut off by, the client's end above all, it hears of between two parts: none is
+    /// cut off half-way, which a store could still take in after the upload was ended.
+    async fn take_slice(
+        self,
+        token: FencingToken,
+        spec: SliceSpec,
+        tier: Tier,
+        mut stream: Streaming<v1::PutSliceRequest>,
+    ) -> Result<(), Status> {
+        let mut closing = self.closing.subscribe();
+        let run = spec.run.clone();
+        let mut upload = self.tiers.begin_slice(spec, tier).await.map_err(|e| store_status(&e))?;
+        let passed = match receive(&mut upload, &mut stream, self.stall, &mut closing).await {
+            Ok(hash) => self.pass(&run, token).await.map(|pass| (hash, pass)),
+            Err(status) => Err(status),
+        };
+        match passed {
+            Ok((hash, _pass)) => upload.finish(hash).await.map_err(|e| store_status(&e)),
+            Err(status) => {
+                upload.abort().await;
+                Err(status)
             }
         }
     }
@@ -77,6 +88,34 @@ impl Refused {
         match self {
             Self::Fence(error) => fence_status(error),
             Self::Store(error) => store_status(error),
+        }
+    }
+}
+
+/// Feeds an upload from the client; nothing is staged yet. Gives the hash that the client came to.
+async fn receive(
+    upload: &mut SliceUpload,
+    stream: &mut Streaming<v1::PutSliceRequest>,
+    stall: Duration,
+    closing: &mut watch::Receiver<bool>,
+) -> Result<Digest, Status> {
+    loop {
+        let part = tokio::select! {
+            biased;
+            part = next_part(stream, stall) => part?,
+            _ = closing.wait_for(|closing| *closing) => {
+                return Err(Status::unavailable("the service stops; nothing was staged, send it again"));
+            }
+        };
+        match part {
+            Some(Part::Chunk(chunk)) => upload.write(chunk).await.map_err(|e| store_status(&e))?,
+            Some(Part::End(end)) => {
+                return mcl_proto::digest("hash", &end.hash).map_err(|e| wire_status(&e));
+            }
+            Some(Part::Header(_)) => {
+                return Err(Status::invalid_argument("a second header; expected chunks after the first"));
+            }
+            None => return Err(store_status(&upload.wrong_length())),
         }
     }
 }
@@ -151,27 +190,8 @@ impl v1::checkpoint_service_server::CheckpointService for Service {
         let (token, spec, tier) = slice_spec(header).map_err(|e| wire_status(&e))?;
         // Early, to spare the bytes; what counts is the pass below.
         drop(self.pass(&spec.run, token).await?);
-        let mut upload = self.tiers.begin_slice(spec.clone(), tier).await.map_err(|e| store_status(&e))?;
-        let hash = match self.receive(&mut upload, &mut stream).await {
-            Ok(hash) => hash,
-            Err(status) => {
-                upload.abort().await;
-                return Err(status);
-            }
-        };
-        let pass = match self.pass(&spec.run, token).await {
-            Ok(pass) => pass,
-            Err(status) => {
-                upload.abort().await;
-                return Err(status);
-            }
-        };
-        let finish = async move {
-            let finished = upload.finish(hash).await;
-            drop(pass);
-            finished
-        };
-        tokio::spawn(finish).await.map_err(join_status)?.map_err(|e| store_status(&e))?;
+        let taken = tokio::spawn(self.clone().take_slice(token, spec.clone(), tier, stream));
+        taken.await.map_err(join_status)??;
         tracing::debug!(run = %spec.run, step = spec.step.get(), slice = spec.slice, bytes = spec.size, "slice staged");
         mcl_failpoint::pass(Failpoint::BeforeSliceAnswer);
         Ok(Response::new(v1::PutSliceResponse {}))

@@ -102,6 +102,12 @@ impl S3Server {
         self.folder.path().join(BUCKET).join(key)
     }
 
+    /// Files of multipart uploads that were neither completed nor aborted: a note of each, and its parts.
+    pub fn left_of_uploads(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with(".upload")).collect()
+    }
+
     /// The next requests meet these, in this order.
     pub fn meet(&self, faults: impl IntoIterator<Item = Fault>) {
         self.faults.list.lock().unwrap().extend(faults);
