@@ -106,13 +106,15 @@ impl CheckpointStore {
     /// # Errors
     /// When the store cannot be listed.
     pub async fn bytes(&self) -> Result<u64, StoreError> {
-        let mut listing = self.inner.objects.list(None);
-        let mut bytes = 0_u64;
-        while let Some(object) = listing.next().await {
-            let object = object.map_err(|e| self.inner.read_error(&Path::default(), e))?;
-            bytes = bytes.saturating_add(object.size);
-        }
-        Ok(bytes)
+        self.inner.bytes(&Path::default()).await
+    }
+
+    /// Bytes of what is kept of one run, visible or staged.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub async fn run_bytes(&self, run: &RunId) -> Result<u64, StoreError> {
+        self.inner.bytes(&self.place(run).prefix).await
     }
 }
 
@@ -145,6 +147,16 @@ impl CheckpointDir {
 }
 
 impl Inner {
+    async fn bytes(&self, below: &Path) -> Result<u64, StoreError> {
+        let mut listing = self.objects.list(Some(below));
+        let mut bytes = 0_u64;
+        while let Some(object) = listing.next().await {
+            let object = object.map_err(|e| self.read_error(below, e))?;
+            bytes = bytes.saturating_add(object.size);
+        }
+        Ok(bytes)
+    }
+
     async fn prune(
         &self,
         place: &Place,

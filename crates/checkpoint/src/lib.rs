@@ -21,6 +21,7 @@ mod client;
 mod client_error;
 mod fence;
 mod lock;
+mod memory;
 mod serve;
 mod service;
 mod tiers;

@@ -57,7 +57,7 @@ impl Service {
         let mut closing = self.closing.subscribe();
         let run = spec.run.clone();
         let mut upload = self.tiers.begin_slice(spec, tier).await.map_err(|e| store_status(&e))?;
-        let passed = match receive(&mut upload, &mut stream, self.stall, &mut closing).await {
+        let passed = match receive(&mut upload.slice, &mut stream, self.stall, &mut closing).await {
             Ok(hash) => self.pass(&run, token).await.map(|pass| (hash, pass)),
             Err(status) => Err(status),
         };

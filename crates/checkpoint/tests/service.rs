@@ -467,6 +467,10 @@ async fn a_snapshot_in_memory_lasts_until_a_later_durable_one_or_the_end_of_the_
     let error = client.put_slice(small, 0, Bytes::from(vec![0; 6 << 20])).await.unwrap_err().to_string();
     assert!(error.contains("in memory") && error.contains("limit"), "{error}");
     assert_eq!(listed().await.last(), Some(&(22, Tier::Memory)));
+    // Two that fit one by one, at once: one of them is refused.
+    let half = |slice| client.put_slice(Draft { slices: 2, ..small }, slice, Bytes::from(vec![0; 3 << 20]));
+    let (a, b) = tokio::join!(half(0), half(1));
+    assert_eq!([&a, &b].iter().filter(|put| put.is_ok()).count(), 1, "{a:?} {b:?}");
     service.stop().await;
     let again = Service::on(port, config).await;
     assert_eq!(listed().await, [(10, Tier::Durable), (20, Tier::Durable)]);

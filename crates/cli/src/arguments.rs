@@ -216,7 +216,8 @@ pub(crate) struct CheckpointServerArguments {
     /// All checkpoints belong to one run: leave its name out of the paths.
     #[arg(long)]
     pub(crate) flat: bool,
-    /// MiB of memory for snapshots between checkpoints (`[checkpoint] memory_every_steps`).
+    /// MiB of memory for snapshots between checkpoints (`[checkpoint] memory_every_steps`): two states of each run that
+    /// is active. Those of runs that were idle for two minutes make room for others.
     #[arg(long, default_value_t = mcl_checkpoint::MEMORY_BYTES >> 20)]
     pub(crate) memory: u64,
     #[command(flatten)]
