@@ -101,11 +101,12 @@ async fn receive(
 ) -> Result<Digest, Status> {
     loop {
         let part = tokio::select! {
+            // First: a client that sends without a pause is to hear of it too.
             biased;
-            part = next_part(stream, stall) => part?,
             _ = closing.wait_for(|closing| *closing) => {
                 return Err(Status::unavailable("the service stops; nothing was staged, send it again"));
             }
+            part = next_part(stream, stall) => part?,
         };
         match part {
             Some(Part::Chunk(chunk)) => upload.write(chunk).await.map_err(|e| store_status(&e))?,
