@@ -130,9 +130,25 @@ impl ClientError {
         }
     }
 
-    /// Whether a later try, with nothing else changed, may do better.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Full { .. })
+    /// Whether trying again cannot help: what was asked is at fault, not the service, the way there or the moment.
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Url { .. } | Self::Conflict { .. } | Self::Answer { .. } => true,
+            Self::Refused { code, .. } => matches!(
+                code,
+                Code::InvalidArgument
+                    | Code::OutOfRange
+                    | Code::Unimplemented
+                    | Code::PermissionDenied
+                    | Code::Unauthenticated
+            ),
+            Self::Unreachable { .. }
+            | Self::Fenced { .. }
+            | Self::NotFound { .. }
+            | Self::Damaged { .. }
+            | Self::NotStaged { .. }
+            | Self::Full { .. } => false,
+        }
     }
 }
 
@@ -159,4 +175,22 @@ pub(crate) fn describe(status: &Status) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_wrongly_is_told_from_what_goes_wrong() {
+        let of = |code| ClientError::from_status("http://h:1", "PutSlice", &Status::new(code, "why"));
+        for code in [Code::AlreadyExists, Code::InvalidArgument, Code::Unimplemented, Code::Unauthenticated] {
+            assert!(of(code).is_final(), "{code:?}");
+        }
+        for code in [Code::Internal, Code::ResourceExhausted, Code::Aborted, Code::DataLoss, Code::Unknown] {
+            assert!(!of(code).is_final(), "{code:?}");
+        }
+        // The token's, not the request's: a later term may come.
+        assert!(!of(Code::FailedPrecondition).is_final());
+    }
 }

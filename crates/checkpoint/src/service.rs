@@ -357,6 +357,6 @@ mod tests {
         assert!(full.message().contains("do this"), "{full}");
         assert_eq!(store_status(&write(io::ErrorKind::BrokenPipe)).code(), tonic::Code::Internal);
         let client = crate::ClientError::from_status("http://h:1", "PutSlice", &full);
-        assert!(matches!(client, crate::ClientError::Full { .. }) && client.is_transient());
+        assert!(matches!(client, crate::ClientError::Full { .. }) && !client.is_final());
     }
 }
