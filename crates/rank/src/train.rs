@@ -7,6 +7,7 @@ use crate::records::Records;
 use crate::snapshot::{Left, Snapshots};
 use crate::{engine, weights};
 use anyhow::{Result, bail};
+use mcl_checkpoint::ClientError;
 use mcl_config::{Job, OptimizerKind};
 use mcl_data::Dataset;
 use mcl_model::Model;
@@ -95,7 +96,10 @@ fn survives(error: &anyhow::Error, replaced: bool) -> bool {
     if error.chain().any(|cause| cause.downcast_ref::<TrainError>().is_some_and(torn)) {
         return false;
     }
-    error.is::<Left>()
+    // A checkpoint that cannot be stored or read is no fault of the state that is held, which may be the newest.
+    let of_checkpoints = error.chain().any(|cause| cause.is::<ClientError>());
+    of_checkpoints
+        || error.is::<Left>()
         || match kind_of(error) {
             v1::FailureKind::Collective => true,
             v1::FailureKind::Fatal => false,
@@ -209,4 +213,19 @@ fn optimizer_settings(job: &Job) -> OptimizerSettings {
         OptimizerKind::AdamW => Rule::AdamW { betas: o.betas, eps: o.eps },
     };
     OptimizerSettings { rule, weight_decay: o.weight_decay }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_that_fails_ends_no_process_that_holds_a_whole_state() {
+        let full = ClientError::Full { url: "http://h:1".into(), call: "PutSlice", reason: "full".into() };
+        let error = anyhow::Error::from(full).context("checkpoint of step 3");
+        assert!(survives(&error, false));
+        let torn = TrainError::Torn { source: Box::new(TrainError::State("half".into())) };
+        assert!(!survives(&torn.into(), true), "torn");
+        assert!(!survives(&anyhow::anyhow!("something else"), false));
+    }
 }
