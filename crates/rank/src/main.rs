@@ -18,11 +18,13 @@ mod gpu_check;
 mod orders;
 mod pictures;
 mod records;
+mod saving;
 mod slice_buffer;
 mod snapshot;
 mod steps;
 mod train;
 mod trial;
+mod upload;
 mod weights;
 
 use clap::{Parser, Subcommand};

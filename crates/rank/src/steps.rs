@@ -3,6 +3,7 @@
 use crate::feed::{fed_samples, lane_report};
 use crate::generation::{Held, Member, Process};
 use crate::records::samples_of;
+use crate::saving::{Save, Saving};
 use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_failpoint::Failpoint;
@@ -18,6 +19,10 @@ use tch::Device;
 const DIGEST_EVERY: u64 = 100;
 /// A collective may wait so many times the median step.
 const STEPS_OF_PATIENCE: u32 = 10;
+/// An upload may hold up the step that the next snapshot is due after until it is so old: many times what one takes
+/// where all is well, a busy disk and a store's own second try included. Never longer than half a collective may
+/// wait: the peers may be in the step already.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(10);
 /// Steps that the median is taken of.
 const RECENT: usize = 21;
 
@@ -72,7 +77,15 @@ struct Loop<'a> {
     rates: Schedules,
     pace: Pace,
     timeout: Duration,
+    saving: Saving,
     last_staged: Option<u64>,
+}
+
+/// What all ranks know alike after a step.
+struct Agreed {
+    halt: Halt,
+    /// Some rank was still uploading when it began the step.
+    uploading: bool,
 }
 
 impl Process {
@@ -80,36 +93,28 @@ impl Process {
     /// checkpoint that the state was loaded from.
     pub(crate) fn run_steps(&mut self, member: &Member, first: Step, stored: Option<u64>) -> Result<()> {
         let total = self.schedule.total_steps();
+        let often = self.job.checkpoint();
         let mut turn = Loop {
             member,
             rates: Schedules::new(&self.job, self.schedule),
             pace: Pace::default(),
             timeout: self.first_timeout(),
+            saving: Saving::new(often.every_steps, often.memory_every_steps),
             last_staged: stored,
         };
         let mut step = first;
         while step.get() < total {
-            let halt = self.one(&mut turn, step)?;
+            let uploading = self.still_uploading(&turn, step.next())?;
+            let agreed = self.one(&mut turn, step, uploading)?;
             if step == first {
                 // Only now the state has all its tensors: moments come with the first update.
                 self.snapshots.prepare(member, &self.trainer.state()?)?;
             }
             step = step.next();
-            let done = step.get();
-            let drains = halt == Halt::Drain || done == total;
-            let due = done.is_multiple_of(self.job.checkpoint().every_steps) || drains;
-            if due || done.is_multiple_of(DIGEST_EVERY) {
-                self.activity.set(Doing::Checkpoint, None);
-                self.trainer.check_agreement(step)?;
-            }
-            if due {
-                self.stage(&mut turn, step)?;
-            } else if self.in_memory(step) {
-                self.activity.set(Doing::Checkpoint, None);
-                self.snapshots.stage(member, step, Tier::Memory, &self.trainer.state()?)?;
-            }
-            if done < total && halt != Halt::No {
-                return self.halt(member, step, halt);
+            let last = agreed.halt == Halt::Drain || step.get() == total;
+            self.save(&mut turn, step, last, agreed.uploading)?;
+            if step.get() < total && agreed.halt != Halt::No {
+                return self.halt(member, step, agreed.halt);
             }
         }
         self.activity.set(Doing::Checkpoint, None);
@@ -136,10 +141,37 @@ impl Process {
         Ok(())
     }
 
-    /// Whether the service's memory gets the state after so many steps.
-    const fn in_memory(&self, step: Step) -> bool {
-        let every = self.job.checkpoint().memory_every_steps;
-        every > 0 && step.get().is_multiple_of(every)
+    /// What this rank says of its upload in the step that makes it `done` steps.
+    fn still_uploading(&mut self, turn: &Loop<'_>, done: Step) -> Result<bool> {
+        let due = turn.saving.is_due(done.get());
+        let patience = if due { UPLOAD_PATIENCE.min(turn.timeout / 2) } else { Duration::ZERO };
+        if due {
+            self.activity.set(Doing::Checkpoint, None);
+        }
+        self.snapshots.still_uploading(&turn.member.lifeline, patience)
+    }
+
+    /// After `step` steps: saves what is due. `last`: training stops here.
+    fn save(&mut self, turn: &mut Loop<'_>, step: Step, last: bool, uploading: bool) -> Result<()> {
+        let save = turn.saving.after(step.get(), last, uploading);
+        if save == Save::Durable || step.get().is_multiple_of(DIGEST_EVERY) {
+            self.activity.set(Doing::Checkpoint, None);
+            self.trainer.check_agreement(step)?;
+        }
+        if save == Save::Durable && last {
+            // Nothing is collective any more: from here on each rank may take as long as its uploads need.
+            self.trainer.part();
+        }
+        match save {
+            Save::Nothing => {}
+            Save::Skip => self.snapshots.skip(step),
+            Save::InMemory => {
+                self.activity.set(Doing::Checkpoint, None);
+                self.snapshots.stage(turn.member, step, Tier::Memory, &self.trainer.state()?)?;
+            }
+            Save::Durable => self.stage(turn, step)?,
+        }
+        Ok(())
     }
 
     fn stage(&mut self, turn: &mut Loop<'_>, step: Step) -> Result<()> {
@@ -147,15 +179,16 @@ impl Process {
         self.snapshots.stage(turn.member, step, Tier::Durable, &self.trainer.state()?)
     }
 
-    /// One step; what all ranks agreed to do after it.
-    fn one(&mut self, turn: &mut Loop<'_>, step: Step) -> Result<Halt> {
+    /// One step; what all ranks agreed on in it.
+    fn one(&mut self, turn: &mut Loop<'_>, step: Step, uploading: bool) -> Result<Agreed> {
         let started = Instant::now();
         self.activity.set(Doing::Data, Some(step));
         let feed = self.feed.as_mut().context("no loader")?;
         let fed = feed.take(step)?;
         let data_wait = started.elapsed();
         let rates = turn.rates.at(step);
-        let input = StepInput { step, lanes: &fed.lanes, rates, halt: self.orders.halt() };
+        let halt = self.orders.halt();
+        let input = StepInput { step, lanes: &fed.lanes, rates, halt, saving: uploading };
         let outcome = self.trainer.step(&input)?;
         let trained_in = turn.member.token.generation.get();
         self.held = Some(Held { applied: step.next(), trained_in });
@@ -165,7 +198,7 @@ impl Process {
             // The plan is a pure function, so work goes on; a coordinator that is away grants later.
             tracing::debug!(%epoch, "epoch not yet granted");
         }
-        let StepOutcome { lane_losses, notes, grad_norm, skipped, halt, times } = outcome;
+        let StepOutcome { lane_losses, notes, grad_norm, skipped, halt, saving, times } = outcome;
         let own = turn.member.layout.lanes_of(turn.member.rank);
         let mut lanes = Vec::with_capacity(lane_losses.len());
         for ((lane, losses), notes) in (0_u32..).zip(&lane_losses).zip(&notes) {
@@ -193,7 +226,7 @@ impl Process {
         turn.member.reporter.send(Event::Step(report));
         feed.applied();
         self.adapt_timeout(turn, started.elapsed())?;
-        Ok(halt)
+        Ok(Agreed { halt, uploading: saving })
     }
 
     /// A collective may wait for the slowest rank: three times the silence after which a machine is lost, or ten

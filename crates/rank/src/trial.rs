@@ -28,7 +28,8 @@ pub(crate) fn step(trainer: &mut Trainer, step: u64) -> Result<StepOutcome> {
     let (q, k) = (random_side(trainer, 2 * step)?, random_side(trainer, 2 * step + 1)?);
     let lane = LaneInput { q, k, notes: vec![7] };
     let rates = Rates { lr: 0.5, momentum: 0.99 };
-    Ok(trainer.step(&StepInput { step: Step::new(step), lanes: &[lane], rates, halt: Halt::No })?)
+    let input = StepInput { step: Step::new(step), lanes: &[lane], rates, halt: Halt::No, saving: false };
+    Ok(trainer.step(&input)?)
 }
 
 fn random_side(trainer: &Trainer, seed: u64) -> Result<LaneSide> {

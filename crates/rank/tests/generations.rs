@@ -253,3 +253,32 @@ fn of_three_ranks_two_shrink_and_grow_again() {
         rank.finished();
     }
 }
+
+#[test]
+fn training_goes_on_while_the_checkpoint_service_does_not_answer_and_all_ranks_skip_alike() {
+    let lines = [("every_steps = 3", "every_steps = 2\n[elastic]\nlost_after = \"1s\"")];
+    let mut world = World::without_checkpoints(2, &lines);
+    let run = "away";
+    let mut one = world.start(run, None);
+    let mut two = world.start(run, None);
+    for rank in [&mut one, &mut two] {
+        rank.prepared();
+    }
+    let ready = world.join(&mut [&mut one, &mut two]);
+    let started = Instant::now();
+    world.begin(&mut [&mut one, &mut two], &ready, 0, Origin::FromSeed(true));
+    // The upload of step 2 is under way when that of step 4 is due.
+    for rank in [&mut one, &mut two] {
+        rank.step(TOTAL - 1);
+    }
+    println!("all steps in {:?} without a checkpoint service", started.elapsed());
+    assert!(started.elapsed().as_secs() < 30);
+    // The last state is not given up: as soon as the service is there, both checkpoints are.
+    world.serve_checkpoints();
+    for rank in [&mut one, &mut two] {
+        rank.finished();
+        assert_eq!(rank.staged, [2, TOTAL]);
+    }
+    world.commit(run, 2, 2);
+    world.commit(run, TOTAL, 2);
+}

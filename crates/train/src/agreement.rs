@@ -8,8 +8,8 @@ use mcl_collective::Group;
 use mcl_types::{LaneLayout, Rank};
 use tch::{Device, Kind, Tensor};
 
-/// Numbers before the lanes' own: a bad loss, the wish to halt.
-const FLAGS: usize = 2;
+/// Numbers before the lanes' own: a bad loss, the wish to halt, an earlier state still being saved.
+const FLAGS: usize = 3;
 
 /// What a rank wants after the step in flight; where ranks differ, the later one in this list counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -28,6 +28,7 @@ pub enum Halt {
 pub(crate) struct Word<'a> {
     pub(crate) bad: bool,
     pub(crate) halt: Halt,
+    pub(crate) saving: bool,
     /// By lane of this rank, equally many each.
     pub(crate) losses: &'a [Vec<f64>],
     /// By lane of this rank, equally many each on all ranks.
@@ -35,10 +36,11 @@ pub(crate) struct Word<'a> {
 }
 
 /// What all ranks know then.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Agreed {
     pub(crate) bad: bool,
     pub(crate) halt: Halt,
+    pub(crate) saving: bool,
     /// By lane of the job.
     pub(crate) losses: Vec<Vec<f64>>,
     /// By lane of the job.
@@ -59,7 +61,7 @@ impl Word<'_> {
     }
 
     fn encode(&self, lanes: usize, width: usize) -> Vec<i64> {
-        let mut numbers = vec![i64::from(self.bad), self.halt.code()];
+        let mut numbers = vec![i64::from(self.bad), self.halt.code(), i64::from(self.saving)];
         for (losses, notes) in self.losses.iter().zip(&self.notes) {
             numbers.extend(losses.iter().map(|l| l.to_bits().cast_signed()));
             numbers.extend_from_slice(notes);
@@ -80,10 +82,11 @@ impl Word<'_> {
         let own = self.encode(most, losses + notes);
         let all = group.all_gather(&Tensor::f_from_slice(&own)?.f_to_device(device)?)?;
         let all: Vec<Vec<i64>> = Vec::try_from(all.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?)?;
-        let mut agreed = Agreed { bad: false, halt: Halt::No, losses: Vec::new(), notes: Vec::new() };
+        let mut agreed = Agreed::default();
         for (numbers, rank) in all.iter().zip(0_u32..) {
             agreed.bad |= numbers.first().is_some_and(|n| *n != 0);
             agreed.halt = agreed.halt.max(numbers.get(1).map_or(Halt::No, |n| Halt::of(*n)));
+            agreed.saving |= numbers.get(2).is_some_and(|n| *n != 0);
             let lanes = layout.lanes_of(Rank::new(rank)).len();
             let rest = numbers.get(FLAGS..).unwrap_or_default();
             for lane in rest.chunks_exact((losses + notes).max(1)).take(lanes) {
@@ -100,6 +103,7 @@ impl Word<'_> {
         Agreed {
             bad: self.bad,
             halt: self.halt,
+            saving: self.saving,
             losses: self.losses.to_vec(),
             notes: self.notes.iter().map(|n| n.to_vec()).collect(),
         }

@@ -245,7 +245,7 @@ impl Case {
             .map(|(lane, (tensors, _))| self.lane_input(step, lane, tensors, device))
             .collect::<Result<_, _>>()?;
         let mut probe = StepProbe::default();
-        let input = StepInput { step: Step::new(step), lanes: &lanes, rates, halt: Halt::No };
+        let input = StepInput { step: Step::new(step), lanes: &lanes, rates, halt: Halt::No, saving: false };
         let outcome = trainer.step_probed(&input, Some(&mut probe))?;
         let count = stored.len();
         let all_before = usize::try_from(first).unwrap_or(usize::MAX);

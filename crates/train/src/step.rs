@@ -46,6 +46,8 @@ pub struct StepInput<'a> {
     pub rates: Rates,
     /// What this rank wants after this step.
     pub halt: Halt,
+    /// This rank is still saving an earlier state.
+    pub saving: bool,
 }
 
 /// What came out.
@@ -61,6 +63,8 @@ pub struct StepOutcome {
     pub skipped: bool,
     /// What ranks wanted after this step; all see the same.
     pub halt: Halt,
+    /// Some rank was still saving an earlier state when it began this step; all see the same.
+    pub saving: bool,
     /// What took how long.
     pub times: StepTimes,
 }
@@ -167,8 +171,7 @@ impl Trainer {
         self.update(norm, input.rates, staged)
             .map_err(|source| TrainError::Torn { source: Box::new(source) })?;
         self.not_finite = 0;
-        let Agreed { losses, notes, halt, .. } = agreed;
-        Ok(StepOutcome { lane_losses: losses, notes, grad_norm: norm, skipped: false, halt, times })
+        Ok(outcome(agreed, norm, false, times))
     }
 
     fn check_seat(&self, input: &StepInput) -> Result<(), TrainError> {
@@ -287,6 +290,7 @@ impl Trainer {
         let word = Word {
             bad: own.iter().flatten().any(|v| !v.is_finite()),
             halt: input.halt,
+            saving: input.saving,
             losses: own,
             notes: input.lanes.iter().map(|lane| lane.notes.as_slice()).collect(),
         };
@@ -353,9 +357,13 @@ impl Trainer {
         if self.not_finite >= PATIENCE {
             return Err(TrainError::NotFinite { step, tensor, in_a_row: self.not_finite });
         }
-        let Agreed { losses, notes, halt, .. } = agreed;
-        Ok(StepOutcome { lane_losses: losses, notes, grad_norm, skipped: true, halt, times })
+        Ok(outcome(agreed, grad_norm, true, times))
     }
+}
+
+fn outcome(agreed: Agreed, grad_norm: f64, skipped: bool, times: StepTimes) -> StepOutcome {
+    let Agreed { losses, notes, halt, saving, .. } = agreed;
+    StepOutcome { lane_losses: losses, notes, grad_norm, skipped, halt, saving, times }
 }
 
 /// [2, L, lanes] -> by lane, 2L values.

@@ -69,15 +69,16 @@ fn step_with(
     step: u64,
     value: Option<f64>,
     halt: Halt,
+    saving: bool,
 ) -> Result<StepOutcome, TrainError> {
     let layout = trainer.layout();
     let lanes: Vec<LaneInput> = layout.lanes().map(|l| lane(trainer, l, step, value)).collect();
     let rates = Rates { lr: 0.1, momentum: 0.9 };
-    trainer.step(&StepInput { step: Step::new(step), lanes: &lanes, rates, halt })
+    trainer.step(&StepInput { step: Step::new(step), lanes: &lanes, rates, halt, saving })
 }
 
 fn step(trainer: &mut Trainer, step: u64, value: Option<f64>) -> Result<StepOutcome, TrainError> {
-    step_with(trainer, step, value, Halt::No)
+    step_with(trainer, step, value, Halt::No, false)
 }
 
 /// Digest of parameters, buffers and optimiser, less the trainer's own counter.
@@ -132,11 +133,11 @@ fn as_rank(rank: u32, store: &Store) {
     let before = weights(&trainer);
     assert!(step(&mut trainer, 0, bad).unwrap().skipped);
     assert_eq!(weights(&trainer), before);
-    // One wants a pause, the other a checkpoint first: both hear the latter, and of both lanes.
+    // One wants a pause, the other a checkpoint first, and one is still saving: both hear of both, and of all lanes.
     let halt = if rank == 1 { Halt::Pause } else { Halt::Drain };
-    let outcome = step_with(&mut trainer, 1, None, halt).unwrap();
+    let outcome = step_with(&mut trainer, 1, None, halt, rank == 1).unwrap();
     assert!(!outcome.skipped);
-    assert_eq!(outcome.halt, Halt::Drain);
+    assert_eq!((outcome.halt, outcome.saving), (Halt::Drain, true));
     assert_eq!(outcome.notes, [[0, 1, -1], [1, 1, -1]]);
     assert_eq!(outcome.lane_losses.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4]);
     trainer.check_agreement(Step::new(2)).unwrap();

@@ -7,6 +7,7 @@ use mcl_proto::v1::{self, rank_command::Command, rank_event::Event, start::Origi
 use mcl_types::{Digest, FencingToken, Generation, RunId, Seed, Step, Term, Tier};
 use prost::Message;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -50,13 +51,14 @@ warmup_steps = 2
 every_steps = 3
 "#;
 
-/// A dataset, a checkpoint service and the number of the last generation.
+/// A dataset, a checkpoint service (or its listener, where nobody serves yet) and the number of the last generation.
 pub struct World {
     folder: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
     checkpoints: CheckpointClient,
+    unserved: Option<TcpListener>,
+    job: String,
     dataset: (String, u64),
-    lanes: u32,
     generation: u64,
 }
 
@@ -67,26 +69,51 @@ pub struct Rank {
     events: Receiver<v1::RankEvent>,
     /// Reports since the last Join.
     pub reports: Vec<v1::StepReport>,
+    /// Steps of the slices that it has staged.
+    pub staged: Vec<u64>,
     token: v1::FencingToken,
 }
 
 impl World {
     pub fn new(lanes: u32) -> Self {
+        let mut world = Self::without_checkpoints(lanes, &[]);
+        world.serve_checkpoints();
+        world
+    }
+
+    /// Whose checkpoint service takes connections and does not answer, until it is served. Of the job's lines some
+    /// are others.
+    pub fn without_checkpoints(lanes: u32, lines: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         generate(&folder.path().join("objects"), &GenerateSpec::objects(64, Seed::new(5)), &mut |_, _| {})
             .unwrap();
         let dataset = Dataset::open(&folder.path().join("objects")).unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let root = folder.path().join("checkpoints");
-        let checkpoints = runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let url = format!("http://{}", listener.local_addr().unwrap());
-            tokio::spawn(serve(listener, ServeConfig::new(root, Layout::Flat), std::future::pending()));
-            CheckpointClient::connect(&url, PATIENCE).await.unwrap()
-        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let checkpoints = {
+            let _inside = runtime.enter();
+            CheckpointClient::lazy(&format!("http://{}", listener.local_addr().unwrap())).unwrap()
+        };
+        let mut job = JOB.replace("LANES", &lanes.to_string());
+        for (line, other) in lines {
+            assert!(job.contains(line), "{line}");
+            job = job.replace(line, other);
+        }
         let dataset = (dataset.digest().to_string(), dataset.len());
-        Self { folder, runtime, checkpoints, dataset, lanes, generation: 0 }
+        let unserved = Some(listener);
+        Self { folder, runtime, checkpoints, unserved, job, dataset, generation: 0 }
+    }
+
+    pub fn serve_checkpoints(&mut self) {
+        let config = ServeConfig::new(self.folder.path().join("checkpoints"), Layout::Flat);
+        let listener = self.unserved.take().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        self.runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            tokio::spawn(serve(listener, config, std::future::pending()));
+            CheckpointClient::connect(self.checkpoints.url(), PATIENCE).await.unwrap();
+        });
     }
 
     fn path(&self, name: &str) -> String {
@@ -121,10 +148,17 @@ impl World {
                 }
             }
         });
-        let mut rank = Rank { child, input, events, reports: Vec::new(), token: v1::FencingToken::default() };
+        let mut rank = Rank {
+            child,
+            input,
+            events,
+            reports: Vec::new(),
+            staged: Vec::new(),
+            token: v1::FencingToken::default(),
+        };
         rank.send(Command::Configure(v1::Configure {
             run_id: run.to_owned(),
-            job_toml: JOB.replace("SOURCE", &self.path("objects")).replace("LANES", &self.lanes.to_string()),
+            job_toml: self.job.replace("SOURCE", &self.path("objects")),
             dataset_digest: self.dataset.0.clone(),
             dataset_len: self.dataset.1,
             checkpoint_url: self.checkpoints.url().to_owned(),
@@ -145,6 +179,7 @@ impl World {
         let world_size = u32::try_from(ranks.len()).unwrap();
         for (rank, number) in ranks.iter_mut().zip(0..) {
             rank.reports.clear();
+            rank.staged.clear();
             rank.token = self.token();
             rank.send(Command::Join(v1::Join {
                 token: Some(self.token()),
@@ -229,6 +264,9 @@ impl Rank {
             if let Some(Event::Step(report)) = &event.event {
                 assert_eq!(event.token, Some(self.token), "a report of another generation");
                 self.reports.push(report.clone());
+            }
+            if let Some(Event::Staged(staged)) = &event.event {
+                self.staged.push(staged.step);
             }
             if let Some(found) = pick(&event) {
                 return found;
