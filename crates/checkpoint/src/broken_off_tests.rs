@@ -40,7 +40,7 @@ impl Story {
         };
         let service = tokio::spawn(async move { serve_store(listener, store, &config, shutdown).await });
         let mut client = CheckpointServiceClient::connect(url).await.unwrap();
-        let term = v1::AnnounceTermRequest { run_id: "a".into(), term: 1 };
+        let term = v1::AnnounceTermRequest { run_id: "a".into(), term: 1, incarnation: 0 };
         client.announce_term(term).await.unwrap();
         Self { server, client, stop, service }
     }

@@ -193,7 +193,7 @@ mod tests {
             self.stage(name, step).await?;
             let (run, step) = (run(name), Step::new(step));
             let spec = CommitSpec { run, step, slices: 1, created: 0, meta: serde_json::Value::Null };
-            self.tiers.commit(&spec, Tier::Memory, Retention::ALL).await.map(drop)
+            self.tiers.commit(&spec, Tier::Memory, Retention::ALL, async { Ok(()) }).await.map(drop)
         }
 
         /// Without using them.

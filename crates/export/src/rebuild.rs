@@ -29,7 +29,7 @@ impl<'a> Machine<'a> {
             Function::OrderedDict if arguments.is_empty() => Value::Dict(Vec::new()),
             Function::Tensor => self.tensor(&arguments)?,
             Function::Reconstruct => Value::Array(None),
-            Function::FromBuffer => self.from_buffer(&arguments)?,
+            Function::FromBuffer => self.buffered(&arguments)?,
             Function::NumpyType => self.numpy_type(self.argument(&arguments, 0))?,
             Function::Encode => self.encode(&arguments)?,
             Function::Bytes if arguments.is_empty() => Value::Raw(Bytes::File(&[])),
@@ -116,7 +116,7 @@ impl<'a> Machine<'a> {
     }
 
     /// `(bytes, type, sizes, 'C' or 'F'[, None])`: numpy's arrays since protocol 5.
-    fn from_buffer(&self, arguments: &[Id]) -> Step<Value<'a>> {
+    fn buffered(&self, arguments: &[Id]) -> Step<Value<'a>> {
         let fortran = match (self.argument(arguments, 3), self.argument(arguments, 4)) {
             (Value::Text("C"), Value::None) => false,
             (Value::Text("F"), Value::None) => true,
