@@ -7,7 +7,6 @@ use crate::slicing::TensorInfo;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
 /// Header of one slice: about 100 bytes a tensor, so room for 100 000 tensors.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
@@ -161,7 +160,7 @@ pub struct SlicePlan {
     /// Everything before the first tensor.
     header: Vec<u8>,
     /// Index into the tensors given, and the bytes of the file that are its.
-    places: Vec<(usize, Range<usize>)>,
+    places: Vec<(usize, usize)>,
     len: usize,
 }
 
@@ -195,7 +194,7 @@ impl SlicePlan {
                 data_offsets: (at, end),
             };
             infos.push((name.clone(), info));
-            places.push((index, at..end));
+            places.push((index, end - at));
             at = end;
         }
         let reason = |e: &dyn std::fmt::Display| SliceError::Header { reason: e.to_string() };
@@ -208,9 +207,6 @@ impl SlicePlan {
         let mut header = (json.len() as u64).to_le_bytes().to_vec();
         header.append(&mut json);
         let start = header.len();
-        for (_, range) in &mut places {
-            *range = range.start + start..range.end + start;
-        }
         Ok(Self { header, places, len: start + at })
     }
 
@@ -224,27 +220,26 @@ impl SlicePlan {
         self.len == 0
     }
 
-    /// Fills `file` with the header and, by `copy`, with each tensor, in the order of the file. `copy` gets the
-    /// tensor's index and its place, which it must fill whole.
+    /// Writes the header into `file`, and gives every tensor's index and its place, which is to be filled whole, in the
+    /// order of the file. Places are disjoint, so that several threads may fill them.
     ///
     /// # Errors
-    /// When `file` has another length, or as `copy`.
-    pub fn fill<E: From<SliceError>>(
-        &self,
-        file: &mut [u8],
-        mut copy: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// When `file` has another length.
+    pub fn lay_out<'a>(&self, file: &'a mut [u8]) -> Result<Vec<(usize, &'a mut [u8])>, SliceError> {
         let found = file.len() as u64;
         let wrong = || SliceError::Length { found, expected: self.len as u64 };
         if file.len() != self.len {
-            return Err(wrong().into());
+            return Err(wrong());
         }
-        let (header, _) = file.split_at_mut_checked(self.header.len()).ok_or_else(wrong)?;
+        let (header, mut rest) = file.split_at_mut_checked(self.header.len()).ok_or_else(wrong)?;
         header.copy_from_slice(&self.header);
-        for (index, range) in &self.places {
-            copy(*index, file.get_mut(range.clone()).ok_or_else(wrong)?)?;
+        let mut places = Vec::with_capacity(self.places.len());
+        for (index, len) in &self.places {
+            let (place, after) = rest.split_at_mut_checked(*len).ok_or_else(wrong)?;
+            places.push((*index, place));
+            rest = after;
         }
-        Ok(())
+        Ok(places)
     }
 }
 
@@ -276,13 +271,12 @@ pub fn write_slice(tensors: &[(String, Dtype, Vec<usize>, &[u8])]) -> Result<Vec
     let infos: Vec<TensorInfo> = tensors.iter().map(info).collect();
     let plan = SlicePlan::new(&infos)?;
     let mut file = vec![0; plan.len()];
-    plan.fill(&mut file, |index, place| {
+    for (index, place) in plan.lay_out(&mut file)? {
         // Both lengths are the tensor's.
         if let Some((_, _, _, bytes)) = tensors.get(index) {
             place.copy_from_slice(bytes);
         }
-        Ok::<_, SliceError>(())
-    })?;
+    }
     Ok(file)
 }
 
@@ -336,10 +330,7 @@ mod tests {
         let plan = SlicePlan::new(&[info]).unwrap();
         let mut file = vec![1; plan.len()];
         let fill = |file: &mut [u8]| {
-            plan.fill(file, |_, place| {
-                place.fill(7);
-                Ok::<_, SliceError>(())
-            })
+            plan.lay_out(file).map(|places| places.into_iter().for_each(|(_, p)| p.fill(7)))
         };
         fill(&mut file).unwrap();
         assert_eq!(SliceView::parse(&file).unwrap().get("w").unwrap().bytes, [7; 4]);

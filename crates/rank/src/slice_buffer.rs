@@ -6,7 +6,7 @@
 //! while no upload holds another. Left out: sending it.
 
 use crate::weights;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use mcl_checkpoint_core::{SlicePlan, TensorInfo, assign};
 use std::collections::BTreeMap;
@@ -15,6 +15,10 @@ use tch::Tensor;
 
 /// Bytes between two writes that make memory real.
 const PAGE: usize = 4096;
+/// Threads that copy, at most.
+const MAX_COPIERS: usize = 4;
+/// Bytes that are worth a thread.
+const MIN_PART: usize = 4 << 20;
 
 /// Which part of the state is whose, as long as neither the state's names nor the number of slices change.
 #[derive(Debug)]
@@ -111,20 +115,14 @@ impl SliceBuffer {
         let len = deal.plan.len();
         let kept = spare.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut bytes = kept.filter(|bytes| bytes.len() == len).unwrap_or_else(|| vec![0; len]);
-        deal.plan.fill(&mut bytes, |index, place| {
+        let place = |(index, place): (usize, _)| {
             let info = deal.own.get(index).context("the plan names a tensor that is not there")?;
             let tensor = state.get(&info.name).context("the state changed under the deal")?;
-            let count = tensor.numel();
-            anyhow::ensure!(
-                count * tensor.kind().elt_size_in_bytes() == place.len(),
-                "`{}` has {count} elements of {:?}, expected {} bytes",
-                info.name,
-                tensor.kind(),
-                place.len()
-            );
-            // Row-major, whatever the strides, and over from the device.
-            Ok::<_, anyhow::Error>(tensor.f_copy_data_u8(place, count)?)
-        })?;
+            Ok(Copying { name: &info.name, tensor: tensor.shallow_clone(), place })
+        };
+        let work: Vec<Copying<'_>> =
+            deal.plan.lay_out(&mut bytes)?.into_iter().map(place).collect::<Result<_>>()?;
+        copy_all(work, copiers(), len)?;
         Ok(Bytes::from_owner(Loan { bytes, spare }))
     }
 
@@ -135,6 +133,57 @@ impl SliceBuffer {
         };
         Ok(self.deal.insert(deal))
     }
+}
+
+/// A tensor and its place in the file.
+struct Copying<'a> {
+    name: &'a str,
+    tensor: Tensor,
+    place: &'a mut [u8],
+}
+
+impl Copying<'_> {
+    fn run(self) -> Result<()> {
+        let (count, kind) = (self.tensor.numel(), self.tensor.kind());
+        anyhow::ensure!(
+            count * kind.elt_size_in_bytes() == self.place.len(),
+            "`{}` has {count} elements of {kind:?}, expected {} bytes",
+            self.name,
+            self.place.len()
+        );
+        // Row-major, whatever the strides, and over from the device.
+        Ok(self.tensor.f_copy_data_u8(self.place, count)?)
+    }
+}
+
+/// Threads that copy: the training thread waits for them, and one alone does not use up the memory's bandwidth.
+fn copiers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_COPIERS))
+}
+
+/// Copies `len` bytes in parts of about the same size, one a thread, the last one on this thread.
+fn copy_all(mut work: Vec<Copying<'_>>, threads: usize, len: usize) -> Result<()> {
+    let part = len.div_ceil(threads.max(1)).max(MIN_PART);
+    std::thread::scope(|scope| {
+        let mut others = Vec::new();
+        while !work.is_empty() {
+            let (mut bytes, mut count) = (0, 0);
+            while let Some(next) = work.get(count).filter(|_| bytes < part) {
+                (bytes, count) = (bytes + next.place.len(), count + 1);
+            }
+            let rest = work.split_off(count);
+            let own = std::mem::replace(&mut work, rest);
+            let run = move || own.into_iter().try_for_each(Copying::run);
+            if work.is_empty() {
+                run()?;
+            } else {
+                others.push(scope.spawn(run));
+            }
+        }
+        others
+            .into_iter()
+            .try_for_each(|t| t.join().unwrap_or_else(|_| bail!("a thread that copied panicked")))
+    })
 }
 
 fn real_memory(len: usize) -> Vec<u8> {
@@ -189,6 +238,30 @@ mod tests {
         }
         names.sort();
         assert_eq!(names, ["a", "b", "c", "d"]);
+    }
+
+    #[test]
+    fn several_threads_copy_the_same_and_say_what_is_wrong() {
+        let t = |n: i64| Tensor::arange(n, (Kind::Float, Device::Cpu));
+        let state: BTreeMap<_, _> =
+            (0..9).map(|i| (format!("t{i}"), t([3_000_000, 1, 700_000][i % 3]) + i as f64)).collect();
+        let len = by_hand(&state).len();
+        assert!(len > 2 * MIN_PART);
+        let deal = Deal::new(&state, 0, 1).unwrap();
+        let copied = |threads: usize, wrong: Option<&Tensor>| {
+            let mut bytes = vec![0; len];
+            let work = deal.plan.lay_out(&mut bytes).unwrap().into_iter().map(|(index, place)| {
+                let name = deal.own[index].name.as_str();
+                let tensor = wrong.filter(|_| name == "t3").unwrap_or(&state[name]).shallow_clone();
+                Copying { name, tensor, place }
+            });
+            copy_all(work.collect(), threads, len).map(|()| bytes)
+        };
+        for threads in [1, 2, 3, 100] {
+            assert_eq!(copied(threads, None).unwrap(), by_hand(&state), "{threads} threads");
+            let error = copied(threads, Some(&t(5))).unwrap_err().to_string();
+            assert!(error.contains("`t3` has 5 elements"), "{error}");
+        }
     }
 
     #[test]
