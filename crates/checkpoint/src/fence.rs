@@ -3,8 +3,9 @@
 //! Each run has its own (different coordinators count their terms apart). Invariants: a higher token is
 //! durable before anything is done under it; while a [`Pass`] is held no higher token is let in, so what
 //! it covers is over when a newer coordinator is told that its term stands. That holds within one service. A second
-//! service over the same store is noticed where it raised a token first: once every byte of a checkpoint is verified
-//! and before its manifest is written the file is read again. A folder has one service: it is locked.
+//! service over the same store is noticed where it raised a token first: the file is read again before a slice counts
+//! as staged, and between the last verified byte of a checkpoint and its manifest. A folder has one service: it is
+//! locked.
 
 use mcl_checkpoint_core::{CheckpointStore, Record, RecordError, StoreError};
 use mcl_failpoint::{Failpoint, pass};

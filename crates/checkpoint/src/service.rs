@@ -45,6 +45,13 @@ impl Service {
         self.fence.admit(run, token).await.map_err(|e| fence_status(&e))
     }
 
+    /// The same, where no other service over the same store has seen a higher token either.
+    async fn confirmed_pass(&self, run: &RunId, token: FencingToken) -> Result<Pass, Status> {
+        let pass = self.pass(run, token).await?;
+        self.fence.confirm(run, token).await.map_err(|e| fence_status(&e))?;
+        Ok(pass)
+    }
+
     /// Takes one slice in. What it is cut off by, the client's end above all, it hears of between two parts: none is
     /// cut off half-way, which a store could still take in after the upload was ended.
     async fn take_slice(
@@ -58,7 +65,7 @@ impl Service {
         let run = spec.run.clone();
         let mut upload = self.tiers.begin_slice(spec, tier).await.map_err(|e| store_status(&e))?;
         let passed = match receive(&mut upload.slice, &mut stream, self.stall, &mut closing).await {
-            Ok(hash) => self.pass(&run, token).await.map(|pass| (hash, pass)),
+            Ok(hash) => self.confirmed_pass(&run, token).await.map(|pass| (hash, pass)),
             Err(status) => Err(status),
         };
         match passed {

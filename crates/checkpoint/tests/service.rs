@@ -230,6 +230,24 @@ async fn a_name_belongs_to_one_run_directory() {
     client.announce_term(&run("a"), Term::new(2), 7).await.unwrap();
 }
 
+/// Two services over one store (as no lock keeps them from in an object store): the one whose coordinator was replaced
+/// stages nothing into its successor's checkpoint, and makes nothing visible.
+#[tokio::test]
+async fn a_token_that_another_service_let_pass_counts_here_too() {
+    let root = tempfile::tempdir().unwrap();
+    let service = Service::start(root.path(), Layout::RunFolders).await;
+    let client = service.client().await;
+    client.announce_term(&run("a"), Term::new(1), 7).await.unwrap();
+    stage(&client, token(1, 1), "a", 1, &slices(1, 1)).await.unwrap();
+    std::fs::write(root.path().join("fence-a.json"), "{\"term\":2,\"generation\":1,\"incarnation\":7}\n")
+        .unwrap();
+    let staged = stage(&client, token(1, 1), "a", 2, &slices(2, 1)).await;
+    assert!(matches!(staged, Err(ClientError::Fenced { .. })), "{staged:?}");
+    let committed = client.commit(draft(token(1, 1), &run("a"), 1, 1), "", Retention::ALL).await;
+    assert!(matches!(committed, Err(ClientError::Fenced { .. })), "{committed:?}");
+    client.commit(draft(token(2, 1), &run("a"), 1, 1), "", Retention::ALL).await.unwrap();
+}
+
 /// A fence that was written before there were incarnations belongs to the first that tells one.
 #[tokio::test]
 async fn an_older_fence_is_adopted() {
