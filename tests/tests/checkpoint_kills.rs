@@ -107,5 +107,5 @@ async fn killed_at_every_place_it_keeps_a_whole_checkpoint_and_goes_on() {
     println!("{deaths} deaths at {} places, {came_through} after the checkpoint was visible", places.len());
     assert_eq!(deaths, ROUNDS * places.len() as u64);
     let left = std::fs::read_dir(root).unwrap().count();
-    assert_eq!(left, 3, "two checkpoints and the fence: nothing else piles up");
+    assert_eq!(left, 4, "two checkpoints, the fence and the lock: nothing else piles up");
 }
