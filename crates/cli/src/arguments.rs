@@ -74,6 +74,17 @@ pub(crate) enum BenchCommand {
     Coordinator(BenchCoordinatorArguments),
     /// What saving costs the training process, and how fast a state is durable.
     Checkpoint(BenchCheckpointArguments),
+    /// What a training step costs; `mcl bench step -- --help` lists what can be set.
+    Step(BenchRankArguments),
+    /// What a picture costs until its views lie in a batch; `mcl bench loader -- --help` lists what can be set.
+    Loader(BenchRankArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchRankArguments {
+    /// Passed on to the measuring rank process.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -342,6 +353,13 @@ pub(crate) enum DataCommand {
         /// Pictures a shard.
         #[arg(long, default_value_t = 1024)]
         samples_per_shard: u64,
+        /// Shrink pictures to this shorter side in pixels and store them as JPEG: loading then costs far less, and
+        /// crops that would have been taken from the full picture lose detail.
+        #[arg(long, value_name = "PIXELS")]
+        short_side: Option<u32>,
+        /// Quality of pictures stored anew, 1 to 100.
+        #[arg(long, default_value_t = 90, requires = "short_side", value_parser = clap::value_parser!(u8).range(1..=100))]
+        quality: u8,
         /// Answer as one JSON object.
         #[arg(long)]
         json: bool,
@@ -390,9 +408,12 @@ pub(crate) enum DataCommand {
         /// How many pictures.
         #[arg(long)]
         count: u64,
-        /// Side in pixels; default 64 for objects, 128 for scenes.
-        #[arg(long)]
-        size: Option<u32>,
+        /// Side in pixels, or WIDTHxHEIGHT; default 64 for objects, 128 for scenes.
+        #[arg(long, value_parser = picture_size)]
+        size: Option<(u32, u32)>,
+        /// Quality of the JPEGs, 1 to 100.
+        #[arg(long, default_value_t = 92, value_parser = clap::value_parser!(u8).range(1..=100))]
+        quality: u8,
         /// Seed: the same seed makes the same bytes.
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -594,4 +615,13 @@ pub(crate) struct FeaturesArguments {
     /// The file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
     #[arg(long)]
     pub(crate) out: PathBuf,
+}
+
+/// `64`, or `500x375`.
+fn picture_size(text: &str) -> Result<(u32, u32), String> {
+    let (width, height) = text.split_once('x').unwrap_or((text, text));
+    match (width.parse(), height.parse()) {
+        (Ok(width), Ok(height)) => Ok((width, height)),
+        _ => Err("expected a side in pixels, or WIDTHxHEIGHT".to_owned()),
+    }
 }

@@ -1,6 +1,8 @@
 //! `mcl bench`: measurements of our own parts on this machine.
 
-use crate::arguments::{BenchCheckpointArguments, BenchCommand, BenchCoordinatorArguments};
+use crate::arguments::{
+    BenchCheckpointArguments, BenchCommand, BenchCoordinatorArguments, BenchRankArguments,
+};
 use crate::client::runtime;
 use crate::exit::{FAILED, Usage};
 use crate::rank_program::RankProgram;
@@ -20,7 +22,18 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<ExitCode> {
     match command {
         BenchCommand::Coordinator(a) => coordinator(a),
         BenchCommand::Checkpoint(a) => runtime()?.block_on(checkpoint(a)),
+        BenchCommand::Step(a) => rank("bench-step", a),
+        BenchCommand::Loader(a) => rank("bench-loader", a),
     }
+}
+
+/// A rank process that measures.
+fn rank(command: &str, a: &BenchRankArguments) -> Result<ExitCode> {
+    let program = RankProgram::find(1)?;
+    let mut child = std::process::Command::new(&program.path);
+    child.arg(command).args(&a.arguments).envs(program.environment);
+    let status = child.status().with_context(|| format!("starting {}", program.path.display()))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 /// A checkpoint service of its own, and a rank process that measures.

@@ -6,9 +6,9 @@ use crate::exit::Usage;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use mcl_config::Override;
-use mcl_data::generate::GenerateSpec;
+use mcl_data::generate::{GenerateSpec, PictureFormat};
 use mcl_data::montage::Side;
-use mcl_data::pack::PackSpec;
+use mcl_data::pack::{PackSpec, Shrink};
 use mcl_data::{BatchRequest, Dataset, Limits, Loader, LoaderSpec, MontageLayout};
 use mcl_plan::{EpochPlan, PlanSpec, substitute};
 use mcl_types::{Lane, Seed, Slot, Step};
@@ -18,15 +18,24 @@ use std::sync::Arc;
 
 pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
     match command {
-        DataCommand::Pack { source, out, samples_per_shard, json } => {
-            pack(source, out, *samples_per_shard, *json)
+        DataCommand::Pack { source, out, samples_per_shard, short_side, quality, json } => {
+            let shrink = short_side.map(|short_side| Shrink { short_side, quality: *quality });
+            pack(source, out, PackSpec { samples_per_shard: *samples_per_shard, shrink }, *json)
         }
         DataCommand::Index { source, json } => index(source, *json),
         DataCommand::Inspect { source, json } => inspect(source, *json),
         DataCommand::Preview { job, out, step, lane, overrides } => {
             preview(job, out, *step, *lane, overrides)
         }
-        DataCommand::Generate { kind, out, count, size, seed } => generate(*kind, out, *count, *size, *seed),
+        DataCommand::Generate { kind, out, count, size, quality, seed } => {
+            let mut spec = match kind {
+                Kind::Objects => GenerateSpec::objects(*count, Seed::new(*seed)),
+                Kind::Scenes => GenerateSpec::scenes(*count, Seed::new(*seed)),
+            };
+            spec.size = size.unwrap_or(spec.size);
+            spec.format = PictureFormat::Jpeg(*quality);
+            generate(out, &spec)
+        }
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -41,13 +50,16 @@ fn bar() -> (ProgressBar, impl FnMut(u64, u64)) {
     })
 }
 
-fn pack(source: &Path, out: &Path, samples_per_shard: u64, json: bool) -> Result<()> {
+fn pack(source: &Path, out: &Path, spec: PackSpec, json: bool) -> Result<()> {
     let (bar, mut heard) = bar();
-    let report = mcl_data::pack::pack(source, out, PackSpec { samples_per_shard }, &mut heard)?;
+    let report = mcl_data::pack::pack(source, out, spec, &mut heard)?;
     bar.finish_and_clear();
     if json {
         println!("{}", serde_json::to_string(&report)?);
         return Ok(());
+    }
+    if report.shrunk > 0 {
+        println!("{} of {} pictures shrunk", report.shrunk, report.samples);
     }
     println!(
         "{} pictures in {} shards, {} bytes: {}",
@@ -126,16 +138,11 @@ fn inspect(source: &Path, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn generate(kind: Kind, out: &Path, count: u64, size: Option<u32>, seed: u64) -> Result<()> {
-    let mut spec = match kind {
-        Kind::Objects => GenerateSpec::objects(count, Seed::new(seed)),
-        Kind::Scenes => GenerateSpec::scenes(count, Seed::new(seed)),
-    };
-    spec.size = size.unwrap_or(spec.size);
+fn generate(out: &Path, spec: &GenerateSpec) -> Result<()> {
     let (bar, mut heard) = bar();
-    mcl_data::generate::generate(out, &spec, &mut heard)?;
+    mcl_data::generate::generate(out, spec, &mut heard)?;
     bar.finish_and_clear();
-    println!("{count} pictures in {}", out.display());
+    println!("{} pictures in {}", spec.count, out.display());
     Ok(())
 }
 

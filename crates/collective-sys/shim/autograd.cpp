@@ -87,7 +87,7 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
     auto group = group_of(ctx->saved_data["group"]);
     const bool affine = saved[1].defined();
     auto weight = affine ? saved[1] : at::ones_like(mean);
-    auto dy = grads[0].contiguous();
+    auto dy = grads[0].contiguous(x.suggest_memory_format());
 
     // Evaluation-mode backward gives sum(dy * xhat) and sum(dy) in one fused pass.
     auto sums = at::native_batch_norm_backward(
@@ -199,6 +199,11 @@ int mcl_ready_order(at::Tensor* loss, at::Tensor* const* params, int n, int64_t*
 // From now on `call` runs in every backward right after this parameter's gradient is there.
 int mcl_on_gradient(at::Tensor* param, void (*call)()) {
   MCL_GUARD(torch::autograd::impl::set_post_acc_grad_hooks(*param, std::make_unique<CallingHook>(call)))
+}
+
+// A backward pass gives its gradient anew instead of adding to an old one.
+int mcl_drop_gradient(at::Tensor* param) {
+  MCL_GUARD(param->mutable_grad().reset())
 }
 
 // `params` in gradient-ready order: the buckets are then those that a rebuild would make.

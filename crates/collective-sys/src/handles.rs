@@ -388,6 +388,15 @@ pub fn on_gradient(param: &Tensor, call: extern "C" fn()) -> Result<(), EngineEr
     check(unsafe { ffi::mcl_on_gradient(raw(param), call) })
 }
 
+/// Lets go of a parameter's gradient.
+///
+/// # Errors
+/// Whatever autograd says.
+pub fn drop_gradient(param: &Tensor) -> Result<(), EngineError> {
+    // SAFETY: the tensor is live.
+    check(unsafe { ffi::mcl_drop_gradient(raw(param)) })
+}
+
 /// How long this process's threads have waited in blocking collectives since its start, all together.
 pub fn waited() -> std::time::Duration {
     // SAFETY: a plain function without arguments.

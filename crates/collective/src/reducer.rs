@@ -73,6 +73,15 @@ pub fn on_gradient(param: &Tensor, call: extern "C" fn()) -> Result<(), Collecti
     sys::on_gradient(param, call).map_err(|e| told("gradient hook", nobody, e))
 }
 
+/// `param` has no gradient from now on, until the next backward pass gives it one.
+///
+/// # Errors
+/// When the engine refuses.
+pub fn drop_gradient(param: &Tensor) -> Result<(), CollectiveError> {
+    let nobody = Membership { token: FencingToken::default(), rank: Rank::new(0), world: 1 };
+    sys::drop_gradient(param).map_err(|e| told("gradient", nobody, e))
+}
+
 /// Runs backward from `loss` and answers the indices of those `params` that got a gradient, in the order in
 /// which they got it.
 ///

@@ -87,6 +87,27 @@ pub fn resize_rgb(picture: &Picture, width: u32, height: u32) -> Result<Vec<u8>,
     Ok((0..3).flat_map(|c| pixels.iter().map(move |p| p[c])).collect())
 }
 
+/// `picture` with its shorter side shrunk to `short_side` pixels, its proportions kept to within half a pixel; `None` where
+/// it is no longer than that, or has no pixels.
+pub(crate) fn shrink_to(picture: &Picture, short_side: u32) -> Option<Picture> {
+    let (width, height) = (picture.width(), picture.height());
+    let shorter = width.min(height);
+    if shorter <= short_side || short_side == 0 {
+        return None;
+    }
+    let scaled = |edge: u32| {
+        let rounded = (u64::from(edge) * u64::from(short_side) * 2 / u64::from(shorter) + 1) / 2;
+        u32::try_from(rounded).unwrap_or(u32::MAX)
+    };
+    let (to_width, to_height) = (scaled(width), scaled(height));
+    let whole = CropBox { left: 0, top: 0, width, height };
+    let mut rgb = Vec::new();
+    resize_into(&mut Resizer::new(), picture, whole, (to_width, to_height), &mut rgb).ok()?;
+    let mut small = Picture::black(to_width, to_height);
+    small.pixels_mut().copy_from_slice(&rgb);
+    Some(small)
+}
+
 /// The grey thumbnail that the raw-pixel baseline of the evaluation compares: `edge` x `edge` values,
 /// shifted to mean 0 and scaled to length 1 (all zero for a flat picture).
 ///
@@ -148,6 +169,17 @@ mod tests {
         assert_eq!(same.len(), 3 * 48);
         assert_eq!((same[1], same[48 + 8], same[96]), (10, 10, 7));
         assert!(resize_rgb(&Picture::black(0, 3), 2, 2).is_err());
+    }
+
+    #[test]
+    fn pictures_shrink_to_their_shorter_side_and_never_grow() {
+        let p = gradient();
+        let small = shrink_to(&p, 3).unwrap();
+        assert_eq!((small.width(), small.height()), (4, 3));
+        // The mean of the picture is kept: the filter is widened.
+        assert!(small.pixel(0, 0)[0] < 15 && small.pixel(3, 2)[1] > 40, "{:?}", small.pixel(3, 2));
+        assert!(shrink_to(&p, 6).is_none() && shrink_to(&p, 0).is_none());
+        assert!(shrink_to(&Picture::black(0, 0), 4).is_none());
     }
 
     #[test]

@@ -11,6 +11,7 @@
 mod jpeg;
 mod raster;
 mod sniff;
+mod webp;
 
 pub use sniff::Format;
 

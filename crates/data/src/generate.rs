@@ -45,8 +45,8 @@ pub struct GenerateSpec {
     pub kind: GenerateKind,
     /// How many.
     pub count: u64,
-    /// Their edge in pixels.
-    pub size: u32,
+    /// Their width and height in pixels.
+    pub size: (u32, u32),
     /// Least and largest number of objects on one.
     pub objects: (u32, u32),
     /// Least and largest diameter of an object in pixels.
@@ -63,7 +63,7 @@ impl GenerateSpec {
         Self {
             kind: GenerateKind::Objects,
             count,
-            size: 64,
+            size: (64, 64),
             objects: (1, 1),
             diameter: (24, 48),
             seed,
@@ -73,14 +73,15 @@ impl GenerateSpec {
 
     /// `count` scenes of 3 to 6 such objects on 128 x 128.
     pub const fn scenes(count: u64, seed: Seed) -> Self {
-        Self { kind: GenerateKind::Scenes, size: 128, objects: (3, 6), ..Self::objects(count, seed) }
+        Self { kind: GenerateKind::Scenes, size: (128, 128), objects: (3, 6), ..Self::objects(count, seed) }
     }
 
     fn validate(&self) -> Result<(), GenerateError> {
-        let fits = (8..=4096).contains(&self.size);
+        let fits = [self.size.0, self.size.1].iter().all(|edge| (8..=4096).contains(edge));
         let some = self.objects.0 >= 1 && self.objects.0 <= self.objects.1 && self.objects.1 <= 64;
-        let sized =
-            self.diameter.0 >= 6 && self.diameter.0 <= self.diameter.1 && self.diameter.1 <= self.size;
+        let sized = self.diameter.0 >= 6
+            && self.diameter.0 <= self.diameter.1
+            && self.diameter.1 <= self.size.0.min(self.size.1);
         let quality = !matches!(self.format, PictureFormat::Jpeg(q) if !(1..=100).contains(&q));
         if fits && some && sized && quality && self.count > 0 {
             return Ok(());
@@ -94,7 +95,7 @@ impl GenerateSpec {
 pub enum GenerateError {
     /// An impossible spec.
     #[error(
-        "cannot generate {found:?}: expected a count of at least 1, a size of 8 to 4096, 1 to 64 objects, diameters of 6 to the size, both rising, and a JPEG quality of 1 to 100"
+        "cannot generate {found:?}: expected a count of at least 1, edges of 8 to 4096, 1 to 64 objects, diameters of 6 to the shorter edge, both rising, and a JPEG quality of 1 to 100"
     )]
     Spec {
         /// The spec.
@@ -169,7 +170,7 @@ pub fn generate(
         let file_name = format!("{index:05}.{extension}");
         let path = folder.join(&file_name);
         fs::write(&path, encode(&picture, spec.format)?).map_err(io(&path))?;
-        all.images.push(AnnotatedImage { id: index, file_name, width: spec.size, height: spec.size });
+        all.images.push(AnnotatedImage { id: index, file_name, width: spec.size.0, height: spec.size.1 });
         for DrawnObject { class, bbox } in objects {
             all.annotations.push(Annotation {
                 id: all.annotations.len() as u64 + 1,

@@ -4,9 +4,16 @@
 //! its file name, so further dots become underscores, and a key that is taken gets a number. The
 //! same pictures give the same bytes: owners, times and modes are fixed.
 //!
-//! Left out: decoding (a broken picture is packed as it is) and reordering.
+//! Pictures may be shrunk on the way: decoding a large picture is most of what loading costs, and crops of a training
+//! view need no more than about its size. A picture that does not decode is packed as it is; the loader will say so.
+//!
+//! Left out: reordering.
 
+use crate::crop::shrink_to;
 use crate::dataset::{Dataset, DatasetError, ReadError, index};
+use crate::decode::{Decoder, Limits};
+use crate::generate::{PictureFormat, encode};
+use crate::picture::Picture;
 use mcl_types::SampleIndex;
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -20,6 +27,17 @@ use std::path::{Path, PathBuf};
 pub struct PackSpec {
     /// Pictures of one shard; the last may hold fewer.
     pub samples_per_shard: u64,
+    /// Store pictures smaller than they are.
+    pub shrink: Option<Shrink>,
+}
+
+/// How pictures are shrunk. One whose shorter side is no longer than that already is packed as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shrink {
+    /// The shorter side afterwards, in pixels; at least 1.
+    pub short_side: u32,
+    /// Quality of the JPEG that is stored, 1 to 100.
+    pub quality: u8,
 }
 
 /// What was packed.
@@ -27,8 +45,10 @@ pub struct PackSpec {
 pub struct PackReport {
     /// Pictures packed.
     pub samples: u64,
-    /// Their bytes.
+    /// Their bytes, as packed.
     pub bytes: u64,
+    /// Pictures that were shrunk.
+    pub shrunk: u64,
     /// The shards.
     pub shards: Vec<PathBuf>,
     /// Ids that could not be opened, with reasons.
@@ -58,9 +78,16 @@ pub enum PackError {
         /// The target.
         path: PathBuf,
     },
-    /// A shard of nothing.
-    #[error("samples per shard is 0: expected at least 1")]
-    NoSamples,
+    /// A shard of nothing, or pictures of nothing.
+    #[error("{what} is {found}: expected {expected}")]
+    Spec {
+        /// Which number.
+        what: &'static str,
+        /// What it is.
+        found: u64,
+        /// What it may be.
+        expected: &'static str,
+    },
 }
 
 /// Packs `source` into `out`; `progress` hears (pictures done, pictures in all).
@@ -73,12 +100,11 @@ pub fn pack(
     spec: PackSpec,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<PackReport, PackError> {
-    if spec.samples_per_shard == 0 {
-        return Err(PackError::NoSamples);
-    }
+    spec.validate()?;
     let dataset = Dataset::open(source)?;
     prepare(out)?;
-    let mut report = PackReport { samples: 0, bytes: 0, shards: Vec::new(), skipped: Vec::new() };
+    let mut shrinker = spec.shrink.map(Shrinker::new);
+    let mut report = PackReport { samples: 0, bytes: 0, shrunk: 0, shards: Vec::new(), skipped: Vec::new() };
     let mut shard: Option<Shard> = None;
     for sample in (0..dataset.len()).map(SampleIndex::new) {
         match dataset.read(sample) {
@@ -88,8 +114,11 @@ pub fn pack(
                     None => Shard::create(out, report.shards.len())?,
                 };
                 let path = dataset.path_bytes(sample).unwrap_or_default();
-                let open = open.add(&path, &bytes, dataset.label(sample))?;
+                let small = shrinker.as_mut().and_then(|shrinker| shrinker.shrink(&bytes));
+                let bytes: &[u8] = small.as_deref().unwrap_or(&bytes);
+                let open = open.add(&path, bytes, small.is_some(), dataset.label(sample))?;
                 report.samples += 1;
+                report.shrunk += u64::from(small.is_some());
                 report.bytes += bytes.len() as u64;
                 if open.samples == spec.samples_per_shard {
                     report.shards.push(open.finish()?);
@@ -110,6 +139,43 @@ pub fn pack(
         report.shards.push(open.finish()?);
     }
     Ok(report)
+}
+
+impl PackSpec {
+    fn validate(&self) -> Result<(), PackError> {
+        let side = self.shrink.map_or(1, |s| u64::from(s.short_side));
+        let quality = self.shrink.map_or(1, |s| u64::from(s.quality));
+        for (what, found, most, expected) in [
+            ("samples per shard", self.samples_per_shard, u64::MAX, "at least 1"),
+            ("the shorter side", side, u64::from(u16::MAX), "1 to 65535 pixels"),
+            ("the quality", quality, 100, "1 to 100"),
+        ] {
+            if !(1..=most).contains(&found) {
+                return Err(PackError::Spec { what, found, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Decodes, shrinks and encodes; keeps its memory between pictures.
+struct Shrinker {
+    how: Shrink,
+    decoder: Decoder,
+    picture: Picture,
+}
+
+impl Shrinker {
+    fn new(how: Shrink) -> Self {
+        Self { how, decoder: Decoder::new(Limits::default()), picture: Picture::default() }
+    }
+
+    /// The smaller file; `None` where the picture is small enough or cannot be shrunk.
+    fn shrink(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.decoder.decode_into(bytes, &mut self.picture).ok()?;
+        let small = shrink_to(&self.picture, self.how.short_side)?;
+        encode(&small, PictureFormat::Jpeg(self.how.quality)).ok()
+    }
 }
 
 fn write_error(path: &Path, source: io::Error) -> PackError {
@@ -145,8 +211,10 @@ impl Shard {
         Ok(Self { path, partial, tar, keys: HashSet::new(), samples: 0 })
     }
 
-    fn add(mut self, path: &[u8], bytes: &[u8], label: Option<u32>) -> Result<Self, PackError> {
+    /// Adds a picture, which is a JPEG whatever its name says where it is `shrunk`.
+    fn add(mut self, path: &[u8], bytes: &[u8], shrunk: bool, label: Option<u32>) -> Result<Self, PackError> {
         let (key, extension) = self.name(path);
+        let extension = if shrunk { b"jpg".to_vec() } else { extension };
         let mut append = |extension: &[u8], bytes: &[u8]| {
             let mut header = tar::Header::new_gnu();
             header.set_size(bytes.len() as u64);

@@ -3,9 +3,10 @@
 #![cfg(unix)]
 
 use mcl_data::dataset::{index, side_file};
-use mcl_data::pack::{PackSpec, pack};
-use mcl_data::{Dataset, DatasetError};
-use mcl_types::SampleIndex;
+use mcl_data::generate::{GenerateSpec, PictureFormat, generate};
+use mcl_data::pack::{PackSpec, Shrink, pack};
+use mcl_data::{Dataset, DatasetError, Limits, decode};
+use mcl_types::{SampleIndex, Seed};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -119,7 +120,10 @@ fn packing_keeps_every_picture_its_bytes_and_its_label() {
     let out = tempfile::tempdir().unwrap();
     let mut seen = 0;
     let report =
-        pack(dir.path(), out.path(), PackSpec { samples_per_shard: 3 }, &mut |done, _| seen = done).unwrap();
+        pack(dir.path(), out.path(), PackSpec { samples_per_shard: 3, shrink: None }, &mut |done, _| {
+            seen = done
+        })
+        .unwrap();
     assert_eq!((report.samples, report.shards.len(), report.skipped.len(), seen), (7, 3, 1, 8));
     assert!(report.skipped[0].0.contains("zz.jpg"));
     let packed = Dataset::open(out.path()).unwrap();
@@ -136,22 +140,60 @@ fn packing_keeps_every_picture_its_bytes_and_its_label() {
 }
 
 #[test]
+fn packing_shrinks_what_is_large_and_leaves_the_rest_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = GenerateSpec { size: (90, 60), diameter: (8, 20), ..GenerateSpec::scenes(3, Seed::new(1)) };
+    generate(dir.path(), &GenerateSpec { format: PictureFormat::Png, ..spec }, &mut |_, _| ()).unwrap();
+    fs::remove_file(dir.path().join("annotations.json")).unwrap();
+    put(dir.path(), b"images/broken.jpg", b"no picture");
+    let loose = Dataset::open(dir.path()).unwrap();
+    let pack_at = |short_side| {
+        let out = tempfile::tempdir().unwrap();
+        let shrink = Some(Shrink { short_side, quality: 90 });
+        let report = pack(dir.path(), out.path(), PackSpec { samples_per_shard: 9, shrink }, &mut |_, _| ());
+        (out, report)
+    };
+    let (out, report) = pack_at(30);
+    assert_eq!(report.map(|r| (r.samples, r.shrunk)).unwrap(), (4, 3));
+    let packed = Dataset::open(out.path()).unwrap();
+    for i in (0..4).map(SampleIndex::new) {
+        let (id, bytes) = (packed.id(i).unwrap().into_owned(), packed.read(i).unwrap());
+        if id.contains("broken") {
+            assert_eq!(&bytes[..], b"no picture");
+            continue;
+        }
+        assert!(id.ends_with(".jpg"), "{id}");
+        let picture = decode(&bytes, Limits::default()).unwrap();
+        assert_eq!((picture.width(), picture.height()), (45, 30));
+    }
+    let (out, report) = pack_at(60);
+    assert_eq!(report.map(|r| r.shrunk).unwrap(), 0);
+    let packed = Dataset::open(out.path()).unwrap();
+    assert_eq!(packed.read(SampleIndex::new(1)).unwrap()[..], loose.read(SampleIndex::new(1)).unwrap()[..]);
+    assert!(pack_at(0).1.unwrap_err().to_string().contains("shorter side is 0"));
+}
+
+#[test]
 fn packing_is_reproducible_and_never_overwrites() {
     let dir = folder();
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for out in [&one, &two] {
-        pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100 }, &mut |_, _| ()).unwrap();
+        pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100, shrink: None }, &mut |_, _| ())
+            .unwrap();
     }
     let bytes = |d: &tempfile::TempDir| fs::read(d.path().join("shard-000000.tar")).unwrap();
     assert_eq!(bytes(&one), bytes(&two));
-    assert!(pack(dir.path(), one.path(), PackSpec { samples_per_shard: 100 }, &mut |_, _| ()).is_err());
+    assert!(
+        pack(dir.path(), one.path(), PackSpec { samples_per_shard: 100, shrink: None }, &mut |_, _| ())
+            .is_err()
+    );
 }
 
 #[test]
 fn a_tar_without_index_reads_the_same() {
     let dir = folder();
     let out = tempfile::tempdir().unwrap();
-    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100 }, &mut |_, _| ()).unwrap();
+    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100, shrink: None }, &mut |_, _| ()).unwrap();
     let tar = out.path().join("shard-000000.tar");
     let with = Dataset::open(&tar).unwrap();
     fs::remove_file(side_file(&tar)).unwrap();
@@ -167,7 +209,7 @@ fn a_tar_without_index_reads_the_same() {
 fn an_index_of_another_tar_is_refused() {
     let dir = folder();
     let out = tempfile::tempdir().unwrap();
-    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100 }, &mut |_, _| ()).unwrap();
+    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100, shrink: None }, &mut |_, _| ()).unwrap();
     let tar = out.path().join("shard-000000.tar");
     let good = fs::read_to_string(side_file(&tar)).unwrap();
     let refused = |text: &str, word: &str| {

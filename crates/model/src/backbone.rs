@@ -3,6 +3,7 @@
 use crate::blueprint::Blueprint;
 use crate::layer::{Conv, ConvInit, relu};
 use crate::norm::BatchNorm;
+use crate::pyramid::channels_last;
 use crate::{Depth, ModelError, ModelSpec, Pass};
 use tch::Tensor;
 
@@ -38,7 +39,7 @@ impl Backbone {
     /// # Errors
     /// When the engine or the normaliser fails.
     pub fn forward(&self, pictures: &Tensor, pass: &Pass) -> Result<[Tensor; 4], ModelError> {
-        let x = relu(self.bn1.forward(&self.conv1.forward(pictures)?, pass)?)?;
+        let x = relu(self.bn1.forward(&self.conv1.forward(&channels_last(pictures)?)?, pass)?)?;
         let x = x.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?;
         let [layer1, layer2, layer3, layer4] = &self.layers;
         let c2 = run(layer1, x, pass)?;
@@ -104,6 +105,7 @@ impl Block {
             Some((conv, bn)) => bn.forward(&conv.forward(x)?, pass)?,
             None => x.shallow_clone(),
         };
-        relu(y.f_add(&identity)?)
+        // In the memory of `y`: a normalisation does not keep its output for the backward pass.
+        relu(y.f_add_(&identity)?)
     }
 }

@@ -56,7 +56,7 @@ impl Projector {
     }
 }
 
-/// [n, C, h, w] -> [n (h/A) (w/A), C, A, A], so that a convolution's zero padding falls on patch borders.
+/// [n, C, h, w] -> [n (h/A) (w/A), C, A, A], channels last, so that a convolution's zero padding falls on patch borders.
 fn patches(map: &Tensor, channels: i64, side: i64) -> Result<Tensor, ModelError> {
     check_shape("map for the projector", &map.size(), &[-1, channels, -1, -1])?;
     let (n, c, h, w) = map.size4()?;
@@ -68,6 +68,7 @@ fn patches(map: &Tensor, channels: i64, side: i64) -> Result<Tensor, ModelError>
         });
     }
     let (rows, columns) = (h / side, w / side);
-    let tiled = map.f_reshape([n, c, rows, side, columns, side])?.f_permute([0, 2, 4, 1, 3, 5])?;
-    Ok(tiled.f_reshape([n * rows * columns, c, side, side])?)
+    // Channels stay innermost, as they lie in memory: runs of them are copied, and a single patch is not copied at all.
+    let tiled = map.f_reshape([n, c, rows, side, columns, side])?.f_permute([0, 2, 4, 3, 5, 1])?;
+    Ok(tiled.f_reshape([n * rows * columns, side, side, c])?.f_permute([0, 3, 1, 2])?)
 }

@@ -205,15 +205,21 @@ impl Normalization {
         Ok(Self { kind, mean: constant(MEAN)?, std: constant(STD)? })
     }
 
-    /// u8 [n, 3, h, w] -> `kind` [n, 3, h, w].
+    /// u8 [n, 3, h, w] -> `kind` [n, 3, h, w], channels last in memory.
     ///
     /// # Errors
     /// When the pictures have not three channels or lie on another device.
     pub fn apply(&self, pictures: &Tensor) -> Result<Tensor, ModelError> {
         check_shape("pictures to normalise", &pictures.size(), &[-1, 3, -1, -1])?;
-        let numbers = pictures.f_to_kind(self.kind)?;
+        let numbers = channels_last(pictures)?.f_to_kind(self.kind)?;
         Ok(numbers.f_sub(&self.mean)?.f_div(&self.std)?)
     }
+}
+
+/// [n, C, h, w] with the channels of a pixel side by side in memory, as convolutions like it; what lies so already is
+/// not copied.
+pub(crate) fn channels_last(pictures: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(pictures.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
 }
 
 /// For every level, lane and tile: place of its picture among the rank's N * lanes views.

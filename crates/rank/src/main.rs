@@ -15,15 +15,18 @@ mod feed;
 mod frozen;
 mod generation;
 mod gpu_check;
+mod loader_bench;
 mod orders;
 mod pictures;
 mod records;
 mod saving;
 mod slice_buffer;
 mod snapshot;
+mod step_bench;
 mod steps;
 mod train;
 mod trial;
+mod turns;
 mod upload;
 mod weights;
 
@@ -49,6 +52,10 @@ enum Command {
     GpuCheck(gpu_check::GpuCheckArguments),
     /// What saving costs a training process.
     BenchCheckpoint(checkpoint_bench::BenchCheckpointArguments),
+    /// What a training step costs.
+    BenchStep(step_bench::StepBenchArguments),
+    /// What a picture costs until its views lie in a batch.
+    BenchLoader(loader_bench::LoaderBenchArguments),
     /// Print the engine's version and devices as JSON.
     Engine,
 }
@@ -71,6 +78,8 @@ fn main() -> ExitCode {
         Command::Golden(arguments) => gpu_check::golden(&arguments),
         Command::GpuCheck(arguments) => gpu_check::run(&arguments, &cuda),
         Command::BenchCheckpoint(arguments) => checkpoint_bench::run(&arguments),
+        Command::BenchStep(arguments) => step_bench::run(&arguments),
+        Command::BenchLoader(arguments) => loader_bench::run(&arguments),
         Command::Engine => engine::describe(&cuda),
     };
     match result {

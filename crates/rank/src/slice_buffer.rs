@@ -122,7 +122,7 @@ impl SliceBuffer {
         };
         let work: Vec<Copying<'_>> =
             deal.plan.lay_out(&mut bytes)?.into_iter().map(place).collect::<Result<_>>()?;
-        copy_all(work, copiers(), len)?;
+        copy_all(work, copiers(len))?;
         Ok(Bytes::from_owner(Loan { bytes, spare }))
     }
 
@@ -157,32 +157,29 @@ impl Copying<'_> {
 }
 
 /// Threads that copy: the training thread waits for them, and one alone does not use up the memory's bandwidth.
-fn copiers() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_COPIERS))
+fn copiers(len: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    cores.min(MAX_COPIERS).min(len / MIN_PART).max(1)
 }
 
-/// Copies `len` bytes in parts of about the same size, one a thread, the last one on this thread.
-fn copy_all(mut work: Vec<Copying<'_>>, threads: usize, len: usize) -> Result<()> {
-    let part = len.div_ceil(threads.max(1)).max(MIN_PART);
-    std::thread::scope(|scope| {
-        let mut others = Vec::new();
-        while !work.is_empty() {
-            let (mut bytes, mut count) = (0, 0);
-            while let Some(next) = work.get(count).filter(|_| bytes < part) {
-                (bytes, count) = (bytes + next.place.len(), count + 1);
-            }
-            let rest = work.split_off(count);
-            let own = std::mem::replace(&mut work, rest);
-            let run = move || own.into_iter().try_for_each(Copying::run);
-            if work.is_empty() {
-                run()?;
-            } else {
-                others.push(scope.spawn(run));
-            }
+/// Copies on so many threads, this one among them. Each takes the next tensor when it is done with one: a thread that
+/// the system does not run leaves its share to the others.
+fn copy_all(work: Vec<Copying<'_>>, threads: usize) -> Result<()> {
+    let queue = Mutex::new(work.into_iter());
+    let run = || -> Result<()> {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(next) = next else { return Ok(()) };
+            next.run()?;
         }
-        others
-            .into_iter()
-            .try_for_each(|t| t.join().unwrap_or_else(|_| bail!("a thread that copied panicked")))
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
+        let own = run();
+        others.into_iter().try_fold((), |(), other| {
+            other.join().unwrap_or_else(|_| bail!("a thread that copied panicked"))
+        })?;
+        own
     })
 }
 
@@ -255,7 +252,7 @@ mod tests {
                 let tensor = wrong.filter(|_| name == "t3").unwrap_or(&state[name]).shallow_clone();
                 Copying { name, tensor, place }
             });
-            copy_all(work.collect(), threads, len).map(|()| bytes)
+            copy_all(work.collect(), threads).map(|()| bytes)
         };
         for threads in [1, 2, 3, 100] {
             assert_eq!(copied(threads, None).unwrap(), by_hand(&state), "{threads} threads");

@@ -8,15 +8,20 @@ use mcl_train::{
 use mcl_types::{Seed, Step};
 use tch::{Device, Kind, Tensor};
 
-/// One lane, LARS, f32.
-pub(crate) fn trainer(spec: ModelSpec, device: Device, images: u32) -> Result<Trainer> {
+/// LARS, f32, `lanes` lanes in all; alone until it joins others.
+pub(crate) fn trainer(
+    spec: ModelSpec,
+    device: Device,
+    compute: ComputeMode,
+    (lanes, images): (u32, u32),
+) -> Result<Trainer> {
     let mut model = Model::new(spec, Kind::Float, device)?;
     model.initialize(Seed::new(1))?;
     let settings = TrainerSettings {
-        lanes: 1,
+        lanes,
         images_per_lane: images,
         montages: None,
-        compute: ComputeMode::Exact,
+        compute,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
     };
@@ -25,10 +30,14 @@ pub(crate) fn trainer(spec: ModelSpec, device: Device, images: u32) -> Result<Tr
 
 /// The next step, on views of its own.
 pub(crate) fn step(trainer: &mut Trainer, step: u64) -> Result<StepOutcome> {
-    let (q, k) = (random_side(trainer, 2 * step)?, random_side(trainer, 2 * step + 1)?);
-    let lane = LaneInput { q, k, notes: vec![7] };
+    let lanes = trainer.layout().lanes();
+    let lanes = lanes.map(|lane| {
+        let seed = |side: u64| 2 * (step << 16 | u64::from(lane)) + side;
+        Ok(LaneInput { q: random_side(trainer, seed(0))?, k: random_side(trainer, seed(1))?, notes: vec![7] })
+    });
+    let lanes = lanes.collect::<Result<Vec<_>>>()?;
     let rates = Rates { lr: 0.5, momentum: 0.99 };
-    let input = StepInput { step: Step::new(step), lanes: &[lane], rates, halt: Halt::No, saving: false };
+    let input = StepInput { step: Step::new(step), lanes: &lanes, rates, halt: Halt::No, saving: false };
     Ok(trainer.step(&input)?)
 }
 
@@ -40,7 +49,7 @@ fn random_side(trainer: &Trainer, seed: u64) -> Result<LaneSide> {
     for level in 0..layout.levels() {
         let side = trainer.model().spec().image_size / ModelSpec::ratio(level);
         let n = layout.images_per_lane();
-        views.push(Tensor::f_rand([n, 3, side, side], (Kind::Float, Device::Cpu))?);
+        views.push(Tensor::f_randint(256, [n, 3, side, side], (Kind::Uint8, Device::Cpu))?);
         if level > 0 {
             let tiles = usize::try_from(layout.tiles(level))?;
             let drawn = random.permutation(tiles);

@@ -246,8 +246,8 @@ impl Entry {
         match rule {
             Rule::Lars { momentum, eta } => self.lars(momentum, eta, lr, grad),
             Rule::Sgd { momentum } => {
-                let d = grad.f_add(&self.param.f_mul_scalar(self.decay)?)?;
-                let buffer = self.blend(momentum, d)?;
+                let whole = grad.f_new_ones([], (grad.kind(), grad.device()))?;
+                let buffer = self.blend(momentum, grad, &whole)?;
                 let _ = self.param.f_sub_(&buffer.f_mul_scalar(lr)?)?;
                 Ok(())
             }
@@ -258,26 +258,30 @@ impl Entry {
     /// `d = (g + wd p) * (eta |p| / (|g| + wd |p|)) * lr; buf = momentum buf + d; p -= buf`. Where both
     /// norms are zero the original divides by zero; here nothing moves.
     fn lars(&mut self, momentum: f64, eta: f64, lr: f64, grad: &Tensor) -> Result<(), TrainError> {
-        let mut d = grad.f_add(&self.param.f_mul_scalar(self.decay)?)?;
-        if self.adapt {
+        let ratio = if self.adapt {
             let p_norm = self.param.f_norm()?;
             let below = grad.f_norm()?.f_add(&p_norm.f_mul_scalar(self.decay)?)?;
             let ratio = p_norm.f_mul_scalar(eta)?.f_div(&below)?.f_mul_scalar(lr)?;
-            let ratio = ratio.f_where_self(&below.f_gt(0.0)?, &ratio.f_zeros_like()?)?;
-            d = d.f_mul(&ratio)?;
+            ratio.f_where_self(&below.f_gt(0.0)?, &ratio.f_zeros_like()?)?
         } else {
-            d = d.f_mul_scalar(lr)?;
-        }
-        let buffer = self.blend(momentum, d)?;
+            grad.f_new_full([], lr, (grad.kind(), grad.device()))?
+        };
+        let buffer = self.blend(momentum, grad, &ratio)?;
         let _ = self.param.f_sub_(&buffer)?;
         Ok(())
     }
 
-    /// The momentum buffer with `d` in it.
-    fn blend(&mut self, momentum: f64, d: Tensor) -> Result<Tensor, TrainError> {
-        let Some(moments) = &mut self.moments else { return Ok(d) };
-        let _ = moments.first.f_mul_scalar_(momentum)?.f_add_(&d)?;
-        Ok(moments.first.shallow_clone())
+    /// `buf = momentum buf + (g + wd p) ratio`, in the buffer's own memory: what an update costs on a CPU is how often it
+    /// goes through memory. `ratio` is one number on the device.
+    fn blend(&mut self, momentum: f64, grad: &Tensor, ratio: &Tensor) -> Result<Tensor, TrainError> {
+        let Some(Moments { first, .. }) = &mut self.moments else {
+            return Err(TrainError::State("momentum without its buffer".to_owned()));
+        };
+        let _ = first.f_mul_scalar_(momentum)?.f_addcmul_(grad, ratio)?;
+        if self.decay != 0.0 {
+            let _ = first.f_addcmul_(&self.param, &ratio.f_mul_scalar(self.decay)?)?;
+        }
+        Ok(first.shallow_clone())
     }
 
     fn adamw(

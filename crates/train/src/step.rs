@@ -135,7 +135,7 @@ impl Trainer {
         let (started, waited_before) = (Instant::now(), waited());
         self.activity.set(Doing::Forward, Some(input.step));
         mcl_failpoint::pass(Failpoint::Forward);
-        self.zero_grads()?;
+        self.clear_grads()?;
         let staged = self.model.stage_buffers()?;
         if let Some(reducer) = &self.reducer {
             reducer.prepare_forward()?;
@@ -333,10 +333,7 @@ impl Trainer {
         mcl_failpoint::pass(Failpoint::MidUpdate);
         no_grad(|| -> Result<(), TrainError> {
             for pair in self.model.momentum_pairs() {
-                let mut key = pair.key.shallow_clone();
-                let _ = key
-                    .f_mul_scalar_(rates.momentum)?
-                    .f_add_(&pair.query.f_mul_scalar(1.0 - rates.momentum)?)?;
+                let _ = pair.key.shallow_clone().f_lerp_(pair.query, 1.0 - rates.momentum)?;
             }
             Ok(())
         })?;

@@ -6,7 +6,7 @@
 use crate::activity::Activity;
 use crate::digest::{digest_of, disagreement};
 use crate::{Optimizer, OptimizerSettings, TrainError};
-use mcl_collective::{Group, Membership, Reducer, on_gradient, ready_order};
+use mcl_collective::{Group, Membership, Reducer, drop_gradient, on_gradient, ready_order};
 use mcl_failpoint::Failpoint;
 use mcl_model::{BufferSet, ComputeMode, LocalBatchNorm, Model, Normalization, Pass, PyramidLayout};
 use mcl_types::{Digest, FencingToken, LaneLayout, Rank, Seed, Step};
@@ -262,7 +262,7 @@ impl Trainer {
             self.model.trainable().into_iter().map(|(_, p)| p.shallow_clone()).collect();
         let nobody = Membership { token: FencingToken::default(), rank: Rank::new(0), world: 1 };
         let order = ready_order(&total, &params, nobody)?;
-        self.zero_grads()?;
+        self.clear_grads()?;
         Ok(order)
     }
 
@@ -283,8 +283,14 @@ impl Trainer {
         }
     }
 
-    pub(crate) fn zero_grads(&self) -> Result<(), TrainError> {
+    /// Before a step: gradients of zero where a Reducer keeps them in its buckets, else none, which saves adding to
+    /// zeros.
+    pub(crate) fn clear_grads(&self) -> Result<(), TrainError> {
         for (_, param) in self.model.trainable() {
+            if self.reducer.is_none() {
+                drop_gradient(param)?;
+                continue;
+            }
             let mut grad = param.grad();
             if grad.defined() {
                 let _ = no_grad(|| grad.f_zero_())?;

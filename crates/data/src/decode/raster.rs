@@ -1,6 +1,6 @@
 //! Everything but JPEG, through the `image` crate.
 
-use super::{DecodeError, Format, Limits};
+use super::{DecodeError, Format, Limits, webp};
 use crate::picture::Picture;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use std::io::Cursor;
@@ -32,6 +32,9 @@ pub(super) fn decode_into(
         Format::Tiff => ImageFormat::Tiff,
         Format::Jpeg => ImageFormat::Jpeg,
     };
+    if format == Format::Webp {
+        webp::check(bytes, limits)?;
+    }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), kind);
     let mut allowed = image::Limits::no_limits();
     allowed.max_alloc = Some(limits.max_pixels.saturating_mul(8).saturating_add(SPARE_BYTES));

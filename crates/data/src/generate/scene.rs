@@ -38,8 +38,8 @@ pub struct DrawnObject {
 /// What to draw.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
-    /// Edge of the picture.
-    pub(super) size: u32,
+    /// Width and height of the picture.
+    pub(super) size: (u32, u32),
     /// Least and largest number of objects.
     pub(super) objects: (u32, u32),
     /// Least and largest diameter of an object.
@@ -82,27 +82,27 @@ struct Ground {
 }
 
 impl Ground {
-    fn draw(random: &mut SplitMix64, size: f64) -> Self {
+    fn draw(random: &mut SplitMix64, (width, height): (f64, f64)) -> Self {
         let colour = colour(random);
-        let slope = (random.range(-40.0, 40.0) / size, random.range(-40.0, 40.0) / size);
+        let slope = (random.range(-40.0, 40.0) / width, random.range(-40.0, 40.0) / height);
         let tint = [0; 3].map(|_| random.range(0.6, 1.4));
         let blotches = (0..random.below(4)).map(|_| {
-            let (x, y) = (random.range(0.0, size), random.range(0.0, size));
-            (x, y, random.range(0.03, 0.14) * size, random.range(-BLEMISH, BLEMISH))
+            let (x, y) = (random.range(0.0, width), random.range(0.0, height));
+            (x, y, random.range(0.03, 0.14) * width.min(height), random.range(-BLEMISH, BLEMISH))
         });
         let blotches = blotches.collect();
         let strokes = (0..random.below(3)).map(|_| {
             let a = random.range(0.0, std::f64::consts::TAU);
             let (sin, cos) = (libm::sin(a), libm::cos(a));
-            let through = sin * random.range(0.0, size) + cos * random.range(0.0, size);
+            let through = sin * random.range(0.0, width) + cos * random.range(0.0, height);
             (sin, cos, through, random.range(0.6, 2.5), random.range(-BLEMISH, BLEMISH))
         });
         let strokes = strokes.collect();
         Self { colour, slope, tint, blotches, strokes }
     }
 
-    fn at(&self, x: f64, y: f64, size: f64) -> [f64; 3] {
-        let mut light = self.slope.0 * (x - size / 2.0) + self.slope.1 * (y - size / 2.0);
+    fn at(&self, x: f64, y: f64, (width, height): (f64, f64)) -> [f64; 3] {
+        let mut light = self.slope.0 * (x - width / 2.0) + self.slope.1 * (y - height / 2.0);
         for (bx, by, radius, strength) in &self.blotches {
             let (dx, dy) = (x - bx, y - by);
             if dx * dx + dy * dy < radius * radius {
@@ -120,16 +120,16 @@ impl Ground {
 
 /// Draws a picture.
 pub(super) fn draw(random: &mut SplitMix64, plan: Plan) -> Drawn {
-    let size = f64::from(plan.size);
+    let size = (f64::from(plan.size.0), f64::from(plan.size.1));
     let ground = Ground::draw(random, size);
     let wanted = plan.objects.0 + below(random, plan.objects.1 - plan.objects.0 + 1);
     let objects = place(random, plan, wanted, ground.colour);
     let noise = random.range(NOISE.0, NOISE.1);
-    let mut picture = Picture::black(plan.size, plan.size);
+    let mut picture = Picture::black(plan.size.0, plan.size.1);
     let mut boxes: Vec<Option<[u32; 4]>> = vec![None; objects.len()];
     let mut near: Vec<usize> = Vec::new();
-    for y in 0..plan.size {
-        for x in 0..plan.size {
+    for y in 0..plan.size.1 {
+        for x in 0..plan.size.0 {
             let base = ground.at(f64::from(x) + 0.5, f64::from(y) + 0.5, size);
             near.clear();
             near.extend((0..objects.len()).filter(|o| objects[*o].is_near(x, y)));
@@ -175,14 +175,14 @@ fn pixel(objects: &[Object], near: &[usize], x: u32, y: u32, base: [f64; 3]) -> 
 
 /// Objects whose circles do not overlap much, each inside the picture.
 fn place(random: &mut SplitMix64, plan: Plan, wanted: u32, ground: [f64; 3]) -> Vec<Object> {
-    let size = f64::from(plan.size);
+    let (width, height) = (f64::from(plan.size.0), f64::from(plan.size.1));
     let mut taken: Vec<(f64, f64, f64)> = Vec::new();
     let mut objects = Vec::new();
     for _ in 0..wanted {
         for _ in 0..60 {
             let radius = random.range(f64::from(plan.diameter.0), f64::from(plan.diameter.1)) / 2.0;
-            let radius = radius.min(size / 2.0 - 1.0);
-            let (x, y) = (random.range(radius, size - radius), random.range(radius, size - radius));
+            let radius = radius.min(width.min(height) / 2.0 - 1.0);
+            let (x, y) = (random.range(radius, width - radius), random.range(radius, height - radius));
             let free = taken.iter().all(|(ox, oy, or)| {
                 let (dx, dy, least) = (x - ox, y - oy, 0.92 * (radius + or));
                 dx * dx + dy * dy >= least * least

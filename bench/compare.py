@@ -1,0 +1,309 @@
+"""Measures mcl beside its peers, by turns on one machine, and writes ratios with their spread; `make bench` calls it.
+
+Both programs are started, warmed up and then take single turns: ours, peer, ours, peer. A pair's ratio is the peer's cost
+over ours; the figure is the median of the pairs. Nothing else should run on the machine.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+# Multiply-adds of one official step at 96 pixels and 16 pictures, in 1e9: the method's own cost table.
+OFFICIAL_GMAC = {50: 558.0, 18: 475.2}
+STEP = ["--image-size", "96", "--images", "16"]
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--binaries", type=Path, default=ROOT / "target/release")
+parser.add_argument("--out", type=Path, help="Markdown file; default docs/results/bench-<host kind>.md")
+parser.add_argument("--pairs", type=int, default=7)
+parser.add_argument("--only", help="comma-separated: loader, step, ranks, run; default all")
+a = parser.parse_args()
+
+
+class Program:
+    """A process that takes a turn for each line that it is given."""
+
+    def __init__(self, command, environment=None):
+        self.command = [str(part) for part in command]
+        own = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own
+        )
+
+    def ready(self):
+        self.answer()
+        return self
+
+    def go(self):
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{' '.join(self.command)} ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def turn(self):
+        self.go()
+        return self.answer()
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def ours(*arguments):
+    return [a.binaries / "mcl", "bench", *arguments, "--paced"]
+
+
+def peer(program, *arguments):
+    return [sys.executable, HERE / "peers" / f"{program}.py", *arguments]
+
+
+def spread(values):
+    return statistics.median(values), min(values), max(values)
+
+
+def side_by_side(name, unit, our_command, peer_command, measure="cpu_s", scale=1e3):
+    """One row: costs of both and the pairs' ratios."""
+    mine, theirs = Program(our_command).ready(), Program(peer_command).ready()
+    pairs = [(mine.turn()[measure], theirs.turn()[measure]) for _ in range(a.pairs)]
+    mine.end(), theirs.end()
+    row = {
+        "name": name,
+        "unit": unit,
+        "ours": spread([o * scale for o, _ in pairs]),
+        "peer": spread([p * scale for _, p in pairs]),
+        "ratio": spread([p / o for o, p in pairs]),
+    }
+    report(row)
+    return row
+
+
+def report(row):
+    (m, low, high), ratio = row["ours"], row["ratio"]
+    print(
+        f"{row['name']:<58} ours {m:9.2f} ({low:.2f}-{high:.2f}) peer {row['peer'][0]:9.2f} {row['unit']:<14}"
+        f" ratio {ratio[0]:6.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})",
+        flush=True,
+    )
+
+
+def loader(folder):
+    pictures, small = folder / "pictures", folder / "pre-shrunk"
+    mcl = a.binaries / "mcl"
+    generate = ["data", "generate", "scenes", "--count", "400", "--size", "500x375", "--out", pictures]
+    subprocess.run([mcl, *generate], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([mcl, "data", "pack", pictures, "--out", small, "--short-side", "256"], check=True, stdout=subprocess.DEVNULL)
+    sizes = [file.stat().st_size for file in pictures.rglob("*.jpg")]
+    print(f"loader: {len(sizes)} JPEGs of 500x375, {statistics.mean(sizes) / 1e3:.0f} kB on average")
+    theirs = peer("loader", pictures, "--count", "40")
+    rows = []
+    for name, source, views in (
+        ("loader, exact views", pictures, "exact"),
+        ("loader, level views", pictures, "level"),
+        ("loader, level views, pre-shrunk shards", small, "level"),
+    ):
+        mine = ours("loader", source, "--views", views, "--count", "200")
+        rows.append(side_by_side(f"{name} against PIL + torchvision", "ms a picture", mine, theirs))
+    return rows
+
+
+def check_peer(depth):
+    """The peer does the whole official graph: its multiply-adds are those of the method's cost table."""
+    out = subprocess.run(peer("step", "--flops", "--depth", str(depth), *STEP), check=True, capture_output=True, text=True)
+    found = json.loads(out.stdout)["gmac"]
+    if abs(found / OFFICIAL_GMAC[depth] - 1) > 0.01:
+        sys.exit(f"the peer's R{depth} step has {found:.1f} GMAC, expected {OFFICIAL_GMAC[depth]}")
+
+
+def steps(_folder):
+    rows = []
+    for depth in (18, 50):
+        check_peer(depth)
+        for compute in ("official", "exact", "selective"):
+            size = ["--depth", str(depth), *STEP]
+            mine = ours("step", *size, "--compute", compute)
+            rows.append(side_by_side(f"R{depth} step, {compute}, against eager official graph", "ms CPU", mine, peer("step", *size)))
+    return rows
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def overhead(alone, together):
+    """Wall time of a step of two ranks over that of two processes that do as much and do not talk, less 1."""
+    pairs = [Program(alone()), Program(alone())]
+    for program in pairs:
+        program.ready()
+    port = free_port()
+    ranks = [Program(together(rank, port)) for rank in range(2)]
+    ranks[0].ready()
+    results = []
+    for _ in range(a.pairs):
+        for program in pairs:
+            program.go()
+        single = statistics.mean(program.answer()["wall_s"] for program in pairs)
+        results.append((single, ranks[0].turn()["wall_s"]))
+    for program in (*pairs, *ranks):
+        program.end()
+    return results
+
+
+def two_ranks(_folder):
+    size = ["--depth", "18", *STEP]
+    rank = lambda rank, port: ["--rank", str(rank), "--world", "2"]
+    rows = []
+    theirs = overhead(
+        lambda: peer("step", *size),
+        lambda r, port: peer("step", *size, *rank(r, port), "--store", f"127.0.0.1:{port}"),
+    )
+    for compute, norm in (("official", "lane"), ("exact", "lane"), ("exact", "sync"), ("selective", "sync")):
+        chosen = [*size, "--compute", compute, "--norm", norm]
+        mine = overhead(
+            lambda: ours("step", *chosen),
+            lambda r, port: ours("step", *chosen, *rank(r, port), "--port", port),
+        )
+        share = lambda results: [100 * (two / one - 1) for one, two in results]
+        seconds = lambda results: statistics.median(two - one for one, two in results)
+        row = {
+            "name": f"two ranks, R18, {compute}, norm {norm}, against DDP over Gloo",
+            "unit": "% of a step",
+            "ours": spread(share(mine)),
+            "peer": spread(share(theirs)),
+            "ratio": spread([o / max(p, 1e-9) for o, p in zip(share(mine), share(theirs))]),
+        }
+        row["ratio"] = (row["ours"][0] / max(row["peer"][0], 1e-9), *row["ratio"][1:])
+        row["seconds"] = (seconds(mine), seconds(theirs))
+        report(row)
+        rows.append(row)
+    return rows
+
+
+JOB = """
+[data]
+source = "{pictures}"
+views = "level"
+[model]
+depth = 18
+width = 16
+image_size = 64
+fpn_channels = 64
+projector_convs = 1
+projector_hidden = 256
+embedding = 64
+predictor_hidden = 256
+[method]
+compute = "selective"
+levels = [1, 2, 4]
+level_weights = [0.5, 0.25, 0.25]
+[batch]
+images_per_lane = 8
+[train]
+steps = {steps}
+[optimizer]
+lr = 0.5
+warmup_steps = 10
+"""
+
+
+def rank_memory(run, steps):
+    """Resident bytes of the rank process when the given steps are committed, and when the first one was."""
+    found, first, begun = {}, None, time.monotonic()
+    while len(found) < len(steps):
+        if run.poll() is not None:
+            sys.exit(f"mcl run ended with {run.returncode}: {run.stderr.read()}")
+        metrics = run.folder / "metrics.jsonl"
+        done = sum(1 for _ in metrics.open()) if metrics.exists() else 0
+        if done and first is None:
+            first = time.monotonic() - begun
+        for step in steps:
+            if done >= step and step not in found:
+                out = subprocess.run(["pgrep", "-g", str(run.pid), "-x", "mcl-rank"], capture_output=True, text=True)
+                pid = out.stdout.split()[0] if out.stdout.split() else None
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) if pid else 0
+                found[step] = pages * os.sysconf("SC_PAGE_SIZE")
+        time.sleep(0.01)
+    return first, found
+
+
+def run(folder):
+    mcl = a.binaries / "mcl"
+    subprocess.run([mcl, "data", "generate", "objects", "--count", "256", "--out", folder / "objects"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([mcl, "data", "pack", folder / "objects", "--out", folder / "shards"], check=True, stdout=subprocess.DEVNULL)
+    rows, firsts = [], []
+    for turn in range(3):
+        job = folder / f"job-{turn}.toml"
+        job.write_text(JOB.format(pictures=folder / "shards", steps=1002 if turn == 0 else 3))
+        command = [mcl, "run", job, "--workers", "1", "--run-dir", folder / f"run-{turn}"]
+        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process.folder = folder / f"run-{turn}"
+        first, memory = rank_memory(process, [50, 1000] if turn == 0 else [1])
+        firsts.append(first)
+        if turn == 0:
+            rows.append(("memory of a rank, 1,000 steps over 50", f"{memory[1000] / memory[50]:.3f} ({memory[50] / 1e6:.0f} -> {memory[1000] / 1e6:.0f} MB)"))
+        process.wait(timeout=120)
+    rows.insert(0, ("first step committed after `mcl run`, R18 at 64 px", "{:.2f} s ({:.2f} to {:.2f})".format(*spread(firsts))))
+    for name, value in rows:
+        print(f"{name:<58} {value}")
+    return rows
+
+
+def write(path, sections, plain):
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    import torch, torchvision, PIL
+
+    lines = [
+        f"# mcl beside its peers, {datetime.date.today()}",
+        "",
+        f"`make bench` (`bench/compare.py --pairs {a.pairs}`), commit {commit}; {os.cpu_count()} cores, {model}; load before it",
+        f"{os.getloadavg()[2]:.1f}. Peers (`bench/peers/`): PyTorch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}.",
+        f"By turns in one run, {a.pairs} pairs; median (from to). Ratio: the peer's cost over ours, of each pair.",
+        "",
+        "| figure | unit | ours | peer | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    cell = lambda s: f"{s[0]:.2f} ({s[1]:.2f} to {s[2]:.2f})"
+    for row in sections:
+        lines.append(f"| {row['name']} | {row['unit']} | {cell(row['ours'])} | {cell(row['peer'])} | **{row['ratio'][0]:.2f}** ({row['ratio'][1]:.2f} to {row['ratio'][2]:.2f}) |")
+    if plain:
+        lines += ["", "| figure | |", "|---|---|", *(f"| {name} | {value} |" for name, value in plain)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    print(f"written to {path}")
+
+
+def main():
+    wanted = (a.only or "loader,step,ranks,run").split(",")
+    work = Path(tempfile.mkdtemp(prefix="mcl-bench-"))
+    sections, plain = [], []
+    try:
+        for name, measure in (("loader", loader), ("step", steps), ("ranks", two_ranks)):
+            if name in wanted:
+                sections += measure(work)
+        if "run" in wanted:
+            plain = run(work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    kind = f"cpu-{os.cpu_count()}-cores"
+    write(a.out or ROOT / f"docs/results/bench-{kind}.md", sections, plain)
+
+
+main()
