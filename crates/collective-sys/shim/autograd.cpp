@@ -10,16 +10,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
-std::vector<int64_t> all_but_channels(const at::Tensor& x) {
-  std::vector<int64_t> dims;
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    if (d != 1) {
-      dims.push_back(d);
-    }
-  }
-  return dims;
-}
-
 at::Tensor per_channel(const at::Tensor& v, const at::Tensor& x) {
   std::vector<int64_t> shape(x.dim(), 1);
   shape[1] = v.numel();
@@ -34,10 +24,10 @@ c10::intrusive_ptr<c10d::ProcessGroup> group_of(const c10::IValue& value) {
   return c10::static_intrusive_pointer_cast<c10d::ProcessGroup>(value.toCapsule());
 }
 
-// Batch norm whose statistics are those of all ranks' rows together. Ranks may hold different numbers
-// of rows. Each rank's (mean, sum of squared deviations, count) is gathered and combined in rank order
-// by every rank alike (Chan et al. 1979), so that all hold the same bits and nothing cancels.
-struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
+// Batch norm whose statistics are those of all ranks' rows together; of this process's alone without a group. Ranks may
+// hold different numbers of rows. Each rank's (mean, sum of squared deviations, count) is gathered and combined in rank
+// order by every rank alike (Chan et al. 1979), so that all hold the same bits and nothing cancels.
+struct BatchNorm : torch::autograd::Function<BatchNorm> {
   static at::Tensor forward(
       AutogradContext* ctx,
       const at::Tensor& x,
@@ -49,22 +39,26 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
       double eps,
       const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
     const int64_t channels = x.size(1);
-    const int64_t world = group->getSize();
     const auto stat_type = at::toOpMathType(x.scalar_type());
-    const auto dims = all_but_channels(x);
     const double rows = static_cast<double>(x.numel() / channels);
-    auto [var, mean] = at::var_mean(x.to(stat_type), dims, /*correction=*/0);
-    auto mine = at::cat({mean, var * rows, at::full({1}, rows, mean.options())});
-    auto all = at::empty({world * mine.numel()}, mine.options());
-    mcl_wait(group->_allgather_base(all, mine), mine.is_cpu());
-    all = all.view({world, 2 * channels + 1});
-
-    auto counts = all.select(1, 2 * channels).unsqueeze(1);
-    auto means = all.narrow(1, 0, channels);
-    auto count = counts.sum();
-    auto total_mean = (means * counts).sum(0) / count;
-    auto deviation = means - total_mean;
-    auto total_m2 = (all.narrow(1, channels, channels) + deviation * deviation * counts).sum(0);
+    // One pass over memory, where var_mean takes ten times as long; the variance is the biased one.
+    auto [mean, var] = at::batch_norm_update_stats(x.to(stat_type), std::nullopt, std::nullopt, momentum);
+    auto count = at::full({1}, rows, mean.options());
+    auto total_mean = mean;
+    auto total_m2 = var * rows;
+    if (group) {
+      const int64_t world = group->getSize();
+      auto mine = at::cat({mean, total_m2, count});
+      auto all = at::empty({world * mine.numel()}, mine.options());
+      mcl_wait(group->_allgather_base(all, mine), mine.is_cpu());
+      all = all.view({world, 2 * channels + 1});
+      auto counts = all.select(1, 2 * channels).unsqueeze(1);
+      auto means = all.narrow(1, 0, channels);
+      count = counts.sum();
+      total_mean = (means * counts).sum(0) / count;
+      auto deviation = means - total_mean;
+      total_m2 = (all.narrow(1, channels, channels) + deviation * deviation * counts).sum(0);
+    }
     auto total_var = total_m2 / count;
     running_mean.mul_(1 - momentum).add_(total_mean.to(running_mean.scalar_type()), momentum);
     running_var.mul_(1 - momentum).add_((total_m2 / (count - 1)).to(running_var.scalar_type()), momentum);
@@ -74,7 +68,9 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
         x, weight, bias, total_mean, total_var, /*training=*/false, momentum, eps));
     ctx->save_for_backward({x, weight.value_or(at::Tensor()), total_mean, total_var, count});
     ctx->saved_data["eps"] = eps;
-    ctx->saved_data["group"] = c10::IValue::make_capsule(group);
+    if (group) {
+      ctx->saved_data["group"] = c10::IValue::make_capsule(group);
+    }
     return y;
   }
 
@@ -84,7 +80,6 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
     const auto& mean = saved[2];
     const auto& var = saved[3];
     const double eps = ctx->saved_data["eps"].toDouble();
-    auto group = group_of(ctx->saved_data["group"]);
     const bool affine = saved[1].defined();
     auto weight = affine ? saved[1] : at::ones_like(mean);
     auto dy = grads[0].contiguous(x.suggest_memory_format());
@@ -94,11 +89,15 @@ struct SyncBatchNorm : torch::autograd::Function<SyncBatchNorm> {
         dy, x, weight, mean, var, std::nullopt, std::nullopt, /*train=*/false, eps, {false, true, true});
     auto d_weight = std::get<1>(sums);
     auto d_bias = std::get<2>(sums);
-    // One gather and a sum in rank order: for so few numbers half the round trips of an all-reduce.
-    auto mine = at::cat({d_weight, d_bias}).to(mean.scalar_type());
-    auto all = at::empty({group->getSize() * mine.numel()}, mine.options());
-    mcl_wait(group->_allgather_base(all, mine), mine.is_cpu());
-    auto total = all.view({group->getSize(), mine.numel()}).sum(0) / saved[4];
+    auto total = at::cat({d_weight, d_bias}).to(mean.scalar_type());
+    if (auto found = ctx->saved_data.find("group"); found != ctx->saved_data.end()) {
+      // One gather and a sum in rank order: for so few numbers half the round trips of an all-reduce.
+      auto group = group_of(found->second);
+      auto all = at::empty({group->getSize() * total.numel()}, total.options());
+      mcl_wait(group->_allgather_base(all, total), total.is_cpu());
+      total = all.view({group->getSize(), total.numel()}).sum(0);
+    }
+    total = total / saved[4];
     auto mean_dy_xhat = total.narrow(0, 0, mean.numel());
     auto mean_dy = total.narrow(0, mean.numel(), mean.numel());
 
@@ -155,8 +154,9 @@ std::vector<at::Tensor> collect(at::Tensor* const* tensors, int n) {
 
 extern "C" {
 
-// weight and bias may be null (no affine part). Updates the running statistics in place.
-int mcl_sync_batch_norm(
+// group may be null (this process's rows alone); weight and bias may be null (no affine part). Updates the running
+// statistics in place.
+int mcl_batch_norm(
     const MclGroup* group,
     at::Tensor* x,
     at::Tensor* weight,
@@ -167,8 +167,8 @@ int mcl_sync_batch_norm(
     double eps,
     at::Tensor** out) {
   MCL_GUARD({
-    *out = new at::Tensor(SyncBatchNorm::apply(
-        *x, given(weight), given(bias), *running_mean, *running_var, momentum, eps, group->group));
+    *out = new at::Tensor(BatchNorm::apply(
+        *x, given(weight), given(bias), *running_mean, *running_var, momentum, eps, group ? group->group : nullptr));
   })
 }
 

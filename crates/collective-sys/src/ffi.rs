@@ -78,7 +78,7 @@ unsafe extern "C" {
     pub fn mcl_work_is_completed(work: *const MclWork) -> c_int;
     pub fn mcl_work_free(work: *mut MclWork);
 
-    pub fn mcl_sync_batch_norm(
+    pub fn mcl_batch_norm(
         group: *const MclGroup,
         x: *mut C_tensor,
         weight: *mut C_tensor,

@@ -4,7 +4,7 @@ use crate::ffi;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::net::TcpListener;
 use std::os::fd::{IntoRawFd, RawFd};
-use std::ptr::{NonNull, null_mut};
+use std::ptr::{NonNull, null, null_mut};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
@@ -429,13 +429,13 @@ pub fn ready_order(loss: &Tensor, params: &[Tensor]) -> Result<Vec<usize>, Engin
     Ok(order.into_iter().filter_map(|i| usize::try_from(i).ok()).collect())
 }
 
-/// Batch norm over all ranks' rows: `[n, C]` or `[n, C, h, w]`, any n a rank; running statistics are
-/// updated in place (unbiased variance of the global count).
+/// Batch norm over all ranks' rows, or this process's alone without a group: `[n, C]` or `[n, C, h, w]`, any n a rank;
+/// running statistics are updated in place (unbiased variance of the global count).
 ///
 /// # Errors
 /// When a peer is gone or shapes do not fit.
-pub fn sync_batch_norm(
-    group: &Group,
+pub fn batch_norm(
+    group: Option<&Group>,
     x: &Tensor,
     weight: Option<&Tensor>,
     bias: Option<&Tensor>,
@@ -448,8 +448,8 @@ pub fn sync_batch_norm(
     let mut out = null_mut();
     // SAFETY: all tensors are live; the autograd node keeps an owning pointer to the group.
     check(unsafe {
-        ffi::mcl_sync_batch_norm(
-            group.0.as_ptr(),
+        ffi::mcl_batch_norm(
+            group.map_or(null(), |group| group.0.as_ptr().cast_const()),
             raw(x),
             optional(weight),
             optional(bias),

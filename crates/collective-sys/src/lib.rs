@@ -16,7 +16,7 @@ mod sockets;
 pub use cuda::{CudaError, load_cuda, load_nccl};
 pub use exit::exit_at_once;
 pub use handles::{
-    EngineError, Group, NcclFactory, ReduceOp, Reducer, Store, Work, backward, drop_gradient, gloo_sizes,
-    on_gradient, ready_order, sync_batch_norm, waited,
+    EngineError, Group, NcclFactory, ReduceOp, Reducer, Store, Work, backward, batch_norm, drop_gradient,
+    gloo_sizes, on_gradient, ready_order, waited,
 };
 pub use sockets::SocketBaseline;

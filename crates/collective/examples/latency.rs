@@ -53,7 +53,7 @@ fn main() {
         let (m, v) =
             (Tensor::zeros([c], (Kind::Float, Device::Cpu)), Tensor::ones([c], (Kind::Float, Device::Cpu)));
         time("sync norm", &|| {
-            let _ = group.sync_batch_norm(&x, None, None, &m, &v, 0.1, 1e-5).unwrap();
+            let _ = mcl_collective::batch_norm(Some(&group), &x, None, None, &m, &v, 0.1, 1e-5).unwrap();
         });
     }
     for mut child in children {

@@ -112,6 +112,13 @@ pub struct Membership {
     pub world: u32,
 }
 
+impl Membership {
+    /// Of a process without a group.
+    pub fn alone() -> Self {
+        Self { token: FencingToken::default(), rank: Rank::new(0), world: 1 }
+    }
+}
+
 impl std::fmt::Display for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} of {} in {}", self.rank, self.world, self.token.generation)
@@ -246,24 +253,26 @@ impl Group {
         self.wait(collective, self.inner.all_gather(&output, &input))?;
         output.f_view(shape.as_slice()).map_err(tensor)
     }
+}
 
-    /// Batch norm over the rows of all ranks; see [`sys::sync_batch_norm`].
-    ///
-    /// # Errors
-    /// When a peer is lost or shapes do not fit.
-    pub fn sync_batch_norm(
-        &self,
-        x: &Tensor,
-        weight: Option<&Tensor>,
-        bias: Option<&Tensor>,
-        running_mean: &Tensor,
-        running_var: &Tensor,
-        momentum: f64,
-        eps: f64,
-    ) -> Result<Tensor, CollectiveError> {
-        sys::sync_batch_norm(&self.inner, x, weight, bias, running_mean, running_var, momentum, eps)
-            .map_err(|e| told("synchronised batch norm", self.membership, e))
-    }
+/// Batch norm over the rows of all ranks of a group, or of this process alone; see [`sys::batch_norm`].
+///
+/// # Errors
+/// When a peer is lost or shapes do not fit.
+pub fn batch_norm(
+    group: Option<&Group>,
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+    running_mean: &Tensor,
+    running_var: &Tensor,
+    momentum: f64,
+    eps: f64,
+) -> Result<Tensor, CollectiveError> {
+    let inner = group.map(|group| &*group.inner);
+    let membership = group.map_or_else(Membership::alone, Group::membership);
+    sys::batch_norm(inner, x, weight, bias, running_mean, running_var, momentum, eps)
+        .map_err(|e| told("batch norm", membership, e))
 }
 
 fn c_number(n: u32) -> i32 {

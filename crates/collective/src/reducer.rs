@@ -2,7 +2,6 @@
 
 use crate::group::{CollectiveError, Group, Membership, told};
 use mcl_collective_sys as sys;
-use mcl_types::{FencingToken, Rank};
 use tch::Tensor;
 
 /// Bytes of gradients a bucket holds before its all-reduce starts; PyTorch's own default.
@@ -69,8 +68,7 @@ pub fn backward(loss: &Tensor, membership: Membership) -> Result<(), CollectiveE
 /// # Errors
 /// When `param` is no leaf of a graph.
 pub fn on_gradient(param: &Tensor, call: extern "C" fn()) -> Result<(), CollectiveError> {
-    let nobody = Membership { token: FencingToken::default(), rank: Rank::new(0), world: 1 };
-    sys::on_gradient(param, call).map_err(|e| told("gradient hook", nobody, e))
+    sys::on_gradient(param, call).map_err(|e| told("gradient hook", Membership::alone(), e))
 }
 
 /// `param` has no gradient from now on, until the next backward pass gives it one.
@@ -78,8 +76,7 @@ pub fn on_gradient(param: &Tensor, call: extern "C" fn()) -> Result<(), Collecti
 /// # Errors
 /// When the engine refuses.
 pub fn drop_gradient(param: &Tensor) -> Result<(), CollectiveError> {
-    let nobody = Membership { token: FencingToken::default(), rank: Rank::new(0), world: 1 };
-    sys::drop_gradient(param).map_err(|e| told("gradient", nobody, e))
+    sys::drop_gradient(param).map_err(|e| told("gradient", Membership::alone(), e))
 }
 
 /// Runs backward from `loss` and answers the indices of those `params` that got a gradient, in the order in

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use mcl_collective::{
-    CollectiveError, Group, Lifeline, Membership, ReduceOp, Reducer, Store, backward, ready_order, waited,
+    CollectiveError, Group, Lifeline, Membership, ReduceOp, Reducer, Store, backward, batch_norm,
+    ready_order, waited,
 };
 use mcl_types::{FencingToken, Generation, Rank, Term};
 use std::process::{Child, Command, Stdio};
@@ -97,7 +98,7 @@ fn synchronised_norm_equals_norm_of_the_whole_batch_with_uneven_rows() {
                 let (mean, var) = (Tensor::zeros([3], F64), Tensor::ones([3], F64));
                 let (w, b) = if affine { (Some(w), Some(b)) } else { (None, None) };
                 let y = match group {
-                    Some(g) => g.sync_batch_norm(x, w, b, &mean, &var, 0.1, 1e-5).unwrap(),
+                    Some(g) => batch_norm(Some(g), x, w, b, &mean, &var, 0.1, 1e-5).unwrap(),
                     None => Tensor::batch_norm(x, w, b, Some(&mean), Some(&var), true, 0.1, 1e-5, false),
                 };
                 (y, mean, var)

@@ -96,7 +96,7 @@ pub(crate) fn shrink_to(picture: &Picture, short_side: u32) -> Option<Picture> {
         return None;
     }
     let scaled = |edge: u32| {
-        let rounded = (u64::from(edge) * u64::from(short_side) * 2 / u64::from(shorter) + 1) / 2;
+        let rounded = (u64::from(edge) * u64::from(short_side) * 2 / u64::from(shorter)).div_ceil(2);
         u32::try_from(rounded).unwrap_or(u32::MAX)
     };
     let (to_width, to_height) = (scaled(width), scaled(height));

@@ -42,6 +42,17 @@ pub trait BatchNormalizer {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LocalBatchNorm;
 
+impl LocalBatchNorm {
+    /// Whether a batch has a variance: an operator would answer with NaN in the running one.
+    ///
+    /// # Errors
+    /// When there are fewer than two values a channel.
+    pub fn check(x: &Tensor) -> Result<(), ModelError> {
+        let values = x.size().iter().enumerate().filter(|(d, _)| *d != 1).map(|(_, s)| s).product();
+        if values < 2 { Err(ModelError::TooFewValues { values }) } else { Ok(()) }
+    }
+}
+
 impl BatchNormalizer for LocalBatchNorm {
     fn normalize(
         &self,
@@ -53,12 +64,7 @@ impl BatchNormalizer for LocalBatchNorm {
         momentum: f64,
         eps: f64,
     ) -> Result<Tensor, ModelError> {
-        let size = x.size();
-        // The operator itself would answer with NaN in the running variance.
-        let values = size.iter().enumerate().filter(|(d, _)| *d != 1).map(|(_, s)| s).product();
-        if values < 2 {
-            return Err(ModelError::TooFewValues { values });
-        }
+        Self::check(x)?;
         let (mean, var) = (Some(running_mean), Some(running_var));
         Ok(x.f_batch_norm(weight, bias, mean, var, true, momentum, eps, true)?)
     }

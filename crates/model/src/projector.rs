@@ -56,7 +56,11 @@ impl Projector {
     }
 }
 
-/// [n, C, h, w] -> [n (h/A) (w/A), C, A, A], channels last, so that a convolution's zero padding falls on patch borders.
+/// Side of a patch from which convolutions are faster with channels last. Below, most of a patch is its border, and the
+/// engine's kernels for that order do not skip the padding (measured: 53 against 90 GMAC/s at 3, 87 against 83 at 7).
+const CHANNELS_LAST_FROM: i64 = 7;
+
+/// [n, C, h, w], channels last -> [n (h/A) (w/A), C, A, A] in the faster order, so that a convolution's zero padding falls on patch borders.
 fn patches(map: &Tensor, channels: i64, side: i64) -> Result<Tensor, ModelError> {
     check_shape("map for the projector", &map.size(), &[-1, channels, -1, -1])?;
     let (n, c, h, w) = map.size4()?;
@@ -68,7 +72,12 @@ fn patches(map: &Tensor, channels: i64, side: i64) -> Result<Tensor, ModelError>
         });
     }
     let (rows, columns) = (h / side, w / side);
+    let (tiles, count) = (map.f_reshape([n, c, rows, side, columns, side])?, n * rows * columns);
+    if side < CHANNELS_LAST_FROM {
+        let tiled = tiles.f_permute([0, 2, 4, 1, 3, 5])?;
+        return Ok(tiled.f_reshape([count, c, side, side])?.f_contiguous()?);
+    }
     // Channels stay innermost, as they lie in memory: runs of them are copied, and a single patch is not copied at all.
-    let tiled = map.f_reshape([n, c, rows, side, columns, side])?.f_permute([0, 2, 4, 3, 5, 1])?;
-    Ok(tiled.f_reshape([n * rows * columns, side, side, c])?.f_permute([0, 3, 1, 2])?)
+    let tiled = tiles.f_permute([0, 2, 4, 3, 5, 1])?;
+    Ok(tiled.f_reshape([count, side, side, c])?.f_permute([0, 3, 1, 2])?)
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use mcl_collective::{CudaError, Group, Membership, ReduceOp, Store};
 use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
 use mcl_train::golden::{Case, find_cases};
-use mcl_types::{FencingToken, LaneLayout, Rank};
+use mcl_types::{LaneLayout, Rank};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -122,8 +122,7 @@ pub(crate) fn run(a: &GpuCheckArguments, cuda: &Result<(), CudaError>) -> Result
 
 fn group_of_one() -> Result<Group> {
     let store = Store::host("127.0.0.1", None, TIMEOUT)?;
-    let membership = Membership { token: FencingToken::default(), rank: Rank::new(0), world: 1 };
-    Ok(Group::form(&store, membership, TIMEOUT, "127.0.0.1", Some(engine::nccl()?))?)
+    Ok(Group::form(&store, Membership::alone(), TIMEOUT, "127.0.0.1", Some(engine::nccl()?))?)
 }
 
 fn nccl_all_reduce(device: Device) -> Result<(bool, String)> {

@@ -9,7 +9,7 @@ use crate::{Optimizer, OptimizerSettings, TrainError};
 use mcl_collective::{Group, Membership, Reducer, drop_gradient, on_gradient, ready_order};
 use mcl_failpoint::Failpoint;
 use mcl_model::{BufferSet, ComputeMode, LocalBatchNorm, Model, Normalization, Pass, PyramidLayout};
-use mcl_types::{Digest, FencingToken, LaneLayout, Rank, Seed, Step};
+use mcl_types::{Digest, LaneLayout, Rank, Seed, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tch::{Kind, Tensor, no_grad};
@@ -260,8 +260,7 @@ impl Trainer {
         }
         let params: Vec<Tensor> =
             self.model.trainable().into_iter().map(|(_, p)| p.shallow_clone()).collect();
-        let nobody = Membership { token: FencingToken::default(), rank: Rank::new(0), world: 1 };
-        let order = ready_order(&total, &params, nobody)?;
+        let order = ready_order(&total, &params, Membership::alone())?;
         self.clear_grads()?;
         Ok(order)
     }
