@@ -5,7 +5,7 @@ TOOLS := .libtorch/tools/bin
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
 
-.PHONY: help setup tools build demo test interop fuzz bench chaos check fmt nccl gpu-check release clean
+.PHONY: help setup tools build demo test interop fuzz bench bench-cluster chaos check fmt nccl gpu-check release clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,7 +31,10 @@ interop: tools ## open exports in torchvision, timm and Python's pickle (fetches
 fuzz: setup ## fuzz every decoder of bytes from outside [SECONDS_EACH=n] [TARGET=name]
 	@bash scripts/fuzz.sh $(or $(SECONDS_EACH),60) $(TARGET)
 
-bench: build release ## what failures and saving cost and what a coordinator carries, on a machine that does nothing else [TIMES=n] [MINUTES=n]
+bench: release ## loader, steps and ranks beside PIL and PyTorch, on a machine that does nothing else [PAIRS=n] [ONLY=loader,step,ranks,run]
+	"$$(bash scripts/python.sh)" bench/compare.py --pairs $(or $(PAIRS),7) $(if $(ONLY),--only $(ONLY))
+
+bench-cluster: build release ## what failures and saving cost and what a coordinator carries, likewise [TIMES=n] [MINUTES=n]
 	cargo run --quiet -p mcl-system-tests --bin mcl-measure -- --times $(or $(TIMES),15) --outage-minutes $(or $(MINUTES),10)
 	target/release/mcl bench coordinator --agents 2000 --ranks-per-agent 8 --hz 1
 	target/release/mcl bench coordinator --agents 10000 --heartbeats-only --hz 0.2

@@ -221,10 +221,31 @@ warmup_steps = 10
 """
 
 
+def rank_below(pid):
+    """The rank process among the descendants of a process."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, rest = stat.read_text().rsplit(")", 1)
+        except OSError:
+            continue
+        parents.setdefault(int(rest.split()[1]), []).append((int(head.split(" ", 1)[0]), head.split("(", 1)[1]))
+    found = list(parents.get(pid, []))
+    for child, name in found:
+        if name == "mcl-rank":
+            return child
+        found += parents.get(child, [])
+    sys.exit("no rank process runs")
+
+
+def resident(pid):
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def rank_memory(run, steps):
     """Resident bytes of the rank process when the given steps are committed, and when the first one was."""
     found, first, begun = {}, None, time.monotonic()
-    while len(found) < len(steps):
+    while first is None or len(found) < len(steps):
         if run.poll() is not None:
             sys.exit(f"mcl run ended with {run.returncode}: {run.stderr.read()}")
         metrics = run.folder / "metrics.jsonl"
@@ -233,10 +254,7 @@ def rank_memory(run, steps):
             first = time.monotonic() - begun
         for step in steps:
             if done >= step and step not in found:
-                out = subprocess.run(["pgrep", "-g", str(run.pid), "-x", "mcl-rank"], capture_output=True, text=True)
-                pid = out.stdout.split()[0] if out.stdout.split() else None
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) if pid else 0
-                found[step] = pages * os.sysconf("SC_PAGE_SIZE")
+                found[step] = resident(rank_below(run.pid))
         time.sleep(0.01)
     return first, found
 
@@ -252,7 +270,7 @@ def run(folder):
         command = [mcl, "run", job, "--workers", "1", "--run-dir", folder / f"run-{turn}"]
         process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
         process.folder = folder / f"run-{turn}"
-        first, memory = rank_memory(process, [50, 1000] if turn == 0 else [1])
+        first, memory = rank_memory(process, [50, 1000] if turn == 0 else [])
         firsts.append(first)
         if turn == 0:
             rows.append(("memory of a rank, 1,000 steps over 50", f"{memory[1000] / memory[50]:.3f} ({memory[50] / 1e6:.0f} -> {memory[1000] / 1e6:.0f} MB)"))

@@ -7,18 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work="$PWD/.interop"
-venv="${INTEROP_VENV:-$work/venv}"
-python="$venv/bin/python"
 say() { printf 'interop: %s\n' "$*"; }
-
-if [ ! -f "$venv/.complete-2" ]; then
-  say "fetching torch, torchvision, timm and what they need with pip (some GB, once)"
-  python3 -m venv "$venv"
-  "$python" -m pip install --quiet -r tests/interop/requirements.txt
-  # Files of arrays must open in the numpy before 2 too.
-  "$python" -m pip install --quiet --no-deps --target "$venv/numpy-1" numpy==1.26.4
-  touch "$venv/.complete-2"
-fi
+python="$(bash scripts/python.sh)"
+venv="$(dirname "$(dirname "$python")")"
 
 say "building mcl and a checkpoint of random weights at full size"
 cargo build --quiet --bins -p mcl-cli -p mcl-rank
