@@ -217,6 +217,13 @@ int mcl_reducer_new(
   MCL_GUARD({
     auto tensors = collect(params, n);
     c10d::verify_params_across_processes(group->group, tensors, std::nullopt);
+    // A gradient that exists becomes a view of its bucket now and is divided by the world's size in place; one that comes
+    // to be in the first backward would be multiplied by the reciprocal on its way in: other bits in a fresh process.
+    for (auto& tensor : tensors) {
+      if (!tensor.grad().defined()) {
+        tensor.mutable_grad() = at::zeros_like(tensor);
+      }
+    }
     std::vector<int64_t> indices(n);
     std::iota(indices.begin(), indices.end(), 0);
     auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(

@@ -191,6 +191,32 @@ fn reducer_averages_like_a_plain_all_reduce_and_never_rebuilds_its_buckets() {
     });
 }
 
+/// A third of a number is not the number times a third: a gradient must reach its bucket in one way only.
+#[test]
+fn the_first_step_of_a_reducer_has_the_bits_of_the_second() {
+    ranks("the_first_step_of_a_reducer_has_the_bits_of_the_second", 3, |store, rank, children| {
+        let group = form(store, rank, 3, 1, TIMEOUT);
+        tch::manual_seed(2);
+        let params = [Tensor::randn([64, 64], F64).set_requires_grad(true)];
+        let x = Tensor::randn([8, 64], F64);
+        let reducer = Reducer::new(&group, &params).unwrap();
+        let mut steps = Vec::new();
+        for _ in 0..2 {
+            if params[0].grad().defined() {
+                let _ = params[0].grad().zero_();
+            }
+            reducer.prepare_forward().unwrap();
+            let loss = x.linear(&params[0], None::<&Tensor>).square().mean(Kind::Double);
+            reducer.prepare_backward().unwrap();
+            backward(&loss, group.membership()).unwrap();
+            steps.push(params[0].grad().copy());
+        }
+        assert_eq!(largest(&(&steps[0] - &steps[1])), 0.0);
+        drop(reducer);
+        finish(children);
+    });
+}
+
 #[test]
 fn waiting_for_the_buckets_of_a_slower_rank_is_counted() {
     ranks("waiting_for_the_buckets_of_a_slower_rank_is_counted", 2, |store, rank, children| {
