@@ -5,7 +5,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde::Serialize;
 use std::io::{BufRead, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What one unit of work of a turn cost.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -16,8 +16,6 @@ pub(crate) struct Cost {
     cpu_s: f64,
     /// Most memory that the process has held so far, in bytes.
     peak_bytes: i64,
-    /// Share of the time that passed in which a step waited for pictures, 0 where there are none.
-    waiting: f64,
 }
 
 /// When turns are taken.
@@ -30,17 +28,16 @@ pub(crate) enum Pace {
 }
 
 /// Takes turns of `units` units each.
-pub(crate) fn take(pace: Pace, units: u32, mut turn: impl FnMut() -> Result<Duration>) -> Result<()> {
+pub(crate) fn take(pace: Pace, units: u32, mut turn: impl FnMut() -> Result<()>) -> Result<()> {
     let mut costs = Vec::new();
     let mut one = || -> Result<Cost> {
         let (wall, cpu) = (Instant::now(), cpu_time()?);
-        let waited = turn()?.as_secs_f64();
+        turn()?;
         let (passed, n) = (wall.elapsed().as_secs_f64(), f64::from(units.max(1)));
         Ok(Cost {
             wall_s: passed / n,
             cpu_s: (cpu_time()? - cpu) / n,
             peak_bytes: getrusage(UsageWho::RUSAGE_SELF)?.max_rss() * 1024,
-            waiting: waited / passed.max(f64::MIN_POSITIVE),
         })
     };
     match pace {
