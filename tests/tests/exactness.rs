@@ -76,6 +76,41 @@ fn one_two_three_and_four_workers_over_six_lanes_agree() {
     assert_eq!(sandbox.digest("w4"), sandbox.digest("again"), "same layout, other bits");
 }
 
+/// As above, with batch statistics of a lane's own: a rank's lanes run one after another.
+#[test]
+fn with_statistics_of_a_lane_other_numbers_of_workers_agree() {
+    let sandbox = Sandbox::new();
+    let own = ["method.norm=lane", "train.steps=9", "checkpoint.every_steps=3", "checkpoint.keep=0"];
+    let common = [&SIX_LANES_IN_F64[..], &own].concat();
+    for workers in [1, 4] {
+        sandbox.train(&format!("w{workers}"), workers, &common);
+    }
+    for step in [3, 9] {
+        let error = largest_error(&sandbox.tensors("w4", step), &sandbox.tensors("w1", step));
+        println!("4 workers against 1: {error:.1e} after {step} steps");
+        assert!(error <= 1e-11, "{error:e} after {step} steps");
+    }
+    // It is another computation than that over all lanes.
+    let all = [&common[..], &["method.norm=sync"]].concat();
+    sandbox.train("sync", 4, &all);
+    assert_ne!(sandbox.digest("sync"), sandbox.digest("w4"));
+}
+
+#[test]
+fn half_precision_trains_to_the_same_bits_after_a_kill() {
+    let sandbox = Sandbox::new();
+    let half = ["train.precision=bf16"];
+    sandbox.train("straight", 2, &half);
+    let mut run = sandbox.start("killed", 2, &half);
+    run.until("the checkpoint of step 10", |dir| checkpoint_visible(dir, 10));
+    run.kill_everything();
+    sandbox.train("killed", 2, &half);
+    assert_eq!(sandbox.digest("straight"), sandbox.digest("killed"));
+    let losses: Vec<f64> =
+        sandbox.metrics("straight").iter().map(|step| step["loss"].as_f64().unwrap()).collect();
+    assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
+}
+
 #[test]
 fn a_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed_run() {
     let sandbox = Sandbox::new();

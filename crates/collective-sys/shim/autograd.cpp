@@ -2,6 +2,7 @@
 #include "shim.h"
 
 #include <ATen/OpMathType.h>
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -84,13 +85,23 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     auto weight = affine ? saved[1] : at::ones_like(mean);
     auto dy = grads[0].contiguous(x.suggest_memory_format());
 
+    auto found = ctx->saved_data.find("group");
+    const bool alone = found == ctx->saved_data.end();
+    const auto none = at::Tensor();
+    if (alone && x.scalar_type() != mean.scalar_type()) {
+      // Of half precision the engine's fused kernel computes inside in full precision: what follows would have to copy.
+      auto all = at::native_batch_norm_backward(
+          dy, x, weight, std::nullopt, std::nullopt, mean, (var + eps).rsqrt(), /*train=*/true, eps, {true, affine, affine});
+      return {std::get<0>(all), std::get<1>(all), std::get<2>(all), none, none, none, none, none};
+    }
+
     // Evaluation-mode backward gives sum(dy * xhat) and sum(dy) in one fused pass.
     auto sums = at::native_batch_norm_backward(
         dy, x, weight, mean, var, std::nullopt, std::nullopt, /*train=*/false, eps, {false, true, true});
     auto d_weight = std::get<1>(sums);
     auto d_bias = std::get<2>(sums);
     auto total = at::cat({d_weight, d_bias}).to(mean.scalar_type());
-    if (auto found = ctx->saved_data.find("group"); found != ctx->saved_data.end()) {
+    if (!alone) {
       // One gather and a sum in rank order: for so few numbers half the round trips of an all-reduce.
       auto group = group_of(found->second);
       auto all = at::empty({group->getSize() * total.numel()}, total.options());
@@ -106,10 +117,10 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     auto a = inv * weight;
     auto b = -a * inv * mean_dy_xhat;
     auto c = -a * mean_dy - b * mean;
-    auto type = x.scalar_type();
-    auto dx = at::addcmul(per_channel(c.to(type), x), x, per_channel(b.to(type), x));
-    dx.addcmul_(dy, per_channel(a.to(type), x));
-    auto none = at::Tensor();
+    // Of half precision in full precision: b * x and c may cancel.
+    const auto type = mean.scalar_type();
+    auto dx = at::addcmul(per_channel(c, x), x.to(type), per_channel(b, x));
+    dx = dx.addcmul_(dy.to(type), per_channel(a, x)).to(x.scalar_type());
     return {dx, affine ? d_weight : none, affine ? d_bias : none, none, none, none, none, none};
   }
 };
@@ -199,6 +210,26 @@ int mcl_ready_order(at::Tensor* loss, at::Tensor* const* params, int n, int64_t*
 // From now on `call` runs in every backward right after this parameter's gradient is there.
 int mcl_on_gradient(at::Tensor* param, void (*call)()) {
   MCL_GUARD(torch::autograd::impl::set_post_acc_grad_hooks(*param, std::make_unique<CallingHook>(call)))
+}
+
+// From here on this thread's convolutions and matrix products on the device compute in bf16, from weights cast once.
+int mcl_autocast_enter(int cuda) {
+  MCL_GUARD({
+    const auto device = cuda ? at::kCUDA : at::kCPU;
+    at::autocast::set_autocast_dtype(device, at::kBFloat16);
+    at::autocast::increment_nesting();
+    at::autocast::set_autocast_enabled(device, true);
+  })
+}
+
+// Undoes one mcl_autocast_enter; the outermost drops the cast weights, which the next update would make stale.
+int mcl_autocast_leave(int cuda) {
+  MCL_GUARD({
+    if (at::autocast::decrement_nesting() == 0) {
+      at::autocast::clear_cache();
+      at::autocast::set_autocast_enabled(cuda ? at::kCUDA : at::kCPU, false);
+    }
+  })
 }
 
 // A backward pass gives its gradient anew instead of adding to an old one.

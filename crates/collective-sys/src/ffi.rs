@@ -96,6 +96,8 @@ unsafe extern "C" {
         order: *mut i64,
         count: *mut c_int,
     ) -> c_int;
+    pub fn mcl_autocast_enter(cuda: c_int) -> c_int;
+    pub fn mcl_autocast_leave(cuda: c_int) -> c_int;
     pub fn mcl_drop_gradient(param: *mut C_tensor) -> c_int;
     pub fn mcl_on_gradient(param: *mut C_tensor, call: extern "C" fn()) -> c_int;
     pub fn mcl_reducer_new(

@@ -33,7 +33,7 @@ pub enum ReduceOp {
     Min,
 }
 
-fn check(code: c_int) -> Result<(), EngineError> {
+pub(crate) fn check(code: c_int) -> Result<(), EngineError> {
     if code == 0 {
         return Ok(());
     }

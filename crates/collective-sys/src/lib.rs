@@ -1,18 +1,20 @@
 //! The C++ shim over c10d and its safe handles: the one crate with unsafe code.
 //!
 //! Role: rendezvous store, Gloo (and, where its shim is loaded, NCCL) process group, DDP's Reducer,
-//! synchronised batch norm, gradient-ready order, and shutting down the sockets that the engine opened.
+//! synchronised batch norm, gradient-ready order, autocast, and shutting down the sockets that the engine opened.
 //! Invariants: no C++ exception crosses into Rust (the shim
 //! catches all and answers a code); every handle frees what it owns. Left out: deadlines, policies and
 //! typed errors of the collectives, which `mcl-collective` adds.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod autocast;
 mod cuda;
 mod exit;
 mod ffi;
 mod handles;
 mod sockets;
 
+pub use autocast::Autocast;
 pub use cuda::{CudaError, load_cuda, load_nccl};
 pub use exit::exit_at_once;
 pub use handles::{

@@ -2,7 +2,7 @@
 
 use crate::group::{CollectiveError, Group, Membership, told};
 use mcl_collective_sys as sys;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// Bytes of gradients a bucket holds before its all-reduce starts; PyTorch's own default.
 const BUCKET_BYTES: i64 = 25 << 20;
@@ -61,6 +61,14 @@ impl Reducer {
 /// [`CollectiveError::Peer`] when one did.
 pub fn backward(loss: &Tensor, membership: Membership) -> Result<(), CollectiveError> {
     sys::backward(loss).map_err(|e| told("backward", membership, e))
+}
+
+/// Convolutions and matrix products of this thread compute in bf16 while the answer lives.
+///
+/// # Errors
+/// When the engine cannot, on this device.
+pub fn autocast(device: Device) -> Result<sys::Autocast, CollectiveError> {
+    sys::Autocast::bf16(device).map_err(|e| told("autocast", Membership::alone(), e))
 }
 
 /// Calls `call` in every backward from now on, right after `param`'s gradient is there.

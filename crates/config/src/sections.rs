@@ -69,6 +69,8 @@ choice!(
     Norm {
         /// All lanes (the paper).
         Sync = "sync",
+        /// Each lane for itself: ranks exchange no statistics, and the lanes of a rank need the memory of one.
+        Lane = "lane",
     }
 );
 choice!(
@@ -76,6 +78,8 @@ choice!(
     Precision {
         /// 32 bits.
         F32 = "f32",
+        /// Convolutions and matrix products in bf16, all else in f32.
+        Bf16 = "bf16",
         /// 64 bits: for parity checks.
         F64 = "f64",
     }

@@ -1,6 +1,6 @@
 //! Ranges and relations between keys; pure.
 
-use crate::sections::{Augment, JobFile, Method, Model, Network, Optimizer, Train};
+use crate::sections::{Augment, JobFile, Method, Model, Network, Norm, Optimizer, Train};
 use mcl_types::PortRange;
 
 /// `section.key` and what is wrong with it.
@@ -115,6 +115,9 @@ fn batch(job: &JobFile) -> Result<(), Complaint> {
     })?;
     require(u64::from(lanes) * u64::from(images) >= 2, "batch.images_per_lane", || {
         "found one picture a step: batch statistics need two; raise lanes or images_per_lane".to_owned()
+    })?;
+    require(job.method.norm == Norm::Sync || images >= 2, "batch.images_per_lane", || {
+        "found one picture a lane: statistics of a lane (method.norm = \"lane\") need two".to_owned()
     })
 }
 

@@ -102,9 +102,7 @@ pub fn level_loss(
             expected: format!("a multiple of {lanes} lanes"),
         });
     }
-    let wide =
-        |t: &Tensor| if matches!(t.kind(), Kind::Half | Kind::BFloat16) { Kind::Float } else { t.kind() };
-    let predictions = predictions.f_to_kind(wide(predictions))?;
+    let predictions = widened(predictions)?;
     let targets = targets.f_to_kind(predictions.kind())?;
     let cosines = l2_normalized(&predictions)?.f_matmul(&targets.f_transpose(0, 1)?)?;
     let own = labels.f_unsqueeze(1)?;
@@ -123,6 +121,12 @@ pub fn level_loss(
         Ok((pos, neg))
     })?;
     Ok(LevelLoss { loss, pos_cos, neg_cos })
+}
+
+/// Half precision as f32; anything else as it is.
+pub(crate) fn widened(rows: &Tensor) -> Result<Tensor, ModelError> {
+    let half = matches!(rows.kind(), Kind::Half | Kind::BFloat16);
+    Ok(rows.f_to_kind(if half { Kind::Float } else { rows.kind() })?)
 }
 
 /// Rows of length 1: x / max(|x|, 1e-12), [rows, D] -> [rows, D].

@@ -5,7 +5,7 @@
 //! in place only, so handles stay good; running statistics are replaced by [`Model::commit_buffers`].
 
 use crate::blueprint::{Blueprint, Parameter};
-use crate::loss::l2_normalized;
+use crate::loss::{l2_normalized, widened};
 use crate::norm::Pass;
 use crate::pyramid::PyramidLayout;
 use crate::{BufferSet, ComputeMode, Encoder, ModelError, ModelSpec, Predictor, detrand, init};
@@ -175,7 +175,7 @@ impl Model {
         pass: &Pass,
     ) -> Result<Tensor, ModelError> {
         self.check_batch(pictures, layout)?;
-        tch::no_grad(|| l2_normalized(&self.encoder_k.top(pictures, layout, mode, pass)?))
+        tch::no_grad(|| l2_normalized(&widened(&self.encoder_k.top(pictures, layout, mode, pass)?)?))
     }
 
     /// Predictions of both sides, level by level, q before k: by level, [lanes * tiles, D].

@@ -83,7 +83,7 @@ struct Report {
 pub(crate) fn run(a: &BenchCheckpointArguments) -> Result<()> {
     engine::set_threads(a.threads);
     let spec = ModelSpec::new(ModelConfig { image_size: IMAGE_SIZE, ..ModelConfig::default() })?;
-    let mut trainer = trial::trainer(spec, Device::Cpu, ComputeMode::Exact, (1, IMAGES))?;
+    let mut trainer = trial::trainer(spec, Device::Cpu, trial::settings(ComputeMode::Exact, (1, IMAGES)))?;
     trainer.join(LaneLayout::new(1, 1)?, Rank::new(0), None)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let client = {

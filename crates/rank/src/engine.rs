@@ -48,10 +48,10 @@ pub(crate) fn device(name: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// The kind of a job's numbers.
+/// The kind of a job's weights.
 pub(crate) const fn kind(precision: Precision) -> Kind {
     match precision {
-        Precision::F32 => Kind::Float,
+        Precision::F32 | Precision::Bf16 => Kind::Float,
         Precision::F64 => Kind::Double,
     }
 }

@@ -146,7 +146,7 @@ fn nccl_step(device: Device) -> Result<(bool, String)> {
         predictor_hidden: 64,
         ..ModelConfig::default()
     })?;
-    let mut trainer = trial::trainer(spec, device, ComputeMode::Exact, (1, 8))?;
+    let mut trainer = trial::trainer(spec, device, trial::settings(ComputeMode::Exact, (1, 8)))?;
     trainer.join(LaneLayout::new(1, 1)?, Rank::new(0), Some(group_of_one()?))?;
     let before = trainer.digest()?;
     let outcome = trial::step(&mut trainer, 0)?;

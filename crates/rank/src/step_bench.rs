@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use mcl_collective::{Group, Membership, Store};
 use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
+use mcl_train::{NormScope, TrainerSettings};
 use mcl_types::{FencingToken, LaneLayout, Rank};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -39,9 +40,18 @@ pub(crate) struct StepBenchArguments {
     /// Side of a full view in pixels.
     #[arg(long, default_value_t = 96)]
     image_size: i64,
-    /// Pictures a lane; a rank carries one lane.
+    /// Pictures a lane.
     #[arg(long, default_value_t = 16)]
     images: u32,
+    /// Lanes a rank.
+    #[arg(long, default_value_t = 1)]
+    lanes: u32,
+    /// Batch statistics of each lane for itself: no talk between ranks, one lane after another.
+    #[arg(long)]
+    lane_norm: bool,
+    /// Convolutions and matrix products in bf16.
+    #[arg(long)]
+    bf16: bool,
     #[arg(long, value_enum, default_value_t = Compute::Exact)]
     compute: Compute,
     /// CPU threads of a rank.
@@ -79,9 +89,15 @@ pub(crate) fn run(a: &StepBenchArguments) -> Result<()> {
     let device = engine::device(&a.device)?;
     let config = ModelConfig { depth: a.depth, image_size: a.image_size, ..ModelConfig::default() };
     let spec = ModelSpec::new(config)?;
-    let mut trainer = trial::trainer(spec, device, a.compute.into(), (a.world, a.images))?;
+    let lanes = a.world * a.lanes;
+    let settings = TrainerSettings {
+        norm: if a.lane_norm { NormScope::Lane } else { NormScope::Job },
+        autocast: a.bf16,
+        ..trial::settings(a.compute.into(), (lanes, a.images))
+    };
+    let mut trainer = trial::trainer(spec, device, settings)?;
     let (group, words) = if a.world > 1 { groups(a, device)? } else { (None, None) };
-    trainer.join(LaneLayout::new(a.world, a.world)?, Rank::new(a.rank), group)?;
+    trainer.join(LaneLayout::new(lanes, a.world)?, Rank::new(a.rank), group)?;
     let mut step = 0;
     let mut go = |count: u32| -> Result<()> {
         for _ in 0..count {

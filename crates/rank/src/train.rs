@@ -8,7 +8,7 @@ use crate::snapshot::{Left, Snapshots};
 use crate::{engine, weights};
 use anyhow::{Result, bail};
 use mcl_checkpoint::ClientError;
-use mcl_config::{Job, OptimizerKind};
+use mcl_config::{Job, OptimizerKind, Precision};
 use mcl_data::Dataset;
 use mcl_model::Model;
 use mcl_proto::v1::{self, rank_event::Event};
@@ -128,6 +128,8 @@ fn prepare(
         images_per_lane: job.batch().images_per_lane,
         montages: None,
         compute: weights::compute_mode(job.method().compute),
+        norm: weights::norm_scope(job.method().norm),
+        autocast: job.train().precision == Precision::Bf16,
         optimizer: optimizer_settings(&job),
         clip_norm: job.optimizer().clip_norm,
     };

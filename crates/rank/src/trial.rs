@@ -3,28 +3,30 @@
 use anyhow::Result;
 use mcl_model::{ComputeMode, LaneSide, Model, ModelSpec};
 use mcl_train::{
-    Halt, LaneInput, OptimizerSettings, Rates, Rule, StepInput, StepOutcome, Trainer, TrainerSettings,
+    Halt, LaneInput, NormScope, OptimizerSettings, Rates, Rule, StepInput, StepOutcome, Trainer,
+    TrainerSettings,
 };
 use mcl_types::{Seed, Step};
 use tch::{Device, Kind, Tensor};
 
-/// LARS, f32, `lanes` lanes in all; alone until it joins others.
-pub(crate) fn trainer(
-    spec: ModelSpec,
-    device: Device,
-    compute: ComputeMode,
-    (lanes, images): (u32, u32),
-) -> Result<Trainer> {
-    let mut model = Model::new(spec, Kind::Float, device)?;
-    model.initialize(Seed::new(1))?;
-    let settings = TrainerSettings {
+/// LARS, f32, norms over all lanes, `lanes` lanes in all.
+pub(crate) const fn settings(compute: ComputeMode, (lanes, images): (u32, u32)) -> TrainerSettings {
+    TrainerSettings {
         lanes,
         images_per_lane: images,
         montages: None,
         compute,
+        norm: NormScope::Job,
+        autocast: false,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
-    };
+    }
+}
+
+/// A trainer of f32 weights, alone until it joins others.
+pub(crate) fn trainer(spec: ModelSpec, device: Device, settings: TrainerSettings) -> Result<Trainer> {
+    let mut model = Model::new(spec, Kind::Float, device)?;
+    model.initialize(Seed::new(1))?;
     Ok(Trainer::new(model, settings)?)
 }
 

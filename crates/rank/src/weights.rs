@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use mcl_checkpoint_core::Dtype;
 use mcl_config::Job;
 use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
+use mcl_train::NormScope;
 use tch::{Kind, Tensor};
 
 /// The model that a job describes.
@@ -32,6 +33,14 @@ pub(crate) const fn compute_mode(compute: mcl_config::Compute) -> ComputeMode {
         mcl_config::Compute::Official => ComputeMode::Official,
         mcl_config::Compute::Exact => ComputeMode::Exact,
         mcl_config::Compute::Selective => ComputeMode::Selective,
+    }
+}
+
+/// Over what a job's batch statistics are formed.
+pub(crate) const fn norm_scope(norm: mcl_config::Norm) -> NormScope {
+    match norm {
+        mcl_config::Norm::Sync => NormScope::Job,
+        mcl_config::Norm::Lane => NormScope::Lane,
     }
 }
 

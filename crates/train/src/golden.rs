@@ -6,7 +6,7 @@
 //! taken relative to L2 norm x sqrt(elements).
 
 use crate::{
-    Halt, LaneInput, LearningRate, Momentum, OptimizerSettings, Rates, Rule, StepInput, StepProbe,
+    Halt, LaneInput, LearningRate, Momentum, NormScope, OptimizerSettings, Rates, Rule, StepInput, StepProbe,
     TrainError, Trainer, TrainerSettings,
 };
 use mcl_collective::Group;
@@ -76,6 +76,7 @@ pub struct Case {
     name: String,
     folder: PathBuf,
     meta: Meta,
+    norm: NormScope,
 }
 
 /// What a case gave.
@@ -133,7 +134,13 @@ impl Case {
         let path = if single.is_file() { single } else { folder.join("f64/meta_rank0.json") };
         let text = std::fs::read_to_string(&path).map_err(|e| bad(format!("{}: {e}", path.display())))?;
         let meta = serde_json::from_str(&text).map_err(|e| bad(format!("{}: {e}", path.display())))?;
-        Ok(Self { name, folder: folder.to_owned(), meta })
+        Ok(Self { name, folder: folder.to_owned(), meta, norm: NormScope::Job })
+    }
+
+    /// The case trained with statistics of another scope. Where there is one lane they are all the same.
+    #[must_use]
+    pub fn with_norm(self, norm: NormScope) -> Self {
+        Self { norm, ..self }
     }
 
     /// The folder's name.
@@ -203,6 +210,8 @@ impl Case {
             images_per_lane: c.batch,
             montages: Some(c.batch_sizes.clone()),
             compute,
+            norm: self.norm,
+            autocast: false,
             optimizer: OptimizerSettings {
                 rule: Rule::Lars { momentum: c.sgd_momentum, eta: 1e-3 },
                 weight_decay: c.weight_decay,

@@ -2,13 +2,13 @@
 
 use crate::activity::Doing;
 use crate::agreement::{Agreed, Halt, Word};
-use crate::norm::SyncBatchNorm;
 use crate::optimizer::grad_norm;
+use crate::part::Part;
 use crate::{TrainError, Trainer};
 use mcl_collective::{Membership, backward, waited};
 use mcl_failpoint::Failpoint;
-use mcl_model::{BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, level_losses};
-use mcl_types::{FencingToken, Rank, Step};
+use mcl_model::{BufferSet, LaneSide, LevelLosses};
+use mcl_types::{FencingToken, Step};
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor, no_grad};
 
@@ -136,21 +136,26 @@ impl Trainer {
         self.activity.set(Doing::Forward, Some(input.step));
         mcl_failpoint::pass(Failpoint::Forward);
         self.clear_grads()?;
-        let staged = self.model.stage_buffers()?;
         if let Some(reducer) = &self.reducer {
             reducer.prepare_forward()?;
         }
-        let losses = self.forward(input, &staged, probe.as_deref_mut())?;
-        let own = values_by_lane(&losses.losses)?;
+        let parts = self.parts(input)?;
+        let mut times = StepTimes::default();
+        let (last, own) = self.forward(&parts, &mut times, probe.as_deref_mut())?;
         let agreed = self.agree(input, &own)?;
-        let mut times = StepTimes { forward: started.elapsed(), ..StepTimes::default() };
+        times.forward = started.elapsed().saturating_sub(times.backward);
         if agreed.bad {
             times.collective = waited().saturating_sub(waited_before);
             let named = first_bad_loss(&agreed.losses, self.seat.layout.levels());
             return self.skip(input, agreed, f64::NAN, times, named);
         }
         self.activity.set(Doing::Backward, Some(input.step));
-        self.backward(&losses)?;
+        if let Some(reducer) = &self.reducer {
+            reducer.prepare_backward()?;
+        }
+        self.backward(&last)?;
+        drop(last);
+        let staged = self.combine(parts)?;
         if let Some(probe) = probe {
             self.probe_gradients(probe)?;
         }
@@ -198,90 +203,45 @@ impl Trainer {
         Ok(())
     }
 
+    /// Targets of all parts, then each part's losses. All parts but the last are followed by their own backward pass at
+    /// once, whose gradients stay on this rank until the last one's join them; so one part's graph lives at a time.
+    /// Answers the last part's losses with their graph, and the values of all of this rank's lanes.
     fn forward(
         &self,
-        input: &StepInput,
-        staged: &BufferSet,
-        probe: Option<&mut StepProbe>,
-    ) -> Result<LevelLosses, TrainError> {
-        let norm = SyncBatchNorm { group: self.group.as_ref() };
-        let pass = Pass::new(&norm, staged);
-        let mode = self.settings.compute;
-        let (q, k) = self.pyramids(input)?;
-        let own = [
-            self.model.targets(&q.pictures, &self.seat.layout, mode, &pass)?,
-            self.model.targets(&k.pictures, &self.seat.layout, mode, &pass)?,
-        ];
-        let [tq, tk] = self.gather_targets(&own)?;
-        let online_q = self.model.online(&q.pictures, &self.seat.layout, mode, &pass)?;
-        let online_k = self.model.online(&k.pictures, &self.seat.layout, mode, &pass)?;
-        let (pred_q, pred_k) = self.model.predict(&online_q, &online_k, &pass)?;
-        let losses = level_losses(
-            self.model.spec(),
-            self.seat.layout.lane_count(),
-            &Contrast { predictions: &pred_q, targets: &tk, labels: &q.labels },
-            &Contrast { predictions: &pred_k, targets: &tq, labels: &k.labels },
-        )?;
-        if let Some(probe) = probe {
-            probe.online = vec![online_q, online_k];
-            probe.predictions = vec![pred_q, pred_k];
-            probe.targets = vec![tk, tq];
-            probe.labels = vec![q.labels, k.labels];
-            probe.pos_cos = Some(losses.pos_cos.shallow_clone());
-            probe.neg_cos = Some(losses.neg_cos.shallow_clone());
+        parts: &[Part],
+        times: &mut StepTimes,
+        mut probe: Option<&mut StepProbe>,
+    ) -> Result<(LevelLosses, Vec<Vec<f64>>), TrainError> {
+        let own: Vec<[Tensor; 2]> = parts.iter().map(|part| self.targets(part)).collect::<Result<_, _>>()?;
+        let own = |side: usize| Tensor::f_cat(&own.iter().map(|both| &both[side]).collect::<Vec<_>>(), 0);
+        let targets = self.gather_targets(&[own(0)?, own(1)?])?;
+        let mut values = Vec::new();
+        let mut last = None;
+        for part in parts {
+            if let Some(losses) = last.take() {
+                let started = Instant::now();
+                self.backward(&losses)?;
+                times.backward += started.elapsed();
+            }
+            let losses = self.losses(part, &targets, probe.as_deref_mut())?;
+            values.extend(values_by_lane(&losses.losses)?);
+            last = Some(losses);
         }
-        Ok(losses)
+        let last = last.ok_or_else(|| TrainError::State("a rank without lanes takes no step".to_owned()))?;
+        Ok((last, values))
     }
 
-    /// Montages are laid out as bytes and become numbers on the device, once.
-    fn pyramids(&self, input: &StepInput) -> Result<(Pyramid, Pyramid), TrainError> {
-        let device = self.model.device();
-        let side = |pick: fn(&LaneInput) -> &LaneSide| -> Result<Pyramid, TrainError> {
-            let mut sides = Vec::with_capacity(input.lanes.len());
-            for lane in input.lanes {
-                let side = pick(lane);
-                let views: Result<Vec<Tensor>, _> =
-                    side.views.iter().map(|v| v.f_to_device(device)).collect();
-                sides.push(LaneSide { views: views?, permutations: side.permutations.clone() });
-            }
-            let mut pyramid = Pyramid::assemble(&self.seat.layout, &sides)?;
-            if pyramid.pictures.kind() == Kind::Uint8 {
-                pyramid.pictures = self.normalization.apply(&pyramid.pictures)?;
-            }
-            Ok(pyramid)
-        };
-        Ok((side(|lane| &lane.q)?, side(|lane| &lane.k)?))
-    }
-
-    /// Both sides' targets of all lanes, in lane order: 2 x [K N, D]. Ranks may carry different numbers of
-    /// lanes: rows are padded to the most for the gather, then cut.
+    /// Both sides' targets of all lanes, in lane order: 2 x [K N, D].
     fn gather_targets(&self, own: &[Tensor; 2]) -> Result<[Tensor; 2], TrainError> {
-        let Some(group) = &self.group else {
+        if self.group.is_none() {
             return Ok([own[0].shallow_clone(), own[1].shallow_clone()]);
-        };
-        let n = i64::from(self.settings.images_per_lane);
-        let most = i64::from(self.seat.lanes.most_lanes()) * n;
+        }
+        let (n, size) = (i64::from(self.settings.images_per_lane), self.model.spec().embedding);
         no_grad(|| {
-            let both = Tensor::f_stack(own, 0)?;
-            let missing = most - both.size()[1];
-            let padded = both.f_constant_pad_nd([0, 0, 0, missing])?;
-            let all = group.all_gather(&padded)?;
-            let mut sides = Vec::with_capacity(2);
-            for side in 0..2 {
-                let mut rows = Vec::new();
-                for rank in 0..self.seat.lanes.world() {
-                    let lanes = self.seat.lanes.lanes_of(Rank::new(rank)).len();
-                    let count = i64::try_from(lanes).unwrap_or(0) * n;
-                    rows.push(all.f_select(0, i64::from(rank))?.f_select(0, side)?.f_narrow(0, 0, count)?);
-                }
-                sides.push(Tensor::f_cat(&rows, 0)?);
-            }
-            let second = sides.pop();
-            let first = sides.pop();
-            match (first, second) {
-                (Some(first), Some(second)) => Ok([first, second]),
-                _ => Err(TrainError::State("targets have two sides".to_owned())),
-            }
+            let by_lane = Tensor::f_stack(own, 1)?.f_reshape([-1, n, 2, size])?;
+            let all = self.gather_lanes(&by_lane)?;
+            let side = |side: i64| all.f_select(2, side)?.f_reshape([-1, size]);
+            Ok([side(0)?, side(1)?])
         })
     }
 
@@ -303,9 +263,6 @@ impl Trainer {
     fn backward(&self, losses: &LevelLosses) -> Result<(), TrainError> {
         let (world, lanes) = (f64::from(self.seat.lanes.world()), f64::from(self.seat.lanes.lanes()));
         let total = losses.total(world / lanes)?;
-        if let Some(reducer) = &self.reducer {
-            reducer.prepare_backward()?;
-        }
         Ok(backward(&total, self.membership())?)
     }
 

@@ -5,8 +5,10 @@
 
 use crate::activity::Activity;
 use crate::digest::{digest_of, disagreement};
-use crate::{Optimizer, OptimizerSettings, TrainError};
-use mcl_collective::{Group, Membership, Reducer, drop_gradient, on_gradient, ready_order};
+use crate::{NormScope, Optimizer, OptimizerSettings, TrainError};
+use mcl_collective::{
+    Autocast, Group, Membership, Reducer, autocast, drop_gradient, on_gradient, ready_order,
+};
 use mcl_failpoint::Failpoint;
 use mcl_model::{BufferSet, ComputeMode, LocalBatchNorm, Model, Normalization, Pass, PyramidLayout};
 use mcl_types::{Digest, LaneLayout, Rank, Seed, Step};
@@ -36,6 +38,10 @@ pub struct TrainerSettings {
     pub montages: Option<Vec<i64>>,
     /// How much of the official graph is computed.
     pub compute: ComputeMode,
+    /// Over what batch statistics are formed.
+    pub norm: NormScope,
+    /// Convolutions and matrix products compute in bf16; weights, statistics, losses and updates stay as they are.
+    pub autocast: bool,
     /// The update rule.
     pub optimizer: OptimizerSettings,
     /// Gradients are scaled down to this total norm; 0 switches it off.
@@ -48,6 +54,8 @@ pub(crate) struct Seat {
     pub(crate) lanes: LaneLayout,
     pub(crate) rank: Rank,
     pub(crate) layout: PyramidLayout,
+    /// The layouts of the parts that share batch statistics; their lanes are this rank's, in order.
+    pub(crate) parts: Vec<PyramidLayout>,
 }
 
 impl Seat {
@@ -57,12 +65,13 @@ impl Seat {
         lanes: LaneLayout,
         rank: Rank,
     ) -> Result<Self, TrainError> {
-        let (n, own) = (settings.images_per_lane, lanes.lanes_of(rank));
-        let layout = match &settings.montages {
-            None => PyramidLayout::new(model.spec(), n, own)?,
-            Some(m) => PyramidLayout::with_montages(model.spec(), n, own, m.clone())?,
+        let own = lanes.lanes_of(rank);
+        let layout = |lanes| match &settings.montages {
+            None => PyramidLayout::new(model.spec(), settings.images_per_lane, lanes),
+            Some(m) => PyramidLayout::with_montages(model.spec(), settings.images_per_lane, lanes, m.clone()),
         };
-        Ok(Self { lanes, rank, layout })
+        let parts = settings.norm.parts(own.clone()).into_iter().map(layout).collect::<Result<_, _>>()?;
+        Ok(Self { lanes, rank, layout: layout(own)?, parts })
     }
 }
 
@@ -249,11 +258,13 @@ impl Trainer {
         let pictures = Tensor::f_randn(shape, (self.model.kind(), device))?;
         let buffers = self.model.stage_buffers()?;
         let pass = Pass::new(&LocalBatchNorm, &buffers);
+        let half = self.autocast()?;
         let online = [
             self.model.online(&pictures, &layout, self.settings.compute, &pass)?,
             self.model.online(&pictures, &layout, self.settings.compute, &pass)?,
         ];
         let (q, k) = self.model.predict(&online[0], &online[1], &pass)?;
+        drop(half);
         let mut total = Tensor::f_zeros([], (self.model.kind(), device))?;
         for rows in q.iter().chain(&k) {
             total = total.f_add(&rows.f_square()?.f_mean(self.model.kind())?)?;
@@ -263,6 +274,12 @@ impl Trainer {
         let order = ready_order(&total, &params, Membership::alone())?;
         self.clear_grads()?;
         Ok(order)
+    }
+
+    /// Half precision, where the job wants it, for as long as the answer lives.
+    pub(crate) fn autocast(&self) -> Result<Option<Autocast>, TrainError> {
+        let device = self.model.device();
+        Ok(self.settings.autocast.then(|| autocast(device)).transpose()?)
     }
 
     fn ready_params(&self) -> Vec<Tensor> {

@@ -4,7 +4,7 @@
 use mcl_checkpoint_core::{Dtype, OwnedTensor, write_slice};
 use mcl_export::{Encoder, ExportRequest, Format, Imported, PARTS, Provenance, Tensors, export, import};
 use mcl_model::{ComputeMode, Model, ModelConfig, ModelSpec};
-use mcl_train::{OptimizerSettings, Rule, Trainer, TrainerSettings};
+use mcl_train::{NormScope, OptimizerSettings, Rule, Trainer, TrainerSettings};
 use mcl_types::Seed;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Device, Kind, Tensor};
@@ -29,6 +29,8 @@ fn trainer() -> Trainer {
         images_per_lane: 4,
         montages: None,
         compute: ComputeMode::Exact,
+        norm: NormScope::Job,
+        autocast: false,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
     };

@@ -5,6 +5,7 @@
 
 use mcl_collective::{Group, Membership, Store};
 use mcl_model::ComputeMode;
+use mcl_train::NormScope;
 use mcl_train::golden::{Case, Report, TOLERANCE, find_cases};
 use mcl_types::{FencingToken, Rank};
 use std::path::{Path, PathBuf};
@@ -131,4 +132,24 @@ fn exact_mode_matches_in_everything_but_the_statistics_that_it_leaves_out() {
         let report = case.run(ComputeMode::Exact, Rank::new(0), None, Device::Cpu).unwrap();
         tell(&case, "exact, 1 rank", &report);
     }
+}
+
+/// With one lane, statistics of a lane are those of the job.
+#[test]
+fn statistics_of_a_lane_match_the_cases_of_one_rank() {
+    tch::set_num_threads(1);
+    let mut seen = 0;
+    for case in cases() {
+        if case.world_size() > 1 || case.name().starts_with("b_") {
+            continue;
+        }
+        let case = case.with_norm(NormScope::Lane);
+        tell(
+            &case,
+            "exact, statistics of a lane",
+            &case.run(ComputeMode::Exact, Rank::new(0), None, Device::Cpu).unwrap(),
+        );
+        seen += 1;
+    }
+    assert!(seen > 0, "no case of one rank");
 }

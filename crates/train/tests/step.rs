@@ -4,7 +4,7 @@
 use mcl_collective::{Group, Lifeline, Membership, Store};
 use mcl_model::{ComputeMode, LaneSide, Model, ModelConfig, ModelSpec};
 use mcl_train::{
-    Halt, LaneInput, OptimizerSettings, Rates, Rule, StepInput, StepOutcome, TrainError, Trainer,
+    Halt, LaneInput, NormScope, OptimizerSettings, Rates, Rule, StepInput, StepOutcome, TrainError, Trainer,
     TrainerSettings,
 };
 use mcl_types::{Digest, FencingToken, Generation, LaneLayout, Rank, Seed, SplitMix64, Step, Term};
@@ -38,6 +38,8 @@ fn trainer(lanes: u32) -> Trainer {
         images_per_lane: N,
         montages: None,
         compute: ComputeMode::Exact,
+        norm: NormScope::Job,
+        autocast: false,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
     };

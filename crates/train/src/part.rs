@@ -1,0 +1,225 @@
+//! The parts of a rank's batch that share batch statistics.
+//!
+//! Role: with statistics over all lanes (the paper) a rank's lanes are one part, and its norms speak with the other
+//! ranks'. With statistics of a lane's own each lane is a part, computed after another in the memory of one.
+//! Invariants: targets, labels and losses of a lane are the same whichever part it is in; each part starts from the
+//! step's running statistics, and what is committed is their mean over all lanes of the job, added up in lane order
+//! whoever carries them; a call counter counts a step's calls, not its lanes.
+
+use crate::norm::SyncBatchNorm;
+use crate::step::{LaneInput, StepInput, StepProbe};
+use crate::{TrainError, Trainer};
+use mcl_collective::Group;
+use mcl_model::{BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, PyramidLayout, level_losses};
+use mcl_types::Rank;
+use std::ops::Range;
+use tch::{Kind, Tensor, no_grad};
+
+/// Over what batch statistics are formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NormScope {
+    /// All lanes of the job (MCL_SPEC section 3, the paper).
+    #[default]
+    Job,
+    /// Each lane for itself: no talk between ranks, and a rank's lanes need the memory of one.
+    Lane,
+}
+
+impl NormScope {
+    /// The parts of a rank that carries `lanes`.
+    pub(crate) fn parts(self, lanes: Range<u32>) -> Vec<Range<u32>> {
+        match self {
+            Self::Job => vec![lanes],
+            Self::Lane => lanes.map(|lane| lane..lane + 1).collect(),
+        }
+    }
+}
+
+/// Some lanes of one step on one rank.
+pub(crate) struct Part<'a> {
+    layout: &'a PyramidLayout,
+    /// By side: [P, 3, S, S], bytes or numbers.
+    pictures: [Tensor; 2],
+    /// By side and level.
+    labels: [Vec<Tensor>; 2],
+    /// Running statistics that this part writes to.
+    buffers: BufferSet,
+}
+
+impl Trainer {
+    /// This rank's batch, laid out. Montages are laid out as bytes; they become numbers where they are used.
+    pub(crate) fn parts<'a>(&'a self, input: &StepInput) -> Result<Vec<Part<'a>>, TrainError> {
+        let mut rest = input.lanes;
+        let mut parts = Vec::with_capacity(self.seat.parts.len());
+        for layout in &self.seat.parts {
+            let lanes = usize::try_from(layout.lane_count()).unwrap_or(usize::MAX).min(rest.len());
+            let (own, others) = rest.split_at(lanes);
+            rest = others;
+            let q = self.pyramid(layout, own, |lane| &lane.q)?;
+            let k = self.pyramid(layout, own, |lane| &lane.k)?;
+            parts.push(Part {
+                layout,
+                pictures: [q.pictures, k.pictures],
+                labels: [q.labels, k.labels],
+                buffers: self.model.stage_buffers()?,
+            });
+        }
+        Ok(parts)
+    }
+
+    fn pyramid(
+        &self,
+        layout: &PyramidLayout,
+        lanes: &[LaneInput],
+        side: fn(&LaneInput) -> &LaneSide,
+    ) -> Result<Pyramid, TrainError> {
+        let device = self.model.device();
+        let mut sides = Vec::with_capacity(lanes.len());
+        for lane in lanes {
+            let side = side(lane);
+            let views: Result<Vec<Tensor>, _> = side.views.iter().map(|v| v.f_to_device(device)).collect();
+            sides.push(LaneSide { views: views?, permutations: side.permutations.clone() });
+        }
+        Ok(Pyramid::assemble(layout, &sides)?)
+    }
+
+    fn numbers(&self, pictures: &Tensor) -> Result<Tensor, TrainError> {
+        if pictures.kind() == Kind::Uint8 {
+            return Ok(self.normalization.apply(pictures)?);
+        }
+        Ok(pictures.shallow_clone())
+    }
+
+    /// Which ranks a part's norms speak with.
+    const fn norm(&self) -> SyncBatchNorm<'_> {
+        match self.settings.norm {
+            NormScope::Job => SyncBatchNorm { group: self.group.as_ref() },
+            NormScope::Lane => SyncBatchNorm { group: None },
+        }
+    }
+
+    /// A part's targets, side q before k: [lanes * N, D] each.
+    pub(crate) fn targets(&self, part: &Part) -> Result<[Tensor; 2], TrainError> {
+        let norm = self.norm();
+        let pass = Pass::new(&norm, &part.buffers);
+        let _half = self.autocast()?;
+        let of = |side: usize| -> Result<Tensor, TrainError> {
+            let pictures = self.numbers(&part.pictures[side])?;
+            Ok(self.model.targets(&pictures, part.layout, self.settings.compute, &pass)?)
+        };
+        Ok([of(0)?, of(1)?])
+    }
+
+    /// A part's losses, given both sides' targets of all lanes of the job.
+    pub(crate) fn losses(
+        &self,
+        part: &Part,
+        [tq, tk]: &[Tensor; 2],
+        probe: Option<&mut StepProbe>,
+    ) -> Result<LevelLosses, TrainError> {
+        let norm = self.norm();
+        let pass = Pass::new(&norm, &part.buffers);
+        let half = self.autocast()?;
+        let online = |side: usize| -> Result<Vec<Tensor>, TrainError> {
+            let pictures = self.numbers(&part.pictures[side])?;
+            Ok(self.model.online(&pictures, part.layout, self.settings.compute, &pass)?)
+        };
+        let [online_q, online_k] = [online(0)?, online(1)?];
+        let (pred_q, pred_k) = self.model.predict(&online_q, &online_k, &pass)?;
+        drop(half);
+        let [labels_q, labels_k] = &part.labels;
+        let losses = level_losses(
+            self.model.spec(),
+            part.layout.lane_count(),
+            &Contrast { predictions: &pred_q, targets: tk, labels: labels_q },
+            &Contrast { predictions: &pred_k, targets: tq, labels: labels_k },
+        )?;
+        if let Some(probe) = probe {
+            probe.add_rows(&[online_q, online_k], &[pred_q, pred_k], &part.labels)?;
+            probe.targets = vec![tk.shallow_clone(), tq.shallow_clone()];
+            probe.add_cosines(&losses)?;
+        }
+        Ok(losses)
+    }
+
+    /// The step's running statistics: those of the only part, or the mean over all lanes of the job.
+    pub(crate) fn combine(&self, parts: Vec<Part>) -> Result<BufferSet, TrainError> {
+        let mut sets = parts.into_iter().map(|part| part.buffers);
+        let first = sets.next().ok_or_else(|| TrainError::State("a step without parts".to_owned()))?;
+        if self.settings.norm == NormScope::Job {
+            return Ok(first);
+        }
+        let rest: Vec<BufferSet> = sets.collect();
+        no_grad(|| -> Result<(), TrainError> {
+            let own: Vec<&Tensor> = std::iter::once(&first).chain(&rest).map(BufferSet::running).collect();
+            let own = Tensor::f_stack(&own, 0)?;
+            let all = self.gather_lanes(&own)?;
+            let mut sum = all.f_select(0, 0)?.f_clone(first.running())?;
+            for lane in 1..i64::from(self.seat.lanes.lanes()) {
+                let _ = sum.f_add_(&all.f_select(0, lane)?)?;
+            }
+            let _ = sum.f_div_scalar_(f64::from(self.seat.lanes.lanes()))?;
+            Ok(first.overwrite_running(&sum)?)
+        })?;
+        Ok(first)
+    }
+
+    /// [own lanes, ..] of every rank -> [all lanes, ..] in lane order. Ranks may carry different numbers of lanes: they
+    /// are padded to the most for the gather, then cut.
+    pub(crate) fn gather_lanes(&self, own: &Tensor) -> Result<Tensor, TrainError> {
+        let Some(group) = &self.group else { return Ok(own.shallow_clone()) };
+        gather_lanes(group, own, |rank| self.seat.lanes.lanes_of(rank).len(), self.seat.lanes.most_lanes())
+    }
+}
+
+fn gather_lanes(
+    group: &Group,
+    own: &Tensor,
+    lanes_of: impl Fn(Rank) -> usize,
+    most: u32,
+) -> Result<Tensor, TrainError> {
+    let missing = i64::from(most) - own.size().first().copied().unwrap_or(0);
+    let mut padding = vec![0; 2 * own.dim()];
+    if let Some(end) = padding.last_mut() {
+        *end = missing;
+    }
+    let all = group.all_gather(&own.f_constant_pad_nd(padding)?)?;
+    let mut lanes = Vec::new();
+    for rank in 0..group.world() {
+        let count = i64::try_from(lanes_of(Rank::new(rank))).unwrap_or(0);
+        lanes.push(all.f_select(0, i64::from(rank))?.f_narrow(0, 0, count)?);
+    }
+    Ok(Tensor::f_cat(&lanes, 0)?)
+}
+
+impl StepProbe {
+    fn add_rows(
+        &mut self,
+        online: &[Vec<Tensor>; 2],
+        predictions: &[Vec<Tensor>; 2],
+        labels: &[Vec<Tensor>; 2],
+    ) -> Result<(), TrainError> {
+        for (kept, new) in
+            [(&mut self.online, online), (&mut self.predictions, predictions), (&mut self.labels, labels)]
+        {
+            if kept.is_empty() {
+                kept.extend(new.iter().map(|side| side.iter().map(Tensor::shallow_clone).collect()));
+                continue;
+            }
+            for (kept, new) in kept.iter_mut().flatten().zip(new.iter().flatten()) {
+                *kept = Tensor::f_cat(&[&*kept, new], 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_cosines(&mut self, losses: &LevelLosses) -> Result<(), TrainError> {
+        for (kept, new) in [(&mut self.pos_cos, &losses.pos_cos), (&mut self.neg_cos, &losses.neg_cos)] {
+            *kept = Some(match kept.take() {
+                None => new.shallow_clone(),
+                Some(before) => Tensor::f_cat(&[&before, new], 2)?,
+            });
+        }
+        Ok(())
+    }
+}
