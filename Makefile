@@ -5,7 +5,7 @@ TOOLS := .libtorch/tools/bin
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
 
-.PHONY: help setup tools build demo test interop fuzz bench bench-cluster chaos check fmt nccl gpu-check release clean
+.PHONY: help setup tools build demo test interop fuzz bench scale-out bench-cluster chaos check fmt nccl gpu-check release clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ fuzz: setup ## fuzz every decoder of bytes from outside [SECONDS_EACH=n] [TARGET
 
 bench: release ## loader, steps and ranks beside PIL and PyTorch, on a machine that does nothing else [PAIRS=n] [ONLY=loader,step,ranks,run]
 	"$$(bash scripts/python.sh)" bench/compare.py --pairs $(or $(PAIRS),7) $(if $(ONLY),--only $(ONLY))
+
+scale-out: release ## step times on more ranks: a model from measured parts, checked here
+	python3 bench/scale_out.py
 
 bench-cluster: build release ## what failures and saving cost and what a coordinator carries, likewise [TIMES=n] [MINUTES=n]
 	cargo run --quiet -p mcl-system-tests --bin mcl-measure -- --times $(or $(TIMES),15) --outage-minutes $(or $(MINUTES),10)

@@ -10,13 +10,14 @@ import json
 import os
 import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from programs import Program, free_port, spread
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -32,49 +33,12 @@ parser.add_argument("--only", help="comma-separated: loader, step, ranks, run; d
 a = parser.parse_args()
 
 
-class Program:
-    """A process that takes a turn for each line that it is given."""
-
-    def __init__(self, command, environment=None):
-        self.command = [str(part) for part in command]
-        own = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own
-        )
-
-    def ready(self):
-        self.answer()
-        return self
-
-    def go(self):
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{' '.join(self.command)} ended with {self.process.wait()}")
-        return json.loads(line)
-
-    def turn(self):
-        self.go()
-        return self.answer()
-
-    def end(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
-
 def ours(*arguments):
     return [a.binaries / "mcl", "bench", *arguments, "--paced"]
 
 
 def peer(program, *arguments):
     return [sys.executable, HERE / "peers" / f"{program}.py", *arguments]
-
-
-def spread(values):
-    return statistics.median(values), min(values), max(values)
 
 
 def side_by_side(name, unit, our_command, peer_command, measure="cpu_s", scale=1e3):
@@ -141,19 +105,13 @@ def steps(_folder):
     return rows
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def overhead(alone, together):
-    """Wall time of a step of two ranks over that of two processes that do as much and do not talk, less 1."""
-    pairs = [Program(alone()), Program(alone())]
+    """Wall times of a step: of two processes that do not talk (their mean), and of two ranks that do; a core each."""
+    pairs = [Program(alone(), core) for core in range(2)]
     for program in pairs:
         program.ready()
     port = free_port()
-    ranks = [Program(together(rank, port)) for rank in range(2)]
+    ranks = [Program(together(rank, port), rank) for rank in range(2)]
     ranks[0].ready()
     results = []
     for _ in range(a.pairs):
@@ -167,27 +125,35 @@ def overhead(alone, together):
 
 
 def two_ranks(_folder):
+    """What talking costs: both with norms that synchronise, as in the paper, and both with norms that do not."""
     size = ["--depth", "18", *STEP]
-    rank = lambda rank, port: ["--rank", str(rank), "--world", "2"]
+    rank = lambda rank: ["--rank", str(rank), "--world", "2"]
     rows = []
-    theirs = overhead(
-        lambda: peer("step", *size),
-        lambda r, port: peer("step", *size, *rank(r, port), "--store", f"127.0.0.1:{port}"),
-    )
-    for compute in ("exact", "selective"):
+    for norms, compute, our_norms, their_norms in (
+        ("synchronised", "exact", [], ["--sync-norms"]),
+        ("synchronised", "selective", [], ["--sync-norms"]),
+        ("local", "exact", ["--lane-norm"], []),
+        ("local", "selective", ["--lane-norm"], []),
+    ):
         chosen = [*size, "--compute", compute]
         mine = overhead(
             lambda: ours("step", *chosen),
-            lambda r, port: ours("step", *chosen, *rank(r, port), "--port", port),
+            lambda r, port: ours("step", *chosen, *our_norms, *rank(r), "--port", port),
+        )
+        theirs = overhead(
+            lambda: peer("step", *size),
+            lambda r, port: peer("step", *size, *their_norms, *rank(r), "--store", f"127.0.0.1:{port}"),
         )
         share = lambda results: [100 * (two / one - 1) for one, two in results]
+        own, other = spread(share(mine)), spread(share(theirs))
         row = {
-            "name": f"two ranks, R18, {compute}, synchronised norms, against DDP over Gloo with local norms",
+            "name": f"what talking costs two ranks, R18, {compute}, {norms} norms, over what it costs DDP over Gloo with {norms} norms",
             "unit": "% of a step",
-            "ours": spread(share(mine)),
-            "peer": spread(share(theirs)),
-            # An overhead near zero makes a ratio of overheads mean nothing; of step times over alone it does.
-            "ratio": spread([(o2 / o1) / (p2 / p1) for (o1, o2), (p1, p2) in zip(mine, theirs)]),
+            "ours": own,
+            "peer": other,
+            # Ours, with its spread, over the peer's median: here less is better. A pair's own would be a difference over
+            # a difference.
+            "ratio": tuple(share / other[0] for share in own),
         }
         report(row)
         rows.append(row)
@@ -322,4 +288,5 @@ def main():
     write(a.out or ROOT / f"docs/results/bench-{kind}.md", sections, plain)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -150,6 +150,56 @@ class Model(nn.Module):
         return total
 
 
+class SyncNorm(torch.autograd.Function):
+    """Batch norm over the rows of all ranks. PyTorch's own is for GPUs alone; this one is put together from the fastest of
+    its parts for CPUs: one gather of (mean, variance, count) forward, one sum of two vectors backward."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps):
+        channels, rows = x.shape[1], x.numel() // x.shape[1]
+        mean, var = torch.batch_norm_update_stats(x, None, None, momentum)
+        own = torch.cat([mean, var, torch.full((1,), float(rows))])
+        everyones = torch.empty(torch.distributed.get_world_size() * own.numel())
+        torch.distributed.all_gather_into_tensor(everyones, own)
+        means, variances, counts = everyones.view(-1, own.numel()).split([channels, channels, 1], dim=1)
+        count = counts.sum()
+        mean = (means * counts).sum(0) / count
+        var = ((variances + (means - mean) ** 2) * counts).sum(0) / count
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * count / (count - 1), momentum)
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps = eps
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, momentum, eps)[0]
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, mean, var, count = ctx.saved_tensors
+        w = torch.ones_like(mean) if weight is None else weight
+        _, dw, db = torch.ops.aten.native_batch_norm_backward(
+            dy, x, w, mean, var, None, None, False, ctx.eps, [False, True, True]
+        )
+        total = torch.cat([dw, db])
+        torch.distributed.all_reduce(total)
+        dy_xhat, dy_mean = (total / count).split(mean.numel())
+        inverse = (var + ctx.eps).rsqrt()
+        a = inverse * w
+        b = -a * inverse * dy_xhat
+        c = -a * dy_mean - b * mean
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        dx = torch.addcmul(c.view(shape), x, b.view(shape)).addcmul_(dy, a.view(shape))
+        affine = weight is not None
+        return dx, dw if affine else None, db if affine else None, None, None, None, None
+
+
+def synchronise_norms(model):
+    """Every norm of the model forms its statistics over all ranks, as the paper's program does."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.forward = lambda x, m=module: SyncNorm.apply(
+                x, m.weight, m.bias, m.running_mean, m.running_var, m.momentum, m.eps
+            )
+
+
 class Lars(torch.optim.Optimizer):
     """LARS with the learning rate inside the momentum buffer; one-dimensional parameters are not adapted."""
 

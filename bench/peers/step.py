@@ -10,7 +10,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from mcl import Lars, Model, follow
+from mcl import Lars, Model, follow, synchronise_norms
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--depth", type=int, default=50)
@@ -22,6 +22,7 @@ parser.add_argument("--bf16", action="store_true", help="autocast to bf16")
 parser.add_argument("--channels-last", action="store_true")
 parser.add_argument("--rank", type=int, default=0)
 parser.add_argument("--world", type=int, default=1)
+parser.add_argument("--sync-norms", action="store_true", help="batch statistics over all ranks")
 parser.add_argument("--store", default="127.0.0.1:0")
 parser.add_argument("--warm-up", type=int, default=1)
 parser.add_argument("--steps", type=int, default=1, help="of one turn")
@@ -38,6 +39,8 @@ if a.world > 1:
     store = dist.TCPStore(host, int(port), a.world, a.rank == 0)
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=a.rank, world_size=a.world)
 model = Model(a.depth, a.image_size, a.images).to(a.device).train()
+if a.sync_norms:
+    synchronise_norms(model)
 if a.channels_last:
     model = model.to(memory_format=torch.channels_last)
 optimizer = Lars([p for p in model.parameters() if p.requires_grad])

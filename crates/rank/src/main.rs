@@ -17,6 +17,7 @@ mod generation;
 mod gpu_check;
 mod loader_bench;
 mod orders;
+mod parts_bench;
 mod pictures;
 mod records;
 mod saving;

@@ -1,5 +1,6 @@
 //! `mcl bench step`: what a training step costs, on one rank or on several on this machine.
 
+use crate::parts_bench::Parts;
 use crate::turns::{self, Pace};
 use crate::{engine, trial};
 use anyhow::Result;
@@ -78,6 +79,9 @@ pub(crate) struct StepBenchArguments {
     /// Turns to take.
     #[arg(long, default_value_t = 7)]
     turns: u32,
+    /// Instead of turns: what a step says to other ranks and what that costs, as a JSON line of rank 0.
+    #[arg(long)]
+    parts: bool,
     /// A turn for each line on standard input instead.
     #[arg(long)]
     paced: bool,
@@ -98,6 +102,17 @@ pub(crate) fn run(a: &StepBenchArguments) -> Result<()> {
     let mut trainer = trial::trainer(spec, device, settings)?;
     let (group, words) = if a.world > 1 { groups(a, device)? } else { (None, None) };
     trainer.join(LaneLayout::new(lanes, a.world)?, Rank::new(a.rank), group)?;
+    if a.parts {
+        let steps = u64::from(a.warm_up.max(1));
+        for step in 0..steps {
+            trial::step(&mut trainer, step)?;
+        }
+        let parts = Parts::measure(&trainer, steps, words.as_ref())?;
+        if a.rank == 0 {
+            println!("{}", serde_json::to_string(&parts)?);
+        }
+        return Ok(());
+    }
     let mut step = 0;
     let mut go = |count: u32| -> Result<()> {
         for _ in 0..count {

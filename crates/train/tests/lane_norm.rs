@@ -146,8 +146,8 @@ fn calls(model: &Model, compute: ComputeMode) -> i64 {
     let pass = Pass::new(&LocalBatchNorm, &buffers);
     let pictures = Tensor::rand([layout.pictures(), 3, 32, 32], F64);
     for _ in 0..2 {
-        model.online(&pictures, &layout, compute, &pass).unwrap();
-        model.targets(&pictures, &layout, compute, &pass).unwrap();
+        let _ = model.online(&pictures, &layout, compute, &pass).unwrap();
+        let _ = model.targets(&pictures, &layout, compute, &pass).unwrap();
     }
     buffers.seal().unwrap();
     buffers.counts().max().int64_value(&[])
