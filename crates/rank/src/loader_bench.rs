@@ -67,7 +67,9 @@ pub(crate) fn run(a: &LoaderBenchArguments) -> Result<()> {
             next += 1;
         }
         for _ in 0..batches {
-            loader.next()?.context("the loader has ended")?;
+            // As training does when it has laid a batch into tensors.
+            let batch = loader.next()?.context("the loader has ended")?;
+            loader.recycle(batch.views);
         }
         Ok(())
     };
