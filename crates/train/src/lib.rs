@@ -10,6 +10,7 @@
 
 mod activity;
 mod agreement;
+mod arrival;
 mod digest;
 mod error;
 pub mod golden;
@@ -17,6 +18,7 @@ mod norm;
 mod optimizer;
 mod schedule;
 mod step;
+mod together;
 mod trainer;
 mod transfer;
 
@@ -24,7 +26,7 @@ pub use activity::{Activity, Doing, Now};
 pub use agreement::Halt;
 pub use digest::{bytes_of, digest_of, disagreement};
 pub use error::TrainError;
-pub use optimizer::{Optimizer, OptimizerSettings, Rule, decays, lars_excluded};
+pub use optimizer::{Optimizer, OptimizerSettings, Rule, Walk, decays, lars_excluded};
 pub use schedule::{LearningRate, Momentum};
 pub use step::{LaneInput, Rates, StepInput, StepOutcome, StepProbe, StepTimes};
 pub use trainer::{Trainer, TrainerSettings};
