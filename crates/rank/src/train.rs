@@ -118,6 +118,7 @@ fn prepare(
     let job = Job::parse(&configure.job_toml, "the coordinator's job")?;
     engine::set_threads(job.train().threads_per_rank);
     let device = engine::device(&configure.device)?;
+    engine::tune(device);
     let dataset = Arc::new(Dataset::open(&job.data().source)?);
     check_dataset(&dataset, &configure)?;
     let plan = mcl_job::plan_spec(&job, &dataset);
