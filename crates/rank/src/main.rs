@@ -52,6 +52,9 @@ enum Command {
     Golden(gpu_check::GoldenArguments),
     /// Everything that needs a GPU.
     GpuCheck(gpu_check::GpuCheckArguments),
+    /// One of those checks, in a process of its own.
+    #[command(hide = true)]
+    GpuCheckPart(gpu_check::PartArguments),
     /// What saving costs a training process.
     BenchCheckpoint(checkpoint_bench::BenchCheckpointArguments),
     /// What a training step costs.
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Golden(arguments) => gpu_check::golden(&arguments),
         Command::GpuCheck(arguments) => gpu_check::run(&arguments, &cuda),
+        Command::GpuCheckPart(arguments) => gpu_check::run_part(&arguments),
         Command::BenchCheckpoint(arguments) => checkpoint_bench::run(&arguments),
         Command::BenchStep(arguments) => step_bench::run(&arguments),
         Command::BenchLoader(arguments) => loader_bench::run(&arguments),

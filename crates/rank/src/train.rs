@@ -124,15 +124,7 @@ fn prepare(
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
     let model = Model::new(weights::model_spec(&job)?, engine::kind(job.train().precision), device)?;
-    let settings = TrainerSettings {
-        lanes: job.batch().lanes,
-        images_per_lane: job.batch().images_per_lane,
-        montages: None,
-        compute: weights::compute_mode(job.method().compute),
-        optimizer: optimizer_settings(&job),
-        clip_norm: job.optimizer().clip_norm,
-    };
-    let mut trainer = Trainer::new(model, settings)?;
+    let mut trainer = Trainer::new(model, trainer_settings(&job))?;
     trainer.tell(activity.clone());
     let snapshots = Snapshots::new(&configure, Arc::clone(&orders))?;
     Ok(Process {
@@ -204,6 +196,18 @@ fn check_dataset(dataset: &Dataset, configure: &v1::Configure) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// What a job says of its trainer.
+pub(crate) fn trainer_settings(job: &Job) -> TrainerSettings {
+    TrainerSettings {
+        lanes: job.batch().lanes,
+        images_per_lane: job.batch().images_per_lane,
+        montages: None,
+        compute: weights::compute_mode(job.method().compute),
+        optimizer: optimizer_settings(job),
+        clip_norm: job.optimizer().clip_norm,
+    }
 }
 
 fn optimizer_settings(job: &Job) -> OptimizerSettings {
