@@ -50,10 +50,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_gpu_there_is_no_such_memory_and_that_is_an_error_not_a_crash() {
+    fn without_a_gpu_there_is_no_such_memory_and_asking_is_no_crash() {
         assert_eq!(device_memory(Device::Cpu).unwrap(), None);
         if tch::Cuda::device_count() == 0 {
-            assert!(device_memory(Device::Cuda(0)).is_err());
+            // An error without libtorch's CUDA half; with it and no GPU, nothing is held.
+            let nothing = DeviceMemory { peak: 0, reserved: 0, total: 0 };
+            assert_eq!(device_memory(Device::Cuda(0)).ok().flatten().unwrap_or(nothing), nothing);
             assert!(pinned(&[1, 2, 3]).is_err());
         }
     }

@@ -10,7 +10,6 @@
 
 mod activity;
 mod agreement;
-mod arrival;
 mod digest;
 mod error;
 pub mod golden;

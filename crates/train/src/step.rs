@@ -2,13 +2,12 @@
 
 use crate::activity::Doing;
 use crate::agreement::{Agreed, Halt, Word};
-use crate::arrival::on_device;
 use crate::norm::SyncBatchNorm;
 use crate::optimizer::grad_norm;
 use crate::{TrainError, Trainer, together};
 use mcl_collective::{Membership, backward, many, waited};
 use mcl_failpoint::Failpoint;
-use mcl_model::{BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, level_losses};
+use mcl_model::{BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, level_losses, on_device};
 use mcl_types::{FencingToken, Rank, Step};
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor, no_grad};
@@ -241,8 +240,7 @@ impl Trainer {
             let mut sides = Vec::with_capacity(input.lanes.len());
             for lane in input.lanes {
                 let side = pick(lane);
-                let views: Result<Vec<Tensor>, TrainError> =
-                    side.views.iter().map(|v| on_device(v, device)).collect();
+                let views: Result<Vec<Tensor>, _> = side.views.iter().map(|v| on_device(v, device)).collect();
                 sides.push(LaneSide { views: views?, permutations: side.permutations.clone() });
             }
             let mut pyramid = Pyramid::assemble(&self.seat.layout, &sides)?;

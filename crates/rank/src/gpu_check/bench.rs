@@ -18,6 +18,8 @@ pub(super) struct Pair {
     pub(super) name: &'static str,
     ours: Vec<&'static str>,
     peer: Vec<&'static str>,
+    /// Ours is worth measuring without a peer: no other pair does it.
+    alone: bool,
 }
 
 /// All of them; the first counts most. The peer computes the official graph, as the paper's program does.
@@ -26,16 +28,19 @@ pub(super) fn pairs() -> Vec<Pair> {
         name: "bench: selective f32 beside eager official f32",
         ours: vec!["--compute", "selective"],
         peer: vec!["--channels-last"],
+        alone: true,
     }];
     let mut bf16 = Pair {
         name: "bench: selective f32 beside eager official bf16",
         ours: vec!["--compute", "selective"],
         peer: vec!["--bf16", "--channels-last"],
+        alone: false,
     };
     // As soon as the benchmark can be told a precision, like meets like.
     if has_precision() {
         bf16.name = "bench: selective bf16 beside eager official bf16";
         bf16.ours.extend(["--precision", "bf16"]);
+        bf16.alone = true;
     }
     pairs.push(bf16);
     pairs
@@ -48,8 +53,11 @@ fn has_precision() -> bool {
 
 /// Ours, peer, ours, peer; medians of both and of the pairs' ratios. Where there is no peer, ours alone.
 pub(super) fn check(stage: &Stage, pair: &Pair, until: Deadline) -> Result<Vec<Finding>> {
-    let mut ours = Program::start(our_command(stage, pair)?)?;
     let absent = no_peer(stage);
+    if let (Some(why), false) = (&absent, pair.alone) {
+        return Ok(vec![Finding::skipped(pair.name, format!("no peer ({why})"))]);
+    }
+    let mut ours = Program::start(our_command(stage, pair)?)?;
     let mut peer = if absent.is_none() { Some(Program::start(peer_command(stage, pair))?) } else { None };
     ours.answer(until).context("mcl-rank bench-step")?;
     // A peer that does not run here is no fault of ours: told, and measured without.

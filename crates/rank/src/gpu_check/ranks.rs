@@ -55,6 +55,7 @@ pub(super) fn host(until: Deadline) -> Result<Store> {
 pub(super) fn part(a: &RankArguments, device: Device) -> Result<Finding> {
     let lifeline = Lifeline::new(&[])?;
     let store = lifeline.connect(&a.store, TIMEOUT)?;
+    all_there(&store, a)?;
     let membership = Membership { token: FencingToken::default(), rank: Rank::new(a.rank), world: a.world };
     let nccl = if device == Device::Cpu { None } else { Some(engine::nccl()?) };
     let group = lifeline.form(&store, membership, TIMEOUT, "127.0.0.1", nccl)?;
@@ -78,6 +79,15 @@ pub(super) fn part(a: &RankArguments, device: Device) -> Result<Finding> {
     // NCCL's threads may hold a process up whose peer is gone.
     println!("{}", serde_json::to_string(&[finding.with("step_ms", 1e3 * a_step)])?);
     exit_at_once(0)
+}
+
+/// Loading CUDA takes some processes seconds longer than others; forming a group allows for no such wait.
+fn all_there(store: &Store, a: &RankArguments) -> Result<()> {
+    store.set(&format!("there/{}", a.rank), b"1")?;
+    for rank in 0..a.world {
+        store.get(&format!("there/{rank}"))?;
+    }
+    Ok(())
 }
 
 fn small_model() -> Result<ModelSpec> {
