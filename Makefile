@@ -63,8 +63,8 @@ nccl: setup ## build the NCCL half of the collective shim (CUDA headers only, no
 release: setup ## optimised binaries
 	cargo build --release --bins -p mcl-cli -p mcl-rank
 
-gpu-check: ## everything that needs a GPU; uses a carried target/release/mcl-rank where there is no Rust
-	@bash scripts/gpu_check.sh "$(RUN_GOLDENS)"
+gpu-check: ## everything that needs a GPU, in 8 minutes at most; uses carried binaries where there is no Rust [BUDGET=seconds]
+	@bash scripts/gpu_check.sh "$(RUN_GOLDENS)" --budget $(or $(BUDGET),480)
 
 clean: ## remove builds, keep libtorch
 	cargo clean

@@ -42,7 +42,10 @@ model = Model(a.depth, a.image_size, a.images).to(a.device).train()
 if a.sync_norms:
     synchronise_norms(model)
 if a.channels_last:
-    model = model.to(memory_format=torch.channels_last)
+    # Not the whole module at once: that refuses tensors of other than four dimensions.
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 optimizer = Lars([p for p in model.parameters() if p.requires_grad])
 wrapped = model
 if a.world > 1:

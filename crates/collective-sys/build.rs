@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .include("shim/gloo_stubs")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["shim/engine.cpp", "shim/autograd.cpp"])
+        .files(["shim/engine.cpp", "shim/autograd.cpp", "shim/device.cpp"])
         .compile("mcl_collective_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=torch_cpu");

@@ -113,4 +113,23 @@ unsafe extern "C" {
     pub fn mcl_reducer_bucket_count(reducer: *const MclReducer) -> c_int;
     pub fn mcl_reducer_free(reducer: *mut MclReducer) -> c_int;
     pub fn mcl_backward(loss: *mut C_tensor) -> c_int;
+
+    pub fn mcl_many_scale(to: *const *mut C_tensor, n: c_int, factor: f64) -> c_int;
+    pub fn mcl_many_add(to: *const *mut C_tensor, from: *const *mut C_tensor, n: c_int, factor: f64)
+    -> c_int;
+    pub fn mcl_many_add_scaled(
+        to: *const *mut C_tensor,
+        from: *const *mut C_tensor,
+        factors: *mut C_tensor,
+        n: c_int,
+    ) -> c_int;
+    pub fn mcl_many_lerp(
+        to: *const *mut C_tensor,
+        towards: *const *mut C_tensor,
+        n: c_int,
+        weight: f64,
+    ) -> c_int;
+    pub fn mcl_many_norms(tensors: *const *mut C_tensor, n: c_int, out: *mut *mut C_tensor) -> c_int;
+    pub fn mcl_pinned_bytes(bytes: *const u8, size: usize, out: *mut *mut C_tensor) -> c_int;
+    pub fn mcl_cuda_memory(index: c_int, peak: *mut i64, reserved: *mut i64, total: *mut i64) -> c_int;
 }

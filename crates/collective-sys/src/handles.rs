@@ -53,7 +53,7 @@ fn c_string(text: &str) -> Result<CString, EngineError> {
     CString::new(text).map_err(|_| EngineError::Other(format!("`{text:?}` holds a NUL byte")))
 }
 
-fn raw(tensor: &Tensor) -> *mut C_tensor {
+pub(crate) fn raw(tensor: &Tensor) -> *mut C_tensor {
     tensor.as_ptr().cast_mut()
 }
 
@@ -61,7 +61,7 @@ fn raws(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
     tensors.iter().map(raw).collect()
 }
 
-fn count(n: usize) -> Result<c_int, EngineError> {
+pub(crate) fn count(n: usize) -> Result<c_int, EngineError> {
     c_int::try_from(n).map_err(|_| EngineError::Other(format!("{n} tensors are too many")))
 }
 

@@ -16,7 +16,8 @@ mod store;
 pub use group::{CollectiveError, Group, Membership, batch_norm};
 pub use lifeline::Lifeline;
 pub use mcl_collective_sys::{
-    Autocast, CudaError, NcclFactory, ReduceOp, exit_at_once, load_cuda, load_nccl, waited,
+    Autocast, CudaError, DeviceMemory, EngineError, NcclFactory, ReduceOp, device_memory, exit_at_once,
+    load_cuda, load_nccl, many, pinned, waited,
 };
 pub use reducer::{Reducer, autocast, backward, drop_gradient, on_gradient, ready_order};
 pub use store::Store;

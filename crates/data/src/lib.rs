@@ -34,6 +34,7 @@ pub use dataset::{Dataset, DatasetError, Encoded, ReadError, ShardInfo};
 pub use decode::{DecodeError, Decoder, Format, Limits, decode};
 pub use loader::{
     BatchRequest, FedSample, LaneBatch, Loader, LoaderError, LoaderSpec, LoaderStats, Replaced,
+    Stopper as LoaderStopper,
 };
 pub use montage::MontageLayout;
 pub use picture::Picture;

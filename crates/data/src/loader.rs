@@ -184,8 +184,8 @@ pub enum LoaderError {
         /// The panic's message.
         message: String,
     },
-    /// The loader ended with an error before.
-    #[error("the loader has stopped after an earlier error")]
+    /// The loader ended with an error before, or was told to stop.
+    #[error("the loader has stopped: after an earlier error, or because it was told to")]
     Stopped,
 }
 
@@ -330,6 +330,10 @@ impl Loader {
         let start = Instant::now();
         let mut state = self.shared.lock();
         while state.queue.front().is_none_or(|front| !front.is_ready()) {
+            if state.stopping {
+                self.failed = true;
+                return Err(LoaderError::Stopped);
+            }
             if state.queue.is_empty() && state.ended {
                 return match state.feeder.take() {
                     Some(error) => {
@@ -365,10 +369,32 @@ impl Loader {
         }
     }
 
+    /// Stops this loader while another thread waits in [`Loader::next`].
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.shared))
+    }
+
     /// What happened so far.
     pub fn stats(&self) -> LoaderStats {
         let state = self.shared.lock();
         LoaderStats { undecodable: state.undecodable.len() as u64, ..state.stats }
+    }
+}
+
+/// Ends a loader's work from another thread.
+#[derive(Clone)]
+pub struct Stopper(Arc<Shared>);
+
+impl std::fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stopper")
+    }
+}
+
+impl Stopper {
+    /// Threads end after the picture in hand; [`Loader::next`] gives an error from now on.
+    pub fn stop(&self) {
+        self.0.stop();
     }
 }
 

@@ -208,6 +208,21 @@ fn batches_before_a_failure_are_given_and_the_failure_is_the_same_on_any_number_
 }
 
 #[test]
+fn a_loader_that_is_told_to_stop_ends_the_wait_for_its_next_batch() {
+    let dir = folder(12);
+    let dataset = Arc::new(Dataset::open(dir.path()).unwrap());
+    let (ask, requests) = std::sync::mpsc::channel();
+    let mut loader =
+        Loader::start(Arc::clone(&dataset), spec(1), requests, substitute(dataset.len())).unwrap();
+    let stopper = loader.stopper();
+    // Nothing is ever asked for, so that only the stop can end the wait.
+    let waiting = std::thread::spawn(move || loader.next());
+    stopper.stop();
+    assert!(matches!(waiting.join().unwrap(), Err(LoaderError::Stopped)));
+    drop::<std::sync::mpsc::Sender<mcl_data::BatchRequest>>(ask);
+}
+
+#[test]
 fn a_changed_shard_is_an_error_and_not_a_replacement() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(odd("ok_baseline.jpg"), dir.path().join("a.jpg")).unwrap();

@@ -6,6 +6,7 @@
 //! each. Counting is done in plain numbers and reaches the tensor only in [`BufferSet::seal`].
 
 use crate::ModelError;
+use crate::arrival::numbers_on_device;
 use crate::blueprint::NormSite;
 use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
@@ -120,7 +121,7 @@ impl BufferSet {
             return Ok(());
         }
         let calls: Vec<i64> = self.slots.iter().map(|s| s.calls.get()).collect();
-        let calls = Tensor::f_from_slice(&calls)?.f_to_device(self.counts.device())?;
+        let calls = numbers_on_device(&calls, self.counts.device())?;
         let _ = self.counts.shallow_clone().f_add_(&calls)?;
         for slot in &self.slots {
             slot.calls.set(0);

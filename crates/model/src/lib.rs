@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::float_cmp))]
 
+mod arrival;
 mod backbone;
 mod blueprint;
 mod buffers;
@@ -30,6 +31,7 @@ mod projector;
 mod pyramid;
 mod spec;
 
+pub use arrival::on_device;
 pub use backbone::Backbone;
 pub use buffers::BufferSet;
 pub use encoder::Encoder;

@@ -3,6 +3,7 @@
 //! A rank's batch is level-major, then lane: [level 0 of every lane, level 1 of every lane, ...]. A lane's
 //! pictures, tiles and labels never depend on which rank carries it.
 
+use crate::arrival::numbers_on_device;
 use crate::error::check_shape;
 use crate::{ModelError, ModelSpec};
 use std::ops::Range;
@@ -124,7 +125,7 @@ impl Pyramid {
         check_shape("lanes of a batch", &[len(sides)], &[layout.lane_count()])?;
         let order = tile_order(layout, sides)?;
         let device = sides.first().and_then(|s| s.views.first()).map_or(Device::Cpu, Tensor::device);
-        let order = Tensor::f_from_slice(&order)?.f_to_device(device)?;
+        let order = numbers_on_device(&order, device)?;
         let mut pictures = Vec::with_capacity(layout.levels());
         let mut labels = Vec::with_capacity(layout.levels());
         let mut at = 0;

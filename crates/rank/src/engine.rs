@@ -56,6 +56,21 @@ pub(crate) const fn kind(precision: Precision) -> Kind {
     }
 }
 
+/// Makes libtorch ready for a device. On a GPU cuDNN tries its kernels out at a shape's first use and keeps the fastest:
+/// a run's shapes stay the same. Which one wins may differ from process to process, and bits with it.
+pub(crate) fn tune(device: Device) {
+    if device != Device::Cpu {
+        tch::Cuda::cudnn_set_benchmark(true);
+    }
+}
+
+/// Waits until a device has done what it was given: before a clock is read.
+pub(crate) fn settle(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(i64::try_from(index).unwrap_or(0));
+    }
+}
+
 /// Fixes the number of threads: part of what decides the bits.
 pub(crate) fn set_threads(threads: u32) {
     tch::set_num_threads(i32::try_from(threads).unwrap_or(1));

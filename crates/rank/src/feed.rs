@@ -1,31 +1,25 @@
-//! From the plan to a step's tensors: loader batches, montage permutations, and what was really fed.
+//! From the plan to a step's tensors: what the loader is asked for, and what was really fed.
 
-use crate::records::notes;
-use anyhow::{Context, Result, bail};
+use crate::staging::{Layout, Staging};
+use anyhow::{Result, bail};
 use mcl_config::Job;
-use mcl_data::montage::Side;
-use mcl_data::{BatchRequest, Dataset, FedSample, LaneBatch, Loader, LoaderSpec, MontageLayout};
-use mcl_model::LaneSide;
+use mcl_data::{BatchRequest, Dataset, FedSample, Loader, LoaderSpec, MontageLayout};
 use mcl_plan::{EpochPlan, PlanSpec, SUBSTITUTE_ATTEMPTS, Schedule, substitute};
 use mcl_proto::v1;
 use mcl_train::LaneInput;
 use mcl_types::{Epoch, Lane, SampleIndex, Slot, Step};
 use std::ops::Range;
 use std::sync::Arc;
-use tch::Tensor;
+use tch::Device;
 
 /// Lane batches of this rank, in the order of the plan.
 pub(crate) struct Feed {
-    loader: Loader,
+    staging: Staging,
     lanes: Range<u32>,
-    /// The step that the loader gives next.
+    /// The step that comes next.
     upcoming: Step,
     /// A step's input, until the step is applied: one that is broken off is done again from it.
     taken: Option<(Step, Fed)>,
-    schedule: Schedule,
-    montages: MontageLayout,
-    seed: mcl_types::Seed,
-    images: i64,
 }
 
 /// A step's input and where it came from.
@@ -36,9 +30,10 @@ pub(crate) struct Fed {
 }
 
 impl Feed {
-    /// Starts loading at `first`.
+    /// Starts loading at `first`, for `device`.
     pub(crate) fn start(
         job: &Job,
+        device: Device,
         dataset: Arc<Dataset>,
         plan: PlanSpec,
         schedule: Schedule,
@@ -68,16 +63,10 @@ impl Feed {
                 substitute(&replacements, epoch, step_in_epoch, lane, slot, attempt)
             }),
         )?;
-        Ok(Self {
-            loader,
-            lanes,
-            upcoming: first,
-            taken: None,
-            schedule,
-            montages,
-            seed: job.seed(),
-            images: i64::from(job.batch().images_per_lane),
-        })
+        let images = i64::from(job.batch().images_per_lane);
+        let (own, seed) = (lanes.clone(), job.seed());
+        let layout = Layout { lanes: own, schedule, montages, seed, images, device };
+        Ok(Self { staging: Staging::start(loader, layout, first)?, lanes, upcoming: first, taken: None })
     }
 
     /// Whether it gives `lanes` from `step` on.
@@ -102,52 +91,12 @@ impl Feed {
     }
 
     fn next(&mut self, step: Step) -> Result<Fed> {
-        let mut fed = Fed { lanes: Vec::new(), samples: Vec::new() };
-        let mut batches = Vec::new();
-        for lane in self.lanes.clone() {
-            let batch = self.loader.next()?.with_context(|| format!("the loader ended before {step}"))?;
-            if batch.step != step || batch.lane.get() != lane {
-                bail!("the loader fed {} {}, expected {step} lane {lane}", batch.step, batch.lane);
-            }
-            batches.push(batch);
+        if step != self.upcoming {
+            bail!("{step} was asked for, the next one to be fed is {}", self.upcoming);
         }
+        let fed = self.staging.next()?;
         self.upcoming = step.next();
-        for batch in batches {
-            fed.lanes.push(self.lane_input(step, &batch)?);
-            fed.samples.push((batch.lane.get(), batch.fed));
-        }
         Ok(fed)
-    }
-
-    fn lane_input(&self, step: Step, batch: &LaneBatch) -> Result<LaneInput> {
-        let levels = self.montages.levels();
-        let epoch = self.schedule.locate(step).epoch;
-        let side = |side: Side, first: usize| -> Result<LaneSide> {
-            let views = batch.views.iter().skip(first).take(levels);
-            let views = views.map(|v| self.view(v)).collect::<Result<Vec<_>>>()?;
-            let permutations = (1..levels)
-                .map(|level| {
-                    let drawn = self.montages.permutation(self.seed, (epoch, step, batch.lane), level, side);
-                    drawn.into_iter().map(|p| Ok(i64::try_from(p)?)).collect::<Result<Vec<_>>>()
-                })
-                .collect::<Result<Vec<_>>>()?;
-            Ok(LaneSide { views, permutations })
-        };
-        Ok(LaneInput { q: side(Side::Q, 0)?, k: side(Side::K, levels)?, notes: notes(&batch.fed) })
-    }
-
-    /// [N, 3, s, s] bytes.
-    fn view(&self, bytes: &[u8]) -> Result<Tensor> {
-        Ok(Tensor::f_from_slice(bytes)?.f_reshape([self.images, 3, self.edge(bytes.len())?, -1])?)
-    }
-
-    fn edge(&self, bytes: usize) -> Result<i64> {
-        let pixels = i64::try_from(bytes)? / (3 * self.images.max(1));
-        let edge = pixels.isqrt();
-        if edge * edge * 3 * self.images != i64::try_from(bytes)? {
-            bail!("a view of {bytes} bytes is no square of three channels for {} pictures", self.images);
-        }
-        Ok(edge)
     }
 }
 
@@ -292,7 +241,7 @@ mod tests {
         let dataset = Arc::new(Dataset::open(folder.path()).unwrap());
         let plan = mcl_job::plan_spec(&job, &dataset);
         let schedule = mcl_job::schedule(&job, &plan).unwrap();
-        let mut feed = Feed::start(&job, dataset, plan, schedule, 1..2, Step::new(0)).unwrap();
+        let mut feed = Feed::start(&job, Device::Cpu, dataset, plan, schedule, 1..2, Step::new(0)).unwrap();
         let indices = |fed: &Fed| fed.lanes[0].notes.clone();
         assert!(feed.serves(&(1..2), Step::new(0)) && !feed.serves(&(0..2), Step::new(0)));
         let first = indices(feed.take(Step::new(0)).unwrap());

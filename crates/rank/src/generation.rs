@@ -119,7 +119,8 @@ impl Process {
             // The old loader's threads end before new ones start.
             self.feed = None;
             let (dataset, plan) = (Arc::clone(&self.dataset), self.plan.clone());
-            self.feed = Some(Feed::start(&self.job, dataset, plan, self.schedule, lanes, first)?);
+            let (device, schedule) = (self.device, self.schedule);
+            self.feed = Some(Feed::start(&self.job, device, dataset, plan, schedule, lanes, first)?);
         }
         member.reporter.send(Event::Training(v1::Training { next_step: first.get() }));
         self.run_steps(member, first, stored)

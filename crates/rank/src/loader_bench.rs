@@ -76,5 +76,5 @@ pub(crate) fn run(a: &LoaderBenchArguments) -> Result<()> {
     go(1)?;
     let pace = if a.paced { Pace::Lines } else { Pace::Count(a.turns) };
     let units = u32::try_from(batches * BATCH).unwrap_or(u32::MAX);
-    turns::take(pace, units, || go(batches))
+    turns::take(pace, units, tch::Device::Cpu, || go(batches))
 }

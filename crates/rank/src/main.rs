@@ -16,6 +16,7 @@ mod frozen;
 mod generation;
 mod gpu_check;
 mod loader_bench;
+mod memory;
 mod orders;
 mod parts_bench;
 mod pictures;
@@ -23,6 +24,7 @@ mod records;
 mod saving;
 mod slice_buffer;
 mod snapshot;
+mod staging;
 mod step_bench;
 mod steps;
 mod train;
@@ -51,6 +53,9 @@ enum Command {
     Golden(gpu_check::GoldenArguments),
     /// Everything that needs a GPU.
     GpuCheck(gpu_check::GpuCheckArguments),
+    /// One of those checks, in a process of its own.
+    #[command(hide = true)]
+    GpuCheckPart(gpu_check::PartArguments),
     /// What saving costs a training process.
     BenchCheckpoint(checkpoint_bench::BenchCheckpointArguments),
     /// What a training step costs.
@@ -78,6 +83,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Golden(arguments) => gpu_check::golden(&arguments),
         Command::GpuCheck(arguments) => gpu_check::run(&arguments, &cuda),
+        Command::GpuCheckPart(arguments) => gpu_check::run_part(&arguments),
         Command::BenchCheckpoint(arguments) => checkpoint_bench::run(&arguments),
         Command::BenchStep(arguments) => step_bench::run(&arguments),
         Command::BenchLoader(arguments) => loader_bench::run(&arguments),

@@ -91,6 +91,7 @@ pub(crate) struct StepBenchArguments {
 pub(crate) fn run(a: &StepBenchArguments) -> Result<()> {
     engine::set_threads(a.threads);
     let device = engine::device(&a.device)?;
+    engine::tune(device);
     let config = ModelConfig { depth: a.depth, image_size: a.image_size, ..ModelConfig::default() };
     let spec = ModelSpec::new(config)?;
     let lanes = a.world * a.lanes;
@@ -131,7 +132,7 @@ pub(crate) fn run(a: &StepBenchArguments) -> Result<()> {
     };
     if a.rank == 0 {
         let pace = if a.paced { Pace::Lines } else { Pace::Count(a.turns) };
-        turns::take(pace, a.steps, || {
+        turns::take(pace, a.steps, device, || {
             word(true)?;
             go(a.steps)
         })?;

@@ -2,6 +2,7 @@
 
 use crate::feed::{fed_samples, lane_report};
 use crate::generation::{Held, Member, Process};
+use crate::memory::Peak;
 use crate::records::samples_of;
 use crate::saving::{Save, Saving};
 use anyhow::{Context, Result};
@@ -109,6 +110,7 @@ impl Process {
             if step == first {
                 // Only now the state has all its tensors: moments come with the first update.
                 self.snapshots.prepare(member, &self.trainer.state()?)?;
+                Peak::log(self.device);
             }
             step = step.next();
             let last = agreed.halt == Halt::Drain || step.get() == total;
@@ -123,6 +125,7 @@ impl Process {
             self.stage(&mut turn, step)?;
         }
         self.snapshots.finish_or_fail(&member.lifeline)?;
+        Peak::log(self.device);
         self.trainer.part();
         member.reporter.send(Event::Finished(v1::Finished { step: step.get() }));
         Ok(())

@@ -118,22 +118,13 @@ fn prepare(
     let job = Job::parse(&configure.job_toml, "the coordinator's job")?;
     engine::set_threads(job.train().threads_per_rank);
     let device = engine::device(&configure.device)?;
+    engine::tune(device);
     let dataset = Arc::new(Dataset::open(&job.data().source)?);
     check_dataset(&dataset, &configure)?;
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
     let model = Model::new(weights::model_spec(&job)?, engine::kind(job.train().precision), device)?;
-    let settings = TrainerSettings {
-        lanes: job.batch().lanes,
-        images_per_lane: job.batch().images_per_lane,
-        montages: None,
-        compute: weights::compute_mode(job.method().compute),
-        norm: weights::norm_scope(job.method().norm),
-        autocast: job.train().precision == Precision::Bf16,
-        optimizer: optimizer_settings(&job),
-        clip_norm: job.optimizer().clip_norm,
-    };
-    let mut trainer = Trainer::new(model, settings)?;
+    let mut trainer = Trainer::new(model, trainer_settings(&job))?;
     trainer.tell(activity.clone());
     let snapshots = Snapshots::new(&configure, Arc::clone(&orders))?;
     Ok(Process {
@@ -205,6 +196,20 @@ fn check_dataset(dataset: &Dataset, configure: &v1::Configure) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// What a job says of its trainer.
+pub(crate) fn trainer_settings(job: &Job) -> TrainerSettings {
+    TrainerSettings {
+        lanes: job.batch().lanes,
+        images_per_lane: job.batch().images_per_lane,
+        montages: None,
+        compute: weights::compute_mode(job.method().compute),
+        norm: weights::norm_scope(job.method().norm),
+        autocast: job.train().precision == Precision::Bf16,
+        optimizer: optimizer_settings(job),
+        clip_norm: job.optimizer().clip_norm,
+    }
 }
 
 fn optimizer_settings(job: &Job) -> OptimizerSettings {

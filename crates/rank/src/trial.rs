@@ -51,7 +51,8 @@ fn random_side(trainer: &Trainer, seed: u64) -> Result<LaneSide> {
     for level in 0..layout.levels() {
         let side = trainer.model().spec().image_size / ModelSpec::ratio(level);
         let n = layout.images_per_lane();
-        views.push(Tensor::f_randint(256, [n, 3, side, side], (Kind::Uint8, Device::Cpu))?);
+        // Made where they are used: drawing them on a CPU would cost more than a step on a GPU.
+        views.push(Tensor::f_randint(256, [n, 3, side, side], (Kind::Uint8, trainer.model().device()))?);
         if level > 0 {
             let tiles = usize::try_from(layout.tiles(level))?;
             let drawn = random.permutation(tiles);

@@ -1,11 +1,14 @@
 //! Measurements in turns, so that a driver can let two programs take theirs by turns on one machine.
 
+use crate::engine;
+use crate::memory::Peak;
 use anyhow::Result;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde::Serialize;
 use std::io::{BufRead, Write};
 use std::time::Instant;
+use tch::Device;
 
 /// What one unit of work of a turn cost.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -14,8 +17,9 @@ pub(crate) struct Cost {
     wall_s: f64,
     /// Seconds of CPU time, all threads together.
     cpu_s: f64,
-    /// Most memory that the process has held so far, in bytes.
-    peak_bytes: i64,
+    /// Most memory that was held so far.
+    #[serde(flatten)]
+    peak: Peak,
 }
 
 /// When turns are taken.
@@ -27,18 +31,20 @@ pub(crate) enum Pace {
     Lines,
 }
 
-/// Takes turns of `units` units each.
-pub(crate) fn take(pace: Pace, units: u32, mut turn: impl FnMut() -> Result<()>) -> Result<()> {
+/// Takes turns of `units` units each; one is over when `device` has done what it was given.
+pub(crate) fn take(
+    pace: Pace,
+    units: u32,
+    device: Device,
+    mut turn: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let mut costs = Vec::new();
     let mut one = || -> Result<Cost> {
         let (wall, cpu) = (Instant::now(), cpu_time()?);
         turn()?;
+        engine::settle(device);
         let (passed, n) = (wall.elapsed().as_secs_f64(), f64::from(units.max(1)));
-        Ok(Cost {
-            wall_s: passed / n,
-            cpu_s: (cpu_time()? - cpu) / n,
-            peak_bytes: getrusage(UsageWho::RUSAGE_SELF)?.max_rss() * 1024,
-        })
+        Ok(Cost { wall_s: passed / n, cpu_s: (cpu_time()? - cpu) / n, peak: Peak::of(device)? })
     };
     match pace {
         Pace::Count(count) => {
@@ -64,8 +70,10 @@ pub(crate) fn take(pace: Pace, units: u32, mut turn: impl FnMut() -> Result<()>)
         for (name, (median, min, max)) in [("wall", of(|c| c.wall_s)), ("CPU", of(|c| c.cpu_s))] {
             println!("{name:<5} {median:>9.2} ms (from {min:.2} to {max:.2}, {} turns)", costs.len());
         }
-        let peak = costs.last().map_or(0, |c| c.peak_bytes);
-        println!("most memory {} MB", peak / 1_000_000);
+        if let Some(Cost { peak, .. }) = costs.last() {
+            let place = if peak.gpu_peak_bytes.is_some() { "of the GPU" } else { "of the process" };
+            println!("most memory {place} {} MB", peak.scarce() / 1_000_000);
+        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Why a step failed.
 
-use mcl_collective::CollectiveError;
+use mcl_collective::{CollectiveError, EngineError};
 use mcl_model::ModelError;
 use tch::TchError;
 
@@ -16,6 +16,9 @@ pub enum TrainError {
     /// libtorch failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] TchError),
+    /// An operation over many tensors failed, or one that tch does not have.
+    #[error("tensor operation: {0}")]
+    Engine(#[from] EngineError),
     /// Too many steps in a row whose numbers were not finite.
     #[error(
         "step {step}: {tensor} is not finite, for the {in_a_row}th step in a row; every rank skipped these updates. \

@@ -110,6 +110,15 @@ impl Report {
     }
 }
 
+/// How far a first step in f32 is from the stored f64 values: largest relative errors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FirstStep {
+    /// Of a level's loss or a lane's total.
+    pub loss_error: f64,
+    /// Of the gradients' total norm.
+    pub norm_error: f64,
+}
+
 /// Folders under `roots` that hold a case, sorted by name.
 pub fn find_cases(roots: &[PathBuf]) -> Vec<PathBuf> {
     let mut cases: Vec<PathBuf> = roots
@@ -199,10 +208,32 @@ impl Case {
         group: Option<Group>,
         device: Device,
     ) -> Result<Report, TrainError> {
+        self.run_in(Kind::Double, self.meta.config.steps, compute, (rank, group), device)
+    }
+
+    /// The first step in f32, all lanes on one rank. Only what f32 can be held to is told: ReLUs that flip make single
+    /// gradients differ by a tenth of the largest, whatever the program.
+    ///
+    /// # Errors
+    /// As [`Case::run`].
+    pub fn first_step_in_f32(&self, compute: ComputeMode, device: Device) -> Result<FirstStep, TrainError> {
+        let report = self.run_in(Kind::Float, 1, compute, (Rank::new(0), None), device)?;
+        let error = |kind: &str| report.errors.get(kind).copied().unwrap_or(f64::INFINITY);
+        Ok(FirstStep { loss_error: error("losses").max(error("total loss")), norm_error: error("grad norm") })
+    }
+
+    fn run_in(
+        &self,
+        kind: Kind,
+        steps: u64,
+        compute: ComputeMode,
+        (rank, group): (Rank, Option<Group>),
+        device: Device,
+    ) -> Result<Report, TrainError> {
         let c = &self.meta.config;
         let world = group.as_ref().map_or(1, Group::world);
         let lanes = LaneLayout::new(self.world_size(), world).map_err(|e| self.bad(e.to_string()))?;
-        let mut model = Model::new(self.spec()?, Kind::Double, device)?;
+        let mut model = Model::new(self.spec()?, kind, device)?;
         let key = if c.k_init == "copy" { GoldenKeyInit::Copy } else { GoldenKeyInit::Hash };
         model.initialize_golden(c.seed, key)?;
         let settings = TrainerSettings {
@@ -222,7 +253,7 @@ impl Case {
         trainer.join(lanes, rank, group)?;
         let stored: Vec<_> = lanes.lanes_of(rank).map(|lane| self.tensors(lane)).collect::<Result<_, _>>()?;
         let mut report = Report::default();
-        for step in 0..c.steps {
+        for step in 0..steps {
             self.step(&mut trainer, &stored, step, compute, &mut report)?;
         }
         Ok(report)
@@ -247,11 +278,11 @@ impl Case {
         };
         let momentum = Momentum { base: c.base_momentum, end: c.end_momentum, total: c.max_iters };
         let rates = Rates { lr: lr.at(at), momentum: momentum.at(at) };
-        let device = trainer.model().device();
+        let place = (trainer.model().kind(), trainer.model().device());
         let first = trainer.layout().lanes().start;
         let lanes = (first..).zip(stored);
         let lanes: Vec<LaneInput> = lanes
-            .map(|(lane, (tensors, _))| self.lane_input(step, lane, tensors, device))
+            .map(|(lane, (tensors, _))| self.lane_input(step, lane, tensors, place))
             .collect::<Result<_, _>>()?;
         let mut probe = StepProbe::default();
         let input = StepInput { step: Step::new(step), lanes: &lanes, rates, halt: Halt::No, saving: false };
@@ -282,7 +313,7 @@ impl Case {
         step: u64,
         lane: u32,
         tensors: &BTreeMap<String, Tensor>,
-        device: Device,
+        (kind, device): (Kind, Device),
     ) -> Result<LaneInput, TrainError> {
         let c = &self.meta.config;
         let levels = c.downsample_ratios.len();
@@ -293,7 +324,7 @@ impl Case {
         let shape = [i64::from(c.batch), 2 * size(levels), 3, c.image_size, c.image_size];
         let all = Tensor::f_from_slice(&pictures.values())?
             .f_reshape(shape)?
-            .f_to_kind(Kind::Double)?
+            .f_to_kind(kind)?
             .f_to_device(device)?;
         let lane_side = |name: &str, first: usize| -> Result<LaneSide, TrainError> {
             let views = level_views(&all.f_narrow(1, size(first), size(levels))?)?;

@@ -18,6 +18,7 @@ mod optimizer;
 mod part;
 mod schedule;
 mod step;
+mod together;
 mod trainer;
 mod transfer;
 
@@ -25,7 +26,7 @@ pub use activity::{Activity, Doing, Now};
 pub use agreement::Halt;
 pub use digest::{bytes_of, digest_of, disagreement};
 pub use error::TrainError;
-pub use optimizer::{Optimizer, OptimizerSettings, Rule, decays, lars_excluded};
+pub use optimizer::{Optimizer, OptimizerSettings, Rule, Walk, decays, lars_excluded};
 pub use part::NormScope;
 pub use schedule::{LearningRate, Momentum};
 pub use step::{LaneInput, Rates, StepInput, StepOutcome, StepProbe, StepTimes};

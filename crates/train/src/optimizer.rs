@@ -1,6 +1,8 @@
 //! LARS, SGD and AdamW with their state by parameter name (MCL_SPEC section 4).
 
 use crate::TrainError;
+use crate::together::{self, Alike};
+use mcl_collective::many;
 use regex::Regex;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -43,6 +45,25 @@ pub struct OptimizerSettings {
     pub weight_decay: f64,
 }
 
+/// How an update goes through the parameters; the numbers are the same but for rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Walk {
+    /// One after the other, each while it lies in the CPU's cache.
+    OneByOne,
+    /// All at once, a few launches in all: LARS and SGD; AdamW goes one by one.
+    Together,
+}
+
+impl Walk {
+    /// The one that suits a device.
+    pub const fn on(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::OneByOne,
+            _ => Self::Together,
+        }
+    }
+}
+
 /// One trainable parameter's place in the optimiser.
 #[derive(Debug)]
 struct Entry {
@@ -76,7 +97,8 @@ impl Moments {
 /// An update rule and its state.
 #[derive(Debug)]
 pub struct Optimizer {
-    rule: Rule,
+    settings: OptimizerSettings,
+    walk: Walk,
     entries: Vec<Entry>,
     updates: i64,
 }
@@ -115,7 +137,15 @@ impl Optimizer {
                 moments: None,
             });
         }
-        Ok(Self { rule: settings.rule, entries, updates: 0 })
+        let walk = Walk::on(params.first().map_or(Device::Cpu, |(_, param)| param.device()));
+        Ok(Self { settings, walk, entries, updates: 0 })
+    }
+
+    /// Goes through the parameters in another way than suits their device: for comparisons.
+    #[must_use]
+    pub const fn walking(mut self, walk: Walk) -> Self {
+        self.walk = walk;
+        self
     }
 
     /// One update with the gradients that the parameters hold; those without one stay as they are.
@@ -124,7 +154,10 @@ impl Optimizer {
     /// When the device fails.
     pub fn step(&mut self, lr: f64) -> Result<(), TrainError> {
         self.updates += 1;
-        let (rule, updates) = (self.rule, self.updates);
+        let (rule, updates) = (self.settings.rule, self.updates);
+        if self.walk == Walk::Together && !matches!(rule, Rule::AdamW { .. }) {
+            return no_grad(|| self.step_together(lr));
+        }
         no_grad(|| {
             for entry in &mut self.entries {
                 let grad = entry.param.grad();
@@ -136,6 +169,31 @@ impl Optimizer {
         })
     }
 
+    fn step_together(&mut self, lr: f64) -> Result<(), TrainError> {
+        let OptimizerSettings { rule, weight_decay } = self.settings;
+        let (mut adapted, mut plain) = (Alike::default(), Alike::default());
+        for Entry { param, adapt, moments, .. } in &mut self.entries {
+            let grad = param.grad();
+            if !grad.defined() {
+                continue;
+            }
+            if moments.is_none() {
+                *moments = Some(Moments::zeros(rule, param)?);
+            }
+            let alike = if *adapt { &mut adapted } else { &mut plain };
+            alike.params.push(param);
+            alike.grads.push(grad);
+            alike.buffers.extend(moments.as_ref().map(|m| &m.first));
+        }
+        match rule {
+            Rule::Lars { momentum, eta } => {
+                together::lars(&adapted, &plain, (momentum, eta, weight_decay, lr))
+            }
+            Rule::Sgd { momentum } => together::sgd(&adapted, &plain, (momentum, weight_decay, lr)),
+            Rule::AdamW { .. } => Err(TrainError::State("AdamW goes one by one".to_owned())),
+        }
+    }
+
     /// The parameters of these indices get gradients: they have moments from now on, zeros before the first update,
     /// so that every rank's state has the same tensors whatever it has done.
     ///
@@ -144,7 +202,7 @@ impl Optimizer {
     pub fn expect_gradients(&mut self, indices: &[usize]) -> Result<(), TrainError> {
         for index in indices {
             if let Some(entry) = self.entries.get_mut(*index) {
-                entry.moments = Some(Moments::zeros(self.rule, &entry.param)?);
+                entry.moments = Some(Moments::zeros(self.settings.rule, &entry.param)?);
             }
         }
         Ok(())
@@ -157,7 +215,7 @@ impl Optimizer {
     pub fn reset(&mut self) -> Result<(), TrainError> {
         for entry in &mut self.entries {
             if entry.moments.is_some() {
-                entry.moments = Some(Moments::zeros(self.rule, &entry.param)?);
+                entry.moments = Some(Moments::zeros(self.settings.rule, &entry.param)?);
             }
         }
         self.updates = 0;
@@ -169,7 +227,7 @@ impl Optimizer {
     /// # Errors
     /// When host memory runs out.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
-        let (first, second) = self.rule.state_names();
+        let (first, second) = self.settings.rule.state_names();
         let mut state = vec![(UPDATES.to_owned(), Tensor::f_from_slice(&[self.updates])?)];
         for entry in &self.entries {
             let Some(moments) = &entry.moments else { continue };
@@ -194,7 +252,7 @@ impl Optimizer {
             .remove(UPDATES)
             .ok_or_else(|| TrainError::State(format!("`{UPDATES}` is missing")))?
             .f_int64_value(&[0])?;
-        let (first, second) = self.rule.state_names();
+        let (first, second) = self.settings.rule.state_names();
         let mut loaded = Vec::with_capacity(self.entries.len());
         for entry in &self.entries {
             let mut fill = |kind: &str, own: &mut Tensor| -> Result<bool, TrainError> {
@@ -209,7 +267,7 @@ impl Optimizer {
                 no_grad(|| own.f_copy_(&tensor))?;
                 Ok(true)
             };
-            let mut moments = Moments::zeros(self.rule, &entry.param)?;
+            let mut moments = Moments::zeros(self.settings.rule, &entry.param)?;
             let mut found = fill(first, &mut moments.first)?;
             if let Some(own) = &mut moments.second {
                 found |= fill(second, own)?;
@@ -312,19 +370,12 @@ pub(crate) fn grad_norm(
     kind: Kind,
     device: Device,
 ) -> Result<Tensor, TrainError> {
-    no_grad(|| {
-        let mut norms = Vec::with_capacity(params.len());
-        for (_, param) in params {
-            let grad = param.grad();
-            if grad.defined() {
-                norms.push(grad.f_norm()?);
-            }
-        }
-        if norms.is_empty() {
-            return Ok(Tensor::f_zeros([], (kind, device))?);
-        }
-        Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
-    })
+    let grads = together::gradients(params);
+    if grads.is_empty() {
+        return Ok(Tensor::f_zeros([], (kind, device))?);
+    }
+    let norms = many::norms(&grads.iter().collect::<Vec<_>>())?;
+    no_grad(|| Ok(norms.f_norm()?))
 }
 
 #[cfg(test)]
@@ -392,6 +443,86 @@ mod tests {
         lars.step(0.0).unwrap();
         // A learning rate of zero still moves by what the buffer holds.
         near(&values(&p), &[before[0] - 0.9 * 0.9 * ratio, before[1] - 0.9 * 1.2 * ratio]);
+    }
+
+    /// Odd shapes, a parameter without a gradient, one whose norms are zero; kernels channels last as the model's.
+    fn some_params(kind: Kind) -> Vec<(&'static str, Tensor)> {
+        tch::manual_seed(5);
+        let random = |shape: &[i64]| Tensor::randn(shape, (kind, Device::Cpu));
+        let kernel = random(&[8, 3, 3, 4]).permute([0, 3, 1, 2]);
+        let named = vec![
+            ("encoder_q.0.bn1.bias", random(&[16])),
+            ("encoder_q.0.conv1.weight", kernel),
+            ("encoder_q.2.mlp.0.weight", random(&[7, 5])),
+            ("encoder_q.2.mlp.1.weight", Tensor::zeros([9], (kind, Device::Cpu))),
+            ("head.predictor.0.mlp.3.bias", random(&[3])),
+            ("never.weight", random(&[2, 2])),
+        ];
+        named.into_iter().map(|(n, t)| (n, t.set_requires_grad(true))).collect()
+    }
+
+    #[test]
+    fn all_at_once_gives_the_numbers_of_one_by_one() {
+        let lars = Rule::Lars { momentum: 0.9, eta: 1e-3 };
+        for (rule, decay) in [(lars, 1e-2), (lars, 0.0), (Rule::Sgd { momentum: 0.8 }, 1e-2)] {
+            let settings = OptimizerSettings { rule, weight_decay: decay };
+            let run = |walk: Walk| {
+                let own = some_params(Kind::Double);
+                let params: Vec<(&str, &Tensor)> = own.iter().map(|(n, t)| (*n, t)).collect();
+                let mut optimizer = Optimizer::new(settings, &params).unwrap().walking(walk);
+                for update in 0..4 {
+                    tch::manual_seed(100 + update);
+                    for (name, param) in &own[..5] {
+                        let mut old = param.grad();
+                        if old.defined() {
+                            let _ = old.zero_();
+                        }
+                        let pull = if *name == "encoder_q.2.mlp.1.weight" { 0.0 } else { 1.0 };
+                        (param * Tensor::randn_like(param) * pull).sum(Kind::Double).backward();
+                    }
+                    optimizer.step(2.0 - 0.1 * update as f64).unwrap();
+                }
+                let state = optimizer.state().unwrap();
+                let params = own.iter().map(|(n, t)| ((*n).to_owned(), t.detach()));
+                params.chain(state).collect::<Vec<_>>()
+            };
+            let (apart, together) = (run(Walk::OneByOne), run(Walk::Together));
+            assert_eq!(apart.len(), together.len(), "the same tensors in the state");
+            for ((name, a), (other, b)) in apart.iter().zip(&together) {
+                let error = (a - b).abs().max().double_value(&[]);
+                assert!(name == other && error < 1e-12, "{rule:?} {name}: {error:e}");
+            }
+        }
+    }
+
+    /// What an update of ResNet-50's parameters costs either way: `cargo nextest run --run-ignored all -E
+    /// 'test(cost_of)' --no-capture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn cost_of_an_update_one_by_one_and_all_at_once() {
+        tch::set_num_threads(1);
+        let spec = mcl_model::ModelSpec::new(mcl_model::ModelConfig::default()).unwrap();
+        let mut model = mcl_model::Model::new(spec, Kind::Float, Device::Cpu).unwrap();
+        model.initialize(mcl_types::Seed::new(1)).unwrap();
+        let params = model.trainable();
+        let settings =
+            OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-6 };
+        let mut times = BTreeMap::new();
+        let mut optimizer = Optimizer::new(settings, &params).unwrap();
+        for (_, param) in &params {
+            (*param * 0.01).sum(Kind::Float).backward();
+        }
+        for turn in 0..14 {
+            let walk = if turn % 2 == 0 { Walk::OneByOne } else { Walk::Together };
+            optimizer = optimizer.walking(walk);
+            let started = std::time::Instant::now();
+            optimizer.step(1e-3).unwrap();
+            times.entry(turn % 2).or_insert_with(Vec::new).push(started.elapsed());
+        }
+        for (walk, mut times) in times {
+            times.sort_unstable();
+            println!("{} {:?} from {:?}", ["one by one", "together"][walk], times[times.len() / 2], times[0]);
+        }
     }
 
     #[test]

@@ -10,7 +10,9 @@ use crate::norm::SyncBatchNorm;
 use crate::step::{LaneInput, StepInput, StepProbe};
 use crate::{TrainError, Trainer};
 use mcl_collective::Group;
-use mcl_model::{BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, PyramidLayout, level_losses};
+use mcl_model::{
+    BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, PyramidLayout, level_losses, on_device,
+};
 use mcl_types::Rank;
 use std::ops::Range;
 use tch::{Kind, Tensor, no_grad};
@@ -77,7 +79,7 @@ impl Trainer {
         let mut sides = Vec::with_capacity(lanes.len());
         for lane in lanes {
             let side = side(lane);
-            let views: Result<Vec<Tensor>, _> = side.views.iter().map(|v| v.f_to_device(device)).collect();
+            let views: Result<Vec<Tensor>, _> = side.views.iter().map(|v| on_device(v, device)).collect();
             sides.push(LaneSide { views: views?, permutations: side.permutations.clone() });
         }
         Ok(Pyramid::assemble(layout, &sides)?)

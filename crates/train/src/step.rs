@@ -4,8 +4,8 @@ use crate::activity::Doing;
 use crate::agreement::{Agreed, Halt, Word};
 use crate::optimizer::grad_norm;
 use crate::part::Part;
-use crate::{TrainError, Trainer};
-use mcl_collective::{Membership, backward, waited};
+use crate::{TrainError, Trainer, together};
+use mcl_collective::{Membership, backward, many, waited};
 use mcl_failpoint::Failpoint;
 use mcl_model::{BufferSet, LaneSide, LevelLosses};
 use mcl_types::{FencingToken, Step};
@@ -278,22 +278,14 @@ impl Trainer {
         if self.settings.clip_norm > 0.0 {
             let coefficient = self.settings.clip_norm / (norm + 1e-6);
             if coefficient < 1.0 {
-                for (_, param) in self.model.trainable() {
-                    let mut grad = param.grad();
-                    if grad.defined() {
-                        let _ = no_grad(|| grad.f_mul_scalar_(coefficient))?;
-                    }
-                }
+                together::clip(&self.model.trainable(), coefficient)?;
             }
         }
         self.optimizer.step(rates.lr)?;
         mcl_failpoint::pass(Failpoint::MidUpdate);
-        no_grad(|| -> Result<(), TrainError> {
-            for pair in self.model.momentum_pairs() {
-                let _ = pair.key.shallow_clone().f_lerp_(pair.query, 1.0 - rates.momentum)?;
-            }
-            Ok(())
-        })?;
+        let (keys, queries): (Vec<_>, Vec<_>) =
+            self.model.momentum_pairs().into_iter().map(|pair| (pair.key, pair.query)).unzip();
+        many::lerp(&keys, &queries, 1.0 - rates.momentum)?;
         Ok(self.model.commit_buffers(staged)?)
     }
 

@@ -125,6 +125,17 @@ fn lanes_of_one_rank_match_the_cases_of_several_ranks() {
     }
 }
 
+/// MCL_SPEC section 7: f32 is compared on losses and gradient norm of the first step.
+#[test]
+fn first_steps_in_f32_are_near() {
+    tch::set_num_threads(1);
+    for case in cases() {
+        let first = case.first_step_in_f32(ComputeMode::Official, Device::Cpu).unwrap();
+        println!("golden {:<20} f32 {first:?}", case.name());
+        assert!(first.loss_error <= 1e-3 && first.norm_error <= 1e-2, "{}: {first:?}", case.name());
+    }
+}
+
 #[test]
 fn exact_mode_matches_in_everything_but_the_statistics_that_it_leaves_out() {
     tch::set_num_threads(1);
