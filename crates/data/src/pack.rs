@@ -101,7 +101,20 @@ pub fn pack(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<PackReport, PackError> {
     spec.validate()?;
-    let dataset = Dataset::open(source)?;
+    pack_dataset(&Dataset::open(source)?, out, spec, progress)
+}
+
+/// The same for pictures that are listed already.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_dataset(
+    dataset: &Dataset,
+    out: &Path,
+    spec: PackSpec,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<PackReport, PackError> {
+    spec.validate()?;
     prepare(out)?;
     let mut shrinker = spec.shrink.map(Shrinker::new);
     let mut report = PackReport { samples: 0, bytes: 0, shrunk: 0, shards: Vec::new(), skipped: Vec::new() };
