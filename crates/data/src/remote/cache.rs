@@ -147,6 +147,8 @@ impl Cache {
         if bytes > self.bound {
             return Ok(false);
         }
+        // Somebody may have removed all of it.
+        fs::create_dir_all(&self.folder)?;
         let mut ledger = File::options()
             .create(true)
             .truncate(false)
