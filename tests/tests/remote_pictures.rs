@@ -8,10 +8,10 @@ use std::time::Duration;
 
 /// Shards in `shards/` and in the bucket's `team/shards`; caches below the sandbox.
 fn on_s3(server: &S3Server) -> Sandbox {
-    let caches = tempfile::tempdir().unwrap().keep();
+    let sandbox = Sandbox::new();
     let mut environment = server.environment();
-    environment.push(("XDG_CACHE_HOME", caches.display().to_string()));
-    let sandbox = Sandbox::new().with_environment(environment);
+    environment.push(("XDG_CACHE_HOME", sandbox.path("caches").display().to_string()));
+    let sandbox = sandbox.with_environment(environment);
     sandbox.ok(&["data", "pack", "objects", "--out", "shards", "--samples-per-shard", "25"]);
     let bucket = server.file("team/shards");
     std::fs::create_dir_all(&bucket).unwrap();

@@ -33,6 +33,9 @@ use std::time::Duration;
 /// Pictures of one slice of a folder's list.
 const SLICE: usize = 1024;
 
+/// Samples that are fetched ahead for those who read all in order.
+const READ_ON: u64 = 512;
+
 /// Waits between tries of a read that failed: a busy or reconnecting file server.
 const RETRY_WAITS: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
@@ -274,6 +277,14 @@ impl Dataset {
             }),
             Kind::Folder(_) => None,
         }
+    }
+
+    /// Has what reading on from `sample` will need fetched in the background, where it lies in an object store; for those
+    /// who read all in order.
+    pub(crate) fn read_on_from(&self, sample: SampleIndex) {
+        let Some(remote) = self.remote() else { return };
+        let coming = sample.get()..sample.get().saturating_add(READ_ON).min(self.len);
+        remote.want(coming.flat_map(|sample| self.blocks(SampleIndex::new(sample))));
     }
 
     /// The remote blocks that a sample lies in.

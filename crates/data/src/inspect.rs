@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+/// Samples between two looks ahead; those fetched ahead are more.
+const READ_ON_EVERY: u64 = 64;
+
 /// Lower bounds of the histogram over the shorter side, in pixels.
 const SIDES: [u32; 10] = [1, 32, 64, 96, 128, 224, 256, 384, 512, 1024];
 
@@ -83,6 +86,9 @@ pub fn inspect(
                         break;
                     }
                     let sample = SampleIndex::new(sample);
+                    if sample.get().is_multiple_of(READ_ON_EVERY) {
+                        dataset.read_on_from(sample);
+                    }
                     if let Err(error) = part.add(dataset, sample, &mut decoder, &mut picture) {
                         next.store(dataset.len(), Ordering::Relaxed);
                         failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);

@@ -22,6 +22,9 @@ use std::io::{self, BufWriter, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+/// Samples between two looks ahead, where they come from an object store; those fetched ahead are more.
+const READ_ON_EVERY: u64 = 64;
+
 /// How to pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackSpec {
@@ -120,6 +123,9 @@ pub fn pack_dataset(
     let mut report = PackReport { samples: 0, bytes: 0, shrunk: 0, shards: Vec::new(), skipped: Vec::new() };
     let mut shard: Option<Shard> = None;
     for sample in (0..dataset.len()).map(SampleIndex::new) {
+        if sample.get().is_multiple_of(READ_ON_EVERY) {
+            dataset.read_on_from(sample);
+        }
         match dataset.read(sample) {
             Ok(bytes) => {
                 let open = match shard.take() {

@@ -68,7 +68,6 @@ impl Cache {
     /// Uses `folder`, which is made; at most `bound` bytes are kept there.
     pub(super) fn open(folder: &Path, bound: u64) -> Result<Self, RemoteError> {
         let failed = |source| RemoteError::Cache { folder: folder.to_owned(), source: Arc::new(source) };
-        fs::create_dir_all(folder).map_err(failed)?;
         let cache = Self {
             folder: folder.to_owned(),
             bound,
