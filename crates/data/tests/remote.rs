@@ -31,7 +31,7 @@ impl World {
         let loose = tempfile::tempdir().unwrap();
         for (class, seed) in [("a", 1), ("b", 2)] {
             let mut spec = GenerateSpec::objects(18, Seed::new(seed));
-            spec.size = (96, 96).into();
+            spec.size = (96, 96);
             spec.format = PictureFormat::Jpeg(95);
             generate(&loose.path().join(class), &spec, &mut |_, _| {}).unwrap();
         }
