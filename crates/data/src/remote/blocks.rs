@@ -281,10 +281,13 @@ impl Shared {
             (None, Some((object, _))) => self.client.get(object, range),
             (None, None) => Ok(Bytes::new()),
         };
-        let _ = flight.set(result.clone());
-        if let (None, Ok(bytes)) = (&kept, &result) {
+        let fetched = result.as_ref().ok().filter(|_| kept.is_none());
+        if let Some(bytes) = fetched {
             self.gets.fetch_add(1, Ordering::Relaxed);
             self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        let _ = flight.set(result.clone());
+        if let Some(bytes) = fetched {
             self.cache.keep(&place, bytes);
         }
         result
