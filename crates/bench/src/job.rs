@@ -102,7 +102,6 @@ fn index(path: &Path, picture: &[u8], names: std::ops::Range<u64>) -> Result<Tar
 mod tests {
     use super::*;
     use mcl_config::Job;
-    use mcl_data::Dataset;
 
     #[test]
     fn the_job_has_a_lane_a_rank_and_its_pictures_open() {
@@ -111,7 +110,7 @@ mod tests {
         let job = Job::parse(&text, "bench").unwrap();
         assert_eq!((job.batch().lanes, job.elastic().min_workers), (3000, 1000));
         assert_eq!(job.elastic().lost_after, LOST_AFTER);
-        let dataset = Dataset::open(&job.data().source).unwrap();
+        let dataset = mcl_job::open_dataset(&job).unwrap();
         let plan = mcl_job::plan_spec(&job, &dataset);
         assert_eq!((plan.steps_per_epoch().unwrap(), plan.shards.len()), (16, 24));
         assert_eq!(

@@ -5,7 +5,6 @@
 
 use crate::BenchError;
 use mcl_config::Job;
-use mcl_data::Dataset;
 use mcl_plan::{EpochPlan, PlanSpec, Schedule};
 use mcl_proto::v1::{Configure, FedSample, LaneReport, StepReport};
 use mcl_types::{Epoch, Lane, LaneLayout, Rank, SampleIndex, Slot, Step};
@@ -49,7 +48,7 @@ impl Workload {
         let workload = Self::read(configure.run_id.clone(), &job)?;
         let (found, expected) = (workload.spec.dataset_digest.to_string(), &configure.dataset_digest);
         if found != *expected {
-            let source = job.data().source.display();
+            let source = &job.data().source;
             let text = format!("{source} has digest {found}, the coordinator has {expected}");
             return Err(BenchError::Job(text));
         }
@@ -67,7 +66,7 @@ impl Workload {
 
     fn read(run_id: String, job: &Job) -> Result<Self, BenchError> {
         let told = |e: &dyn std::fmt::Display| BenchError::Job(e.to_string());
-        let dataset = Dataset::open(&job.data().source).map_err(|e| told(&e))?;
+        let dataset = mcl_job::open_dataset(job).map_err(|e| told(&e))?;
         let spec = mcl_job::plan_spec(job, &dataset);
         let schedule = mcl_job::schedule(job, &spec).map_err(|e| told(&e))?;
         let id = |sample| dataset.id(SampleIndex::new(sample)).map(|id| id.into_owned()).unwrap_or_default();

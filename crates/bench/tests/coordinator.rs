@@ -5,7 +5,6 @@ use mcl_bench::{Load, Options, Target};
 use mcl_checkpoint::{Layout, ServeConfig};
 use mcl_config::Job;
 use mcl_coordinator::{Coordinator, CoordinatorConfig, JobFacts};
-use mcl_data::Dataset;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -13,7 +12,7 @@ use tokio::net::TcpListener;
 /// What `mcl coordinator` does with a submitted job.
 fn interpret(job_toml: &str) -> Result<JobFacts, String> {
     let job = Job::parse(job_toml, "job").map_err(|e| e.to_string())?;
-    let dataset = Dataset::open(&job.data().source).map_err(|e| e.to_string())?;
+    let dataset = mcl_job::open_dataset(&job).map_err(|e| e.to_string())?;
     let plan = mcl_job::plan_spec(&job, &dataset);
     Ok(JobFacts {
         job_digest: job.digest().map_err(|e| e.to_string())?,

@@ -345,8 +345,8 @@ pub(crate) struct ValidateArguments {
 pub(crate) enum DataCommand {
     /// Pack a folder of pictures into tar shards with an index.
     Pack {
-        /// Folder of pictures.
-        source: PathBuf,
+        /// Folder of pictures, or shards anywhere.
+        source: StoreLocation,
         /// Folder for the shards.
         #[arg(long)]
         out: PathBuf,
@@ -366,16 +366,16 @@ pub(crate) enum DataCommand {
     },
     /// Write the side index of tar shards.
     Index {
-        /// A shard, or a folder of shards.
-        source: PathBuf,
+        /// A shard, or a folder of shards; also in an object store, where the indexes go too: s3://bucket/prefix.
+        source: StoreLocation,
         /// Answer as one JSON object.
         #[arg(long)]
         json: bool,
     },
     /// Look at every picture of a source: count, formats, sizes, what cannot be decoded and why.
     Inspect {
-        /// Folder, shard, or folder of shards.
-        source: PathBuf,
+        /// Folder, shard, folder of shards, or shards in an object store: s3://bucket/prefix.
+        source: StoreLocation,
         /// Answer as one JSON object.
         #[arg(long)]
         json: bool,

@@ -133,15 +133,18 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-/// The job of a file with its pictures' path absolute, so that daemons started elsewhere find them.
+/// The job of a file with the paths of its pictures and their cache absolute, so that daemons started elsewhere find them.
 pub(crate) fn load_job(path: &Path, overrides: &[mcl_config::Override]) -> Result<Job> {
     let job = Job::load(path, overrides)?;
-    let absolute = std::path::absolute(&job.data().source)?;
+    let data = job.data();
+    let places = [("data.source", data.source.folder()), ("data.cache_dir", data.cache_dir.as_deref())];
     let mut all = overrides.to_vec();
-    all.push(mcl_config::Override {
-        key: "data.source".to_owned(),
-        value: format!("{:?}", absolute.display().to_string()),
-    });
+    for (key, place) in places {
+        let Some(place) = place else { continue };
+        let absolute = std::path::absolute(place)?;
+        let value = format!("{:?}", absolute.display().to_string());
+        all.push(mcl_config::Override { key: key.to_owned(), value });
+    }
     Ok(Job::load(path, &all)?)
 }
 

@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use mcl_checkpoint::{Layout, ServeConfig};
 use mcl_config::Job;
 use mcl_coordinator::{Coordinator, CoordinatorConfig, JobFacts, JobOutcome};
-use mcl_data::Dataset;
 use mcl_worker::{Farewell, WorkerConfig, WorkerOutcome};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -142,7 +141,7 @@ fn default_name() -> String {
 /// What the coordinator needs to know of a job, from its file and its pictures.
 fn interpret(job_toml: &str) -> Result<JobFacts> {
     let job = Job::parse(job_toml, "the submitted job")?;
-    let dataset = Dataset::open(&job.data().source)?;
+    let dataset = mcl_job::open_dataset(&job)?;
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
     Ok(JobFacts {

@@ -9,9 +9,9 @@ use mcl_config::Override;
 use mcl_data::generate::{GenerateSpec, PictureFormat};
 use mcl_data::montage::Side;
 use mcl_data::pack::{PackSpec, Shrink};
-use mcl_data::{BatchRequest, Dataset, Limits, Loader, LoaderSpec, MontageLayout};
+use mcl_data::{BatchRequest, Dataset, Limits, Loader, LoaderSpec, MontageLayout, RemoteSpec};
 use mcl_plan::{EpochPlan, PlanSpec, substitute};
-use mcl_types::{Lane, Seed, Slot, Step};
+use mcl_types::{Lane, Seed, Slot, Step, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,9 +50,10 @@ fn bar() -> (ProgressBar, impl FnMut(u64, u64)) {
     })
 }
 
-fn pack(source: &Path, out: &Path, spec: PackSpec, json: bool) -> Result<()> {
+fn pack(source: &StoreLocation, out: &Path, spec: PackSpec, json: bool) -> Result<()> {
     let (bar, mut heard) = bar();
-    let report = mcl_data::pack::pack(source, out, spec, &mut heard)?;
+    let dataset = Dataset::open_at(source, &RemoteSpec::default())?;
+    let report = mcl_data::pack::pack_dataset(&dataset, out, spec, &mut heard)?;
     bar.finish_and_clear();
     if json {
         println!("{}", serde_json::to_string(&report)?);
@@ -74,7 +75,25 @@ fn pack(source: &Path, out: &Path, spec: PackSpec, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn index(source: &Path, json: bool) -> Result<()> {
+fn index(source: &StoreLocation, json: bool) -> Result<()> {
+    let written = match source {
+        StoreLocation::Folder(path) => index_files(path)?,
+        StoreLocation::Object(address) => mcl_data::dataset::index_remote(address, &RemoteSpec::default())?,
+    };
+    if json {
+        let shards: Vec<_> = written
+            .iter()
+            .map(|(shard, pictures)| serde_json::json!({ "shard": shard, "pictures": pictures }))
+            .collect();
+        println!("{}", serde_json::json!({ "shards": shards }));
+    } else {
+        written.iter().for_each(|(shard, pictures)| println!("{shard}: {pictures} pictures"));
+    }
+    Ok(())
+}
+
+/// Shards of this machine, and their pictures.
+fn index_files(source: &Path) -> Result<Vec<(String, u64)>> {
     let mut shards = Vec::new();
     if source.is_dir() {
         let entries = std::fs::read_dir(source).with_context(|| source.display().to_string())?;
@@ -91,26 +110,20 @@ fn index(source: &Path, json: bool) -> Result<()> {
     let mut written = Vec::new();
     for shard in &shards {
         let made = mcl_data::dataset::index(shard)?;
-        let count = made.samples.len();
-        if !json {
-            println!("{}: {count} pictures", shard.display());
-        }
-        written.push(serde_json::json!({ "shard": shard, "pictures": count }));
+        written.push((shard.display().to_string(), made.samples.len() as u64));
     }
-    if json {
-        println!("{}", serde_json::json!({ "shards": written }));
-    }
-    Ok(())
+    Ok(written)
 }
 
-fn inspect(source: &Path, json: bool) -> Result<()> {
+fn inspect(source: &StoreLocation, json: bool) -> Result<()> {
     let bar = ProgressBar::new(0);
     let heard = |done, all| {
         bar.set_length(all);
         bar.set_position(done);
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let summary = mcl_data::inspect::inspect(source, Limits::default(), threads, &heard)?;
+    let dataset = Dataset::open_at(source, &RemoteSpec::default())?;
+    let summary = mcl_data::inspect::inspect(&dataset, Limits::default(), threads, &heard)?;
     bar.finish_and_clear();
     if json {
         println!("{}", serde_json::to_string(&summary)?);
@@ -149,7 +162,7 @@ fn generate(out: &Path, spec: &GenerateSpec) -> Result<()> {
 /// The montages of one lane's step as the loader and the plan really make them.
 fn preview(job: &Path, out: &Path, step: u64, lane: u32, overrides: &[Override]) -> Result<()> {
     let job = load_job(job, overrides)?;
-    let dataset = Arc::new(Dataset::open(&job.data().source)?);
+    let dataset = Arc::new(mcl_job::open_dataset(&job)?);
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
     if lane >= job.batch().lanes || step >= schedule.total_steps() {

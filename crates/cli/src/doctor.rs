@@ -174,7 +174,7 @@ fn is_free(address: &str, port: u16) -> bool {
 }
 
 fn job_file(job: &Job) -> Result<String> {
-    let dataset = mcl_data::Dataset::open(&job.data().source)?;
+    let dataset = mcl_job::open_dataset(job)?;
     let plan = mcl_job::plan_spec(job, &dataset);
     let schedule = mcl_job::schedule(job, &plan)?;
     let digest = dataset.digest().to_string();

@@ -46,7 +46,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
         cause.is::<Usage>()
             || cause.is::<mcl_config::ConfigError>()
             || cause.is::<mcl_job::JobError>()
-            || cause.is::<mcl_data::DatasetError>()
+            || cause.downcast_ref::<mcl_data::DatasetError>().is_some_and(|e| !e.may_pass())
     });
     if is_usage { USAGE } else { FAILED }
 }

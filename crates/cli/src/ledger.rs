@@ -5,7 +5,6 @@ use crate::exit::{FAILED, Usage};
 use crate::run_dir;
 use anyhow::{Context, Result};
 use mcl_coordinator::PLAN_FILE as PLAN;
-use mcl_data::Dataset;
 use mcl_plan::PlanSpec;
 use mcl_plan::ledger::VerifyReport;
 use std::path::Path;
@@ -40,11 +39,11 @@ fn plan_of(run_dir: &Path) -> Result<PlanSpec> {
 /// The plan is recomputed from the pictures themselves where they can still be read.
 fn check_source(run_dir: &Path, plan: &PlanSpec) -> Result<bool> {
     let job = run_dir::job_of(run_dir)?;
-    match Dataset::open(&job.data().source) {
+    match mcl_job::open_dataset(&job) {
         Ok(dataset) if mcl_job::plan_spec(&job, &dataset) == *plan => Ok(true),
         Ok(_) => anyhow::bail!(
             "{} is no longer what the run was planned over: its digest differs from {PLAN}",
-            job.data().source.display()
+            job.data().source
         ),
         Err(error) => {
             tracing::warn!(%error, "the pictures cannot be read: verified against {PLAN} alone");

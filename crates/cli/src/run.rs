@@ -32,7 +32,7 @@ pub(crate) fn run(a: &RunArguments) -> Result<ExitCode> {
     }
     let program = RankProgram::find(job.train().threads_per_rank)?;
     let devices = parse_devices(&a.devices, &program)?;
-    let dataset = mcl_data::Dataset::open(&job.data().source)?;
+    let dataset = mcl_job::open_dataset(&job)?;
     mcl_job::schedule(&job, &mcl_job::plan_spec(&job, &dataset))?;
     drop(dataset);
     let folder = a.run_dir.clone().unwrap_or_else(|| run_dir::default_for(&a.job));

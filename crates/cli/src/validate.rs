@@ -3,12 +3,11 @@
 use crate::arguments::ValidateArguments;
 use crate::client::load_job;
 use anyhow::Result;
-use mcl_data::Dataset;
 use std::process::ExitCode;
 
 pub(crate) fn validate(a: &ValidateArguments) -> Result<ExitCode> {
     let job = load_job(&a.job, &a.overrides)?;
-    let dataset = Dataset::open(&job.data().source)?;
+    let dataset = mcl_job::open_dataset(&job)?;
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
     mcl_job::augment_spec(&job).validate().map_err(|e| crate::exit::Usage(e.to_string()))?;

@@ -91,7 +91,9 @@ impl Job {
     /// As [`Job::to_toml`].
     pub fn digest(&self) -> Result<Digest, ConfigError> {
         let mut file = self.file.clone();
-        file.data.source = PathBuf::new();
+        file.data.source = PathBuf::new().into();
+        file.data.cache_dir = None;
+        file.data.cache_gb = None;
         file.data.loader_threads = 1;
         file.data.queue = 1;
         file.network = Network::default();
@@ -169,7 +171,8 @@ impl Job {
     }
 }
 
-fn default_shuffle(source: &Path) -> Shuffle {
+fn default_shuffle(source: &StoreLocation) -> Shuffle {
+    let Some(source) = source.folder() else { return Shuffle::Windowed };
     let is_tar = |p: &Path| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"));
     let holds_tars =
         || std::fs::read_dir(source).is_ok_and(|dir| dir.flatten().any(|entry| is_tar(&entry.path())));
@@ -182,7 +185,12 @@ fn anchor(file: &mut JobFile, folder: &Path) {
             *path = folder.join(&*path);
         }
     };
-    fix(&mut file.data.source);
+    if let StoreLocation::Folder(source) = &mut file.data.source {
+        fix(source);
+    }
+    if let Some(cache) = &mut file.data.cache_dir {
+        fix(cache);
+    }
     if let Some(StoreLocation::Folder(store)) = &mut file.checkpoint.store {
         fix(store);
     }
@@ -357,6 +365,43 @@ mod tests {
         }
         let message = network("store_ports = 29500").unwrap_err().to_string();
         assert!(message.starts_with("small.toml:7: "), "{message}");
+    }
+
+    #[test]
+    fn every_key_is_in_the_reference() {
+        let page = include_str!("../../../docs/config.md");
+        for key in JobFile::known_keys().iter().filter(|k| *k != "augment.jitter") {
+            let name = key.rsplit('.').next().unwrap();
+            assert!(page.contains(&format!("| `{name}` |")), "docs/config.md has no `{key}`");
+        }
+    }
+
+    #[test]
+    fn pictures_may_lie_in_an_object_store() {
+        let remote = SMALL.replace("pictures\"", "s3://bucket/a/\"\ncache_dir = \"cache\"\ncache_gb = 2.5");
+        let job = Job::parse(&remote, "small.toml").unwrap();
+        assert_eq!(job.data().source, StoreLocation::Object("s3://bucket/a".to_owned()));
+        assert_eq!((job.shuffle(), job.data().cache_gb), (Shuffle::Windowed, Some(2.5)));
+        assert_eq!(Job::parse(&job.to_toml().unwrap(), "resolved").unwrap(), job);
+        let digest = |job: &str| {
+            let job = job.replace("[data]", "[data]\nshuffle = \"global\"");
+            Job::parse(&job, "x").unwrap().digest().unwrap()
+        };
+        assert_eq!(digest(&remote), digest(SMALL), "the place does not decide the trajectory");
+        let mut file = strict(&remote, "x").unwrap();
+        anchor(&mut file, Path::new("/jobs"));
+        assert_eq!(file.data.source.to_string(), "s3://bucket/a");
+        assert_eq!(file.data.cache_dir, Some("/jobs/cache".into()));
+        for (from, to, line, word) in [
+            ("s3://bucket/a/", "ftp://a", 2, "ftp://"),
+            ("s3://bucket/a/", "s3://b//a", 2, "s3://bucket/prefix"),
+            ("2.5", "0.01", 4, "0.05"),
+            ("2.5", "nan", 4, "0.05"),
+        ] {
+            let message = Job::parse(&remote.replace(from, to), "small.toml").unwrap_err().to_string();
+            assert!(message.starts_with(&format!("small.toml:{line}: ")), "{message}");
+            assert!(message.contains(word), "{message}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod error;
 mod job;
 mod sections;
+mod source;
 mod validate;
 
 pub use error::ConfigError;

@@ -99,8 +99,10 @@ choice!(
 section!(
     /// `[data]`: where pictures come from.
     Data {
-        /// Folder of pictures (nested at will), a .tar shard, or a folder of .tar shards.
-        source: PathBuf = PathBuf::new(),
+        /// Folder of pictures (nested at will), a .tar shard, a folder of .tar shards, or either kind of shards in an
+        /// object store (`s3://bucket/prefix`, `gs://...`, `az://...`).
+        #[serde(with = "crate::source")]
+        source: StoreLocation = StoreLocation::Folder(PathBuf::new()),
         /// How an epoch is mixed; default: windowed for tar shards, global for folders.
         shuffle: Option<Shuffle> = None,
         /// Views at full size then decimated, or straight at level size.
@@ -109,6 +111,10 @@ section!(
         loader_threads: u32 = 1,
         /// Lane batches made ahead of time, a rank.
         queue: u32 = 4,
+        /// Where parts of shards in an object store are kept; default: the user's folder for caches.
+        cache_dir: Option<PathBuf> = None,
+        /// Most gigabytes (10^9 bytes) kept there, by all ranks of the machine; default: 10.
+        cache_gb: Option<f64> = None,
     }
 );
 section!(

@@ -27,9 +27,16 @@ fn at_least_one(key: &'static str, value: u32) -> Result<(), Complaint> {
 }
 
 pub(crate) fn check(job: &JobFile) -> Result<(), Complaint> {
-    require(!job.data.source.as_os_str().is_empty(), "data.source", || {
-        "not set; expected a folder of pictures, a .tar shard or a folder of shards".to_owned()
+    let source = &job.data.source;
+    require(source.folder().is_none_or(|path| !path.as_os_str().is_empty()), "data.source", || {
+        "not set; expected a folder of pictures, a .tar shard, a folder of shards, or s3://bucket/prefix with shards"
+            .to_owned()
     })?;
+    if let Some(cache) = job.data.cache_gb {
+        require((0.05..=1e9).contains(&cache), "data.cache_gb", || {
+            format!("found {cache}, expected 0.05 or more: parts of a few megabytes are kept")
+        })?;
+    }
     at_least_one("data.loader_threads", job.data.loader_threads)?;
     at_least_one("data.queue", job.data.queue)?;
     augment(&job.augment)?;

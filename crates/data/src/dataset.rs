@@ -1,21 +1,26 @@
-//! Where the pictures are: an image folder, a tar shard, or a folder of tar shards.
+//! Where the pictures are: an image folder, a tar shard, a folder of tar shards, or such shards in an object store.
 //!
 //! Role: one numbered list of samples with stable ids, cut into shards, and their encoded bytes.
 //! Invariants: the list is in byte order of the paths (of a tar: in its order), so the same data gives
-//! the same numbers everywhere; ids are lossless; the digest covers ids and lengths in order.
-//! Left out: decoding, order of use, remote stores.
+//! the same numbers everywhere, in a folder as in a bucket; ids are lossless; the digest covers ids and lengths in order.
+//! Left out: decoding, order of use, how remote bytes come and are kept (`remote`).
 
+mod error;
 mod folder;
 mod mapping;
 mod sample_id;
 mod tar_index;
 
+pub use error::{DatasetError, ReadError};
 pub use folder::EXTENSIONS;
+pub(crate) use folder::has_extension;
 pub use sample_id::{escape, unescape};
+pub(crate) use tar_index::SIDE_SUFFIX;
 pub use tar_index::{IndexEntry, TarIndex, index, side_file};
 
-use folder::{FolderList, has_extension};
-use mcl_types::{Digest, SampleIndex};
+use crate::remote::{self, BlockId, OpenShard, Remote, RemoteSpec, Traffic};
+use folder::FolderList;
+use mcl_types::{Digest, SampleIndex, StoreLocation};
 use memmap2::Mmap;
 use std::borrow::Cow;
 use std::fs::{self, File};
@@ -28,95 +33,12 @@ use std::time::Duration;
 /// Pictures of one slice of a folder's list.
 const SLICE: usize = 1024;
 
+/// Samples that are fetched ahead for those who read all in order.
+const READ_ON: u64 = 512;
+
 /// Waits between tries of a read that failed: a busy or reconnecting file server.
 const RETRY_WAITS: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
-
-/// A source that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum DatasetError {
-    /// A file or folder could not be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Nothing to train on.
-    #[error("no pictures in {}: expected files ending in {}, at any depth, or .tar shards", path.display(), EXTENSIONS.join(", "))]
-    Empty {
-        /// The source.
-        path: PathBuf,
-    },
-    /// The source is one file, and not a tar.
-    #[error("{} is neither a folder nor a .tar shard", path.display())]
-    NotASource {
-        /// The source.
-        path: PathBuf,
-    },
-    /// Tar shards beside loose pictures.
-    #[error("{} holds both .tar shards and loose pictures (such as {example}): expected one kind", path.display())]
-    Mixed {
-        /// The source.
-        path: PathBuf,
-        /// A loose picture's id.
-        example: String,
-    },
-    /// Not a tar, or a damaged one.
-    #[error("{} is not a readable tar: {source}", path.display())]
-    BadTar {
-        /// The shard.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A side index that belongs to another tar.
-    #[error("{} does not fit its tar: {reason}; make it anew with `mcl data index`, or delete it", index.display())]
-    IndexMismatch {
-        /// The side file.
-        index: PathBuf,
-        /// What disagrees.
-        reason: String,
-    },
-}
-
-/// A sample that could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// No such sample.
-    #[error("sample {index} is outside the dataset of {len}")]
-    Outside {
-        /// The number asked for.
-        index: u64,
-        /// Samples there are.
-        len: u64,
-    },
-    /// The file is gone, was never there (a link that leads nowhere), or may not be read: as good as a
-    /// picture that cannot be decoded.
-    #[error("cannot be opened: {source}")]
-    Unavailable {
-        /// Why.
-        source: io::Error,
-    },
-    /// Reading failed, also when tried again.
-    #[error("{id} cannot be read (tried {tries} times): {source}")]
-    Io {
-        /// The sample.
-        id: String,
-        /// Times tried.
-        tries: usize,
-        /// The last failure.
-        source: io::Error,
-    },
-}
-
-impl ReadError {
-    /// Whether another picture may take this one's place; false for failures of the storage.
-    pub const fn is_undecodable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
-    }
-}
 
 /// Samples that lie together: a tar, or a slice of a folder's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,13 +71,22 @@ impl Deref for Encoded {
     }
 }
 
-/// One mapped shard.
+/// One shard.
 #[derive(Debug)]
 struct TarShard {
     name: String,
     first: u64,
-    map: Arc<Mmap>,
+    home: Home,
     entries: Vec<IndexEntry>,
+}
+
+/// Where a shard's bytes are.
+#[derive(Debug)]
+enum Home {
+    /// In a file of this machine.
+    Mapped(Arc<Mmap>),
+    /// The object of this number.
+    Away(Arc<Remote>, usize),
 }
 
 #[derive(Debug)]
@@ -198,14 +129,41 @@ impl Dataset {
                 }
             }
         };
+        Self::of(kind).ok_or_else(|| DatasetError::Empty { path: source.to_owned() })
+    }
+
+    /// The same for any place. In an object store shards are expected, and read as `spec` says.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_at(source: &StoreLocation, spec: &RemoteSpec) -> Result<Self, DatasetError> {
+        let address = match source {
+            StoreLocation::Folder(path) => return Self::open(path),
+            StoreLocation::Object(address) => address,
+        };
+        let (remote, opened) = remote::open(address, spec)?;
+        let remote = Arc::new(remote);
+        let mut first = 0;
+        let shards = opened.into_iter().enumerate().map(|(number, OpenShard { name, index })| {
+            let home = Home::Away(Arc::clone(&remote), number);
+            let shard = TarShard { name, first, home, entries: index.samples };
+            first += shard.entries.len() as u64;
+            shard
+        });
+        let kind = Kind::Tar(shards.collect());
+        Self::of(kind).ok_or_else(|| DatasetError::Empty { path: PathBuf::from(address) })
+    }
+
+    /// Numbers what was listed; `None` where that is nothing.
+    fn of(kind: Kind) -> Option<Self> {
         let mut dataset = Self { len: 0, shards: Vec::new(), digest: Digest::from_bytes([0; 32]), kind };
         dataset.shards = dataset.cut();
         dataset.len = dataset.shards.iter().map(|s| s.len).sum();
         if dataset.len == 0 {
-            return Err(DatasetError::Empty { path: source.to_owned() });
+            return None;
         }
         dataset.digest = dataset.hash();
-        Ok(dataset)
+        Some(dataset)
     }
 
     /// Number of samples; never 0.
@@ -291,12 +249,59 @@ impl Dataset {
             }
             Kind::Tar(shards) => {
                 let (shard, entry) = locate(shards, sample).ok_or_else(outside)?;
+                let map = match &shard.home {
+                    Home::Mapped(map) => map,
+                    Home::Away(remote, number) => {
+                        return read_remote(remote, *number, entry, || self.id_or_number(sample));
+                    }
+                };
                 // Bounds were checked against the mapping when the shard was opened.
                 #[expect(clippy::cast_possible_truncation, reason = "inside a mapping")]
                 let range = entry.offset as usize..(entry.offset + entry.length) as usize;
-                Ok(Encoded(Bytes::Mapped(Arc::clone(&shard.map), range)))
+                Ok(Encoded(Bytes::Mapped(Arc::clone(map), range)))
             }
         }
+    }
+
+    /// What reading from the object store came to, where the source is in one.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.remote().map(|remote| remote.traffic())
+    }
+
+    /// The object store behind the dataset, where there is one.
+    pub(crate) fn remote(&self) -> Option<&Arc<Remote>> {
+        match &self.kind {
+            Kind::Tar(shards) => shards.iter().find_map(|shard| match &shard.home {
+                Home::Away(remote, _) => Some(remote),
+                Home::Mapped(_) => None,
+            }),
+            Kind::Folder(_) => None,
+        }
+    }
+
+    /// Has what reading on from `sample` will need fetched in the background, where it lies in an object store; for those
+    /// who read all in order.
+    pub(crate) fn read_on_from(&self, sample: SampleIndex) {
+        let Some(remote) = self.remote() else { return };
+        let coming = sample.get()..sample.get().saturating_add(READ_ON).min(self.len);
+        remote.want(coming.flat_map(|sample| self.blocks(SampleIndex::new(sample))));
+    }
+
+    /// The remote blocks that a sample lies in.
+    pub(crate) fn blocks(&self, sample: SampleIndex) -> impl Iterator<Item = BlockId> + use<> {
+        let found = match &self.kind {
+            Kind::Tar(shards) => locate(shards, sample),
+            Kind::Folder(_) => None,
+        };
+        let found = found.and_then(|(shard, entry)| match &shard.home {
+            Home::Away(remote, number) => Some(remote.blocks_of(*number, &with_header(entry))),
+            Home::Mapped(_) => None,
+        });
+        found.into_iter().flatten()
+    }
+
+    fn id_or_number(&self, sample: SampleIndex) -> String {
+        self.id(sample).map_or_else(|| format!("sample {}", sample.get()), Cow::into_owned)
     }
 
     /// The sample's path below the source (in its shard), as raw bytes.
@@ -356,6 +361,14 @@ fn tars_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(tars)
 }
 
+/// Writes the side index of every shard at an address of an object store; addresses of the shards, and their pictures.
+///
+/// # Errors
+/// When a shard cannot be read, or the store does not take the index.
+pub fn index_remote(address: &str, spec: &RemoteSpec) -> Result<Vec<(String, u64)>, DatasetError> {
+    remote::write_indexes(address, spec)
+}
+
 fn open_shards(tars: &[PathBuf]) -> Result<Vec<TarShard>, DatasetError> {
     let mut first = 0;
     let mut shards = Vec::with_capacity(tars.len());
@@ -366,7 +379,7 @@ fn open_shards(tars: &[PathBuf]) -> Result<Vec<TarShard>, DatasetError> {
         let name = path.file_name().unwrap_or(path.as_os_str());
         let name = escape(name.as_encoded_bytes()).into_owned();
         let len = entries.len() as u64;
-        shards.push(TarShard { name, first, map: Arc::new(map), entries });
+        shards.push(TarShard { name, first, home: Home::Mapped(Arc::new(map)), entries });
         first += len;
     }
     Ok(shards)
@@ -377,6 +390,28 @@ fn locate(shards: &[TarShard], sample: SampleIndex) -> Option<(&TarShard, &Index
     let shard = shards.get(after.checked_sub(1)?)?;
     let entry = shard.entries.get(usize::try_from(sample.get() - shard.first).ok()?)?;
     Some((shard, entry))
+}
+
+/// Where an entry and the header before it lie.
+const fn with_header(entry: &IndexEntry) -> Range<u64> {
+    entry.offset.saturating_sub(tar_index::BLOCK)..entry.offset + entry.length
+}
+
+/// An entry of a remote shard, which its header must agree to: what was compared on opening a local one.
+fn read_remote(
+    remote: &Remote,
+    number: usize,
+    entry: &IndexEntry,
+    id: impl Fn() -> String,
+) -> Result<Encoded, ReadError> {
+    let range = with_header(entry);
+    let mut bytes = remote.read(number, &range).map_err(|source| ReadError::Remote { id: id(), source })?;
+    let header = usize::try_from(entry.offset - range.start).unwrap_or(usize::MAX);
+    if !bytes.get(..header).is_some_and(|header| entry.follows(header)) {
+        return Err(ReadError::Misplaced { id: id() });
+    }
+    bytes.drain(..header);
+    Ok(Encoded(Bytes::Owned(bytes)))
 }
 
 /// Whether the file itself is at fault, and not the storage.

@@ -1,14 +1,16 @@
 //! What a source holds: counts, formats, sizes, and every picture that will not decode.
 
-use crate::dataset::{Dataset, DatasetError};
+use crate::dataset::{Dataset, DatasetError, ReadError};
 use crate::decode::{Decoder, Format, Limits, Soundness};
 use crate::picture::Picture;
 use mcl_types::{Digest, SampleIndex};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Samples between two looks ahead; those fetched ahead are more.
+const READ_ON_EVERY: u64 = 64;
 
 /// Lower bounds of the histogram over the shorter side, in pixels.
 const SIDES: [u32; 10] = [1, 32, 64, 96, 128, 224, 256, 384, 512, 1024];
@@ -60,19 +62,19 @@ pub struct Summary {
     pub digest: Digest,
 }
 
-/// Decodes every picture of `source` on `threads` threads; `progress` hears (done, in all).
+/// Decodes every picture on `threads` threads; `progress` hears (done, in all).
 ///
 /// # Errors
-/// When the source does not open.
+/// When the storage does not give one.
 pub fn inspect(
-    source: &Path,
+    dataset: &Dataset,
     limits: Limits,
     threads: usize,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Summary, DatasetError> {
-    let dataset = Dataset::open(source)?;
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let whole = Mutex::new(Part::default());
+    let failed: Mutex<Option<ReadError>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
@@ -83,7 +85,15 @@ pub fn inspect(
                     if sample >= dataset.len() {
                         break;
                     }
-                    part.add(&dataset, SampleIndex::new(sample), &mut decoder, &mut picture);
+                    let sample = SampleIndex::new(sample);
+                    if sample.get().is_multiple_of(READ_ON_EVERY) {
+                        dataset.read_on_from(sample);
+                    }
+                    if let Err(error) = part.add(dataset, sample, &mut decoder, &mut picture) {
+                        next.store(dataset.len(), Ordering::Relaxed);
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        break;
+                    }
                     progress(done.fetch_add(1, Ordering::Relaxed) + 1, dataset.len());
                 }
                 if let Ok(mut whole) = whole.lock() {
@@ -92,8 +102,10 @@ pub fn inspect(
             });
         }
     });
-    let part = whole.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(part.summary(&dataset))
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error.into());
+    }
+    Ok(whole.into_inner().unwrap_or_else(PoisonError::into_inner).summary(dataset))
 }
 
 /// What one thread saw.
@@ -109,7 +121,14 @@ struct Part {
 }
 
 impl Part {
-    fn add(&mut self, dataset: &Dataset, sample: SampleIndex, decoder: &mut Decoder, picture: &mut Picture) {
+    /// Fails where the storage does: that says nothing of the picture.
+    fn add(
+        &mut self,
+        dataset: &Dataset,
+        sample: SampleIndex,
+        decoder: &mut Decoder,
+        picture: &mut Picture,
+    ) -> Result<(), ReadError> {
         self.bytes += dataset.byte_len(sample).unwrap_or(0);
         let complaint = |reason: String| Complaint {
             sample: sample.get(),
@@ -118,7 +137,11 @@ impl Part {
         };
         let bytes = match dataset.read(sample) {
             Ok(bytes) => bytes,
-            Err(e) => return self.undecodable.push(complaint(e.to_string())),
+            Err(e) if e.is_undecodable() => {
+                self.undecodable.push(complaint(e.to_string()));
+                return Ok(());
+            }
+            Err(e) => return Err(e),
         };
         match decoder.decode_into(&bytes, picture) {
             Ok(soundness) => {
@@ -137,6 +160,7 @@ impl Part {
             }
             Err(e) => self.undecodable.push(complaint(e.to_string())),
         }
+        Ok(())
     }
 
     fn merge(&mut self, other: Self) {

@@ -1,6 +1,6 @@
 //! Pictures into tensors.
 //!
-//! Role: list the pictures of a folder or of tar shards ([`Dataset`]), decode them as Pillow does
+//! Role: list the pictures of a folder or of tar shards, here or in an object store ([`Dataset`]), decode them as Pillow does
 //! ([`mod@decode`]), make the 2L augmented views of each ([`Augmenter`]), do all of that ahead of time on
 //! background threads ([`Loader`]), and say where each view goes in a montage ([`montage`]). Besides:
 //! the tools that pack, inspect, generate and preview data.
@@ -9,8 +9,7 @@
 //! threads, time or who asks; nothing a picture file holds can bring the process down; every unsafe
 //! line is in one module of one call (`dataset/mapping.rs`).
 //!
-//! Left out: which sample goes where (the plan's business), tensors and normalisation (training's),
-//! remote object stores.
+//! Left out: which sample goes where (the plan's business), tensors and normalisation (training's).
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -26,6 +25,7 @@ pub mod montage;
 pub mod pack;
 mod picture;
 mod preview;
+mod remote;
 mod sheet;
 
 pub use annotations::Annotations;
@@ -39,4 +39,5 @@ pub use loader::{
 pub use montage::MontageLayout;
 pub use picture::Picture;
 pub use preview::{PreviewError, preview};
+pub use remote::{RemoteError, RemoteSpec, Traffic};
 pub use sheet::{SheetError, montage_sheet};

@@ -8,6 +8,7 @@
 //! A picture that does not decode, or whose file is gone, is replaced by `substitute` and recorded. A
 //! failing storage is not: it is tried again, then ends the loader.
 
+mod ahead;
 mod worker;
 
 use crate::augment::{AugmentError, AugmentSpec, Augmenter, ViewMode};
@@ -189,6 +190,13 @@ pub enum LoaderError {
     Stopped,
 }
 
+impl LoaderError {
+    /// Whether starting again later may help: an object store that is away.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.may_pass())
+    }
+}
+
 /// One requested batch on its way.
 struct Pending {
     batch: Arc<Batch>,
@@ -314,7 +322,18 @@ impl Loader {
             loader.threads.push(spawn(format!("mcl-loader-{number}"), run)?);
         }
         let requests = requests.into_iter();
-        spawn("mcl-loader-plan".to_owned(), move || feed(&shared, requests))?;
+        let dataset = Arc::clone(&shared.dataset);
+        match dataset.remote() {
+            // What lies elsewhere is fetched from further ahead than pictures are decoded.
+            Some(remote) => {
+                let remote = Arc::clone(remote);
+                let requests = ahead::Ahead::start(dataset, remote, requests).map_err(LoaderError::Spawn)?;
+                spawn("mcl-loader-plan".to_owned(), move || feed(&shared, requests))?;
+            }
+            None => {
+                spawn("mcl-loader-plan".to_owned(), move || feed(&shared, requests))?;
+            }
+        }
         Ok(loader)
     }
 

@@ -22,6 +22,9 @@ use std::io::{self, BufWriter, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+/// Samples between two looks ahead, where they come from an object store; those fetched ahead are more.
+const READ_ON_EVERY: u64 = 64;
+
 /// How to pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackSpec {
@@ -101,12 +104,28 @@ pub fn pack(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<PackReport, PackError> {
     spec.validate()?;
-    let dataset = Dataset::open(source)?;
+    pack_dataset(&Dataset::open(source)?, out, spec, progress)
+}
+
+/// The same for pictures that are listed already.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_dataset(
+    dataset: &Dataset,
+    out: &Path,
+    spec: PackSpec,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<PackReport, PackError> {
+    spec.validate()?;
     prepare(out)?;
     let mut shrinker = spec.shrink.map(Shrinker::new);
     let mut report = PackReport { samples: 0, bytes: 0, shrunk: 0, shards: Vec::new(), skipped: Vec::new() };
     let mut shard: Option<Shard> = None;
     for sample in (0..dataset.len()).map(SampleIndex::new) {
+        if sample.get().is_multiple_of(READ_ON_EVERY) {
+            dataset.read_on_from(sample);
+        }
         match dataset.read(sample) {
             Ok(bytes) => {
                 let open = match shard.take() {

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use mcl_config::{Job, Shuffle, Views};
-use mcl_data::{AugmentSpec, Dataset, ViewMode};
+use mcl_data::{AugmentSpec, Dataset, DatasetError, RemoteSpec, ViewMode};
 use mcl_plan::{PlanError, PlanSpec, Schedule, ScheduleError};
 
 /// A job that its dataset cannot serve.
@@ -17,6 +17,24 @@ pub enum JobError {
     /// No steps.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+}
+
+/// The pictures of `[data] source`.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn open_dataset(job: &Job) -> Result<Dataset, DatasetError> {
+    Dataset::open_at(&job.data().source, &remote_spec(job))
+}
+
+/// How shards in an object store are read, and what is kept of them.
+pub fn remote_spec(job: &Job) -> RemoteSpec {
+    let default = RemoteSpec::default();
+    // Validation keeps it far from where a float has no such integer.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0.05 to 1e9 gigabytes")]
+    let cache_bytes = job.data().cache_gb.map_or(default.cache_bytes, |gb| (gb * 1e9) as u64);
+    let cache_dir = job.data().cache_dir.clone().unwrap_or_else(|| default.cache_dir.clone());
+    RemoteSpec { cache_dir, cache_bytes, ..default }
 }
 
 /// The plan of the job's epochs over `dataset`.

@@ -4,9 +4,8 @@ use crate::turns::{self, Pace};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use mcl_data::augment::ViewMode;
-use mcl_data::{BatchRequest, Dataset, Loader, LoaderSpec};
-use mcl_types::{Epoch, Lane, SampleIndex, Step};
-use std::path::PathBuf;
+use mcl_data::{BatchRequest, Dataset, Loader, LoaderSpec, RemoteSpec};
+use mcl_types::{Epoch, Lane, SampleIndex, Step, StoreLocation};
 use std::sync::Arc;
 
 /// Pictures of one batch.
@@ -20,8 +19,8 @@ enum Views {
 
 #[derive(Debug, Args)]
 pub(crate) struct LoaderBenchArguments {
-    /// Folder of pictures, tar shard or folder of tar shards.
-    source: PathBuf,
+    /// Folder of pictures, tar shard, folder of tar shards, or shards in an object store.
+    source: StoreLocation,
     #[arg(long, value_enum, default_value_t = Views::Exact)]
     views: Views,
     /// Side of a full view in pixels.
@@ -43,7 +42,7 @@ pub(crate) struct LoaderBenchArguments {
 
 /// Measures and prints.
 pub(crate) fn run(a: &LoaderBenchArguments) -> Result<()> {
-    let dataset = Arc::new(Dataset::open(&a.source)?);
+    let dataset = Arc::new(Dataset::open_at(&a.source, &RemoteSpec::default())?);
     let spec = LoaderSpec {
         image_size: a.image_size,
         mode: match a.views {

@@ -119,7 +119,7 @@ fn prepare(
     engine::set_threads(job.train().threads_per_rank);
     let device = engine::device(&configure.device)?;
     engine::tune(device);
-    let dataset = Arc::new(Dataset::open(&job.data().source)?);
+    let dataset = Arc::new(mcl_job::open_dataset(&job)?);
     check_dataset(&dataset, &configure)?;
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
@@ -160,6 +160,13 @@ fn kind_of(error: &anyhow::Error) -> v1::FailureKind {
         }
         if let Some(e) = cause.downcast_ref::<mcl_collective::CollectiveError>() {
             return if e.is_peer_loss() { v1::FailureKind::Collective } else { v1::FailureKind::Other };
+        }
+        // An object store that is away for long costs the rank, not the job.
+        let away =
+            cause.downcast_ref::<mcl_data::DatasetError>().is_some_and(mcl_data::DatasetError::may_pass)
+                || cause.downcast_ref::<mcl_data::LoaderError>().is_some_and(mcl_data::LoaderError::may_pass);
+        if away {
+            return v1::FailureKind::Other;
         }
         let fatal = cause.is::<mcl_data::DatasetError>()
             || cause.is::<mcl_data::LoaderError>()

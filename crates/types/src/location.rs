@@ -1,4 +1,4 @@
-//! Where checkpoints are kept: a folder, or a place in an object store.
+//! Where checkpoints or pictures are kept: a path, or a place in an object store.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -23,7 +23,7 @@ pub enum StoreLocation {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreLocationError {
     /// Nothing at all.
-    #[error("an empty place for checkpoints, expected a folder or s3://bucket/prefix")]
+    #[error("an empty place, expected a folder or s3://bucket/prefix")]
     Empty,
     /// A store that is not known.
     #[error(

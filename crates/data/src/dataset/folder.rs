@@ -33,7 +33,7 @@ pub(super) struct FolderList {
     pub(super) classes: Vec<OsString>,
 }
 
-pub(super) fn has_extension(path: &Path, wanted: &[&str]) -> bool {
+pub(crate) fn has_extension(path: &Path, wanted: &[&str]) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|e| wanted.iter().any(|w| e.eq_ignore_ascii_case(w)))
 }

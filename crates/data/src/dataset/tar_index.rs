@@ -12,7 +12,11 @@ use mcl_types::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
+
+/// What the side file's name has after that of its tar.
+pub(crate) const SIDE_SUFFIX: &str = ".index.json";
 
 /// Version of the side file.
 const VERSION: u32 = 1;
@@ -21,7 +25,10 @@ const VERSION: u32 = 1;
 const HEADERS_CHECKED: usize = 16;
 
 /// Tar's block, and the size of its headers.
-const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
+
+/// Most of a `.cls` or `.json` entry that is read for a class: a longer one tells none.
+const LABEL_BYTES: u64 = 16 << 20;
 
 /// One picture of a shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +49,20 @@ pub struct IndexEntry {
     pub blake3: Option<Digest>,
 }
 
+impl IndexEntry {
+    /// Whether a tar of so many bytes can hold it.
+    fn is_inside(&self, tar_bytes: u64) -> bool {
+        self.offset.checked_add(self.length).is_some_and(|end| end <= tar_bytes)
+    }
+
+    /// Whether `header`, which lies before its bytes, is of an entry of its length.
+    pub(crate) fn follows(&self, header: &[u8]) -> bool {
+        header.len() as u64 == BLOCK
+            && header.get(257..262) == Some(b"ustar")
+            && tar::Header::from_byte_slice(header).entry_size().is_ok_and(|size| size == self.length)
+    }
+}
+
 /// All pictures of a shard, in the order of the tar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TarIndex {
@@ -56,7 +77,7 @@ pub struct TarIndex {
 /// Where the side file of `tar` lies.
 pub fn side_file(tar: &Path) -> PathBuf {
     let mut name = tar.as_os_str().to_owned();
-    name.push(".index.json");
+    name.push(SIDE_SUFFIX);
     PathBuf::from(name)
 }
 
@@ -127,30 +148,40 @@ impl TarIndex {
     /// # Errors
     /// When it does not parse or fit.
     pub fn parse(tar: &Path, text: &[u8], map: &[u8]) -> Result<Self, DatasetError> {
-        let index: Self =
-            serde_json::from_slice(text).map_err(|e| mismatch(tar, &format!("it cannot be read: {e}")))?;
-        index.verify(tar, map)?;
+        let index = Self::parse_for(tar, text, map.len() as u64)?;
+        index.verify_headers(tar, map)?;
         Ok(index)
     }
 
-    fn verify(&self, tar: &Path, map: &[u8]) -> Result<(), DatasetError> {
+    /// A side file's text, believed as far as it agrees with a tar of `tar_bytes`.
+    pub(crate) fn parse_for(tar: &Path, text: &[u8], tar_bytes: u64) -> Result<Self, DatasetError> {
+        let index: Self =
+            serde_json::from_slice(text).map_err(|e| mismatch(tar, &format!("it cannot be read: {e}")))?;
+        index.verify_bounds(tar, tar_bytes)?;
+        Ok(index)
+    }
+
+    fn verify_bounds(&self, tar: &Path, tar_bytes: u64) -> Result<(), DatasetError> {
         if self.version != VERSION {
             return Err(mismatch(tar, &format!("it has version {}, expected {VERSION}", self.version)));
         }
-        if self.tar_bytes != map.len() as u64 {
-            let (said, found) = (self.tar_bytes, map.len());
+        if self.tar_bytes != tar_bytes {
+            let (said, found) = (self.tar_bytes, tar_bytes);
             return Err(mismatch(tar, &format!("it was made for {said} bytes, the tar has {found}")));
         }
-        if let Some(outside) = self.samples.iter().find(|s| slice(map, s).is_none() || s.offset < BLOCK) {
+        if let Some(outside) = self.samples.iter().find(|s| !s.is_inside(tar_bytes) || s.offset < BLOCK) {
             return Err(mismatch(tar, &format!("its entry `{}` lies outside the tar", outside.key)));
         }
+        Ok(())
+    }
+
+    fn verify_headers(&self, tar: &Path, map: &[u8]) -> Result<(), DatasetError> {
         let step = self.samples.len().div_ceil(HEADERS_CHECKED).max(1);
         let last = self.samples.last();
         for sample in self.samples.iter().step_by(step).chain(last) {
-            let header = usize::try_from(sample.offset - BLOCK).ok().and_then(|at| map.get(at..at + 512));
-            let size = header.map(tar::Header::from_byte_slice).and_then(|h| h.entry_size().ok());
-            let magic = header.and_then(|h| h.get(257..262));
-            if magic != Some(b"ustar") || size != Some(sample.length) {
+            let at = sample.offset.checked_sub(BLOCK).and_then(|at| usize::try_from(at).ok());
+            let header = at.and_then(|at| map.get(at..at + BLOCK as usize));
+            if !header.is_some_and(|header| sample.follows(header)) {
                 return Err(mismatch(
                     tar,
                     &format!("the tar has another entry where `{}` should be", sample.key),
@@ -165,17 +196,26 @@ impl TarIndex {
     /// # Errors
     /// When they are no whole tar.
     pub fn scan(tar: &Path, map: &[u8]) -> Result<Self, DatasetError> {
-        let mut archive = tar::Archive::new(std::io::Cursor::new(map));
+        Self::scan_from(tar, std::io::Cursor::new(map), map.len() as u64)
+    }
+
+    /// The same for a tar of `tar_bytes` that lies anywhere.
+    pub(crate) fn scan_from(
+        tar: &Path,
+        bytes: impl Read + Seek,
+        tar_bytes: u64,
+    ) -> Result<Self, DatasetError> {
+        let mut archive = tar::Archive::new(bytes);
         let entries = archive.entries_with_seek().map_err(|source| bad_tar(tar, source))?;
         let mut samples: Vec<IndexEntry> = Vec::new();
         let mut by_key: HashMap<Vec<u8>, usize> = HashMap::new();
         let mut labels: HashMap<Vec<u8>, u32> = HashMap::new();
         for entry in entries {
-            let entry = entry.map_err(|source| bad_tar(tar, source))?;
+            let mut entry = entry.map_err(|source| bad_tar(tar, source))?;
             if !entry.header().entry_type().is_file() {
                 continue;
             }
-            let path = entry.path_bytes();
+            let path = entry.path_bytes().into_owned();
             let (key, extension) = split_key(path.strip_prefix(b"./").unwrap_or(&path));
             let found = IndexEntry {
                 key: escape(key).into_owned(),
@@ -185,16 +225,18 @@ impl TarIndex {
                 label: None,
                 blake3: None,
             };
-            let Some(bytes) = slice(map, &found) else {
+            if !found.is_inside(tar_bytes) {
                 return Err(bad_tar(tar, std::io::Error::other(format!("`{}` is cut off", found.key))));
-            };
+            }
             if is_picture(extension) {
                 // A second picture of the same sample (a mask, say) is left out.
                 if !by_key.contains_key(key) {
                     by_key.insert(key.to_vec(), samples.len());
                     samples.push(found);
                 }
-            } else if let Some(label) = label_in(extension, bytes) {
+            } else if let Some(label) =
+                label_in(extension, &mut entry).map_err(|source| bad_tar(tar, source))?
+            {
                 labels.entry(key.to_vec()).or_insert(label);
             }
         }
@@ -203,20 +245,23 @@ impl TarIndex {
                 sample.label = Some(label);
             }
         }
-        Ok(Self { version: VERSION, tar_bytes: map.len() as u64, samples })
+        Ok(Self { version: VERSION, tar_bytes, samples })
     }
 }
 
 /// The class in a `.cls` or `.json` entry.
-fn label_in(extension: &[u8], bytes: &[u8]) -> Option<u32> {
-    if extension == b"cls" {
-        return std::str::from_utf8(bytes).ok()?.trim().parse().ok();
+fn label_in(extension: &[u8], entry: &mut impl Read) -> std::io::Result<Option<u32>> {
+    if extension != b"cls" && extension != b"json" {
+        return Ok(None);
     }
-    if extension == b"json" {
-        let value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
-        return value.get("label")?.as_u64().and_then(|l| u32::try_from(l).ok());
-    }
-    None
+    let mut bytes = Vec::new();
+    entry.take(LABEL_BYTES).read_to_end(&mut bytes)?;
+    Ok(if extension == b"cls" {
+        std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok())
+    } else {
+        let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
+        value.and_then(|v| v.get("label")?.as_u64()).and_then(|label| u32::try_from(label).ok())
+    })
 }
 
 fn mismatch(tar: &Path, reason: &str) -> DatasetError {
