@@ -48,8 +48,9 @@ fn every_check_passes_on_a_cpu_and_its_figures_are_numbers() {
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     for check in json["checks"].as_array().unwrap() {
         let name = check["name"].as_str().unwrap();
-        let expected = if name.contains("bf16") { "skipped" } else { "passed" };
-        assert_eq!(check["status"], expected, "{check:#}");
+        // Nothing new to measure without a peer, unless the benchmark can be told a precision.
+        let may_skip = name.contains("bf16") && check["status"] == "skipped";
+        assert!(check["status"] == "passed" || may_skip, "{check:#}");
         assert!(said.contains(name) && check["seconds"].as_f64().unwrap() >= 0.0, "{check:#}\n{said}");
         assert!(check["figures"].as_object().unwrap().values().all(Value::is_number), "{check:#}");
     }

@@ -32,7 +32,7 @@ pub fn device_memory(device: Device) -> Result<Option<DeviceMemory>, EngineError
     Ok(Some(memory))
 }
 
-/// The bytes as a tensor [n] in page-locked memory, from where a GPU copies without the CPU.
+/// The bytes as a tensor `[n]` in page-locked memory, from where a GPU copies without the CPU.
 ///
 /// # Errors
 /// Where there is no GPU.

@@ -45,7 +45,7 @@ pub fn add(to: &[&Tensor], from: &[&Tensor], factor: f64) -> Result<(), EngineEr
     if n == 0 { Ok(()) } else { check(unsafe { ffi::mcl_many_add(to.as_ptr(), from.as_ptr(), n, factor) }) }
 }
 
-/// `to += factor * from`, with a factor for each tensor: `factors` is [n], on their device.
+/// `to += factor * from`, with a factor for each tensor: `factors` is `[n]`, on their device.
 ///
 /// # Errors
 /// When there are not as many of all, or shapes differ.
@@ -77,7 +77,7 @@ pub fn lerp(to: &[&Tensor], towards: &[&Tensor], weight: f64) -> Result<(), Engi
     check(unsafe { ffi::mcl_many_lerp(to.as_ptr(), towards.as_ptr(), n, weight) })
 }
 
-/// L2 norm of each: [n], on their device.
+/// L2 norm of each: `[n]`, on their device.
 ///
 /// # Errors
 /// When there are none, or libtorch fails.

@@ -18,7 +18,7 @@ pub fn on_device(tensor: &Tensor, device: Device) -> Result<Tensor, ModelError> 
     Ok(tensor.f_to_device_(device, tensor.kind(), WAITS_NOT, false)?)
 }
 
-/// Whole numbers on `device`: [n].
+/// Whole numbers on `device`: `[n]`.
 pub(crate) fn numbers_on_device(numbers: &[i64], device: Device) -> Result<Tensor, ModelError> {
     let numbers = Tensor::f_from_slice(numbers)?;
     if device == Device::Cpu {

@@ -142,7 +142,7 @@ pub(crate) fn run(a: &GpuCheckArguments, cuda: &Result<(), CudaError>) -> Result
 impl Stage<'_> {
     /// That the GPU computes at all, before anything is scaled by its memory: bytes, 0 where it does not.
     fn first_look(&self, table: &mut Table) -> f64 {
-        table.check("device", (5, 60), |until| self.part(&["device"], 0, until));
+        table.check("device", (5, 120), |until| self.part(&["device"], 0, until));
         let figure = |f: &Finding| f.figures.get("memory_bytes").copied();
         table.outcome.checks.iter().find_map(figure).unwrap_or(0.0)
     }
