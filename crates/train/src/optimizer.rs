@@ -495,36 +495,6 @@ mod tests {
         }
     }
 
-    /// What an update of ResNet-50's parameters costs either way: `cargo nextest run --run-ignored all -E
-    /// 'test(cost_of)' --no-capture`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn cost_of_an_update_one_by_one_and_all_at_once() {
-        tch::set_num_threads(1);
-        let spec = mcl_model::ModelSpec::new(mcl_model::ModelConfig::default()).unwrap();
-        let mut model = mcl_model::Model::new(spec, Kind::Float, Device::Cpu).unwrap();
-        model.initialize(mcl_types::Seed::new(1)).unwrap();
-        let params = model.trainable();
-        let settings =
-            OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-6 };
-        let mut times = BTreeMap::new();
-        let mut optimizer = Optimizer::new(settings, &params).unwrap();
-        for (_, param) in &params {
-            (*param * 0.01).sum(Kind::Float).backward();
-        }
-        for turn in 0..14 {
-            let walk = if turn % 2 == 0 { Walk::OneByOne } else { Walk::Together };
-            optimizer = optimizer.walking(walk);
-            let started = std::time::Instant::now();
-            optimizer.step(1e-3).unwrap();
-            times.entry(turn % 2).or_insert_with(Vec::new).push(started.elapsed());
-        }
-        for (walk, mut times) in times {
-            times.sort_unstable();
-            println!("{} {:?} from {:?}", ["one by one", "together"][walk], times[times.len() / 2], times[0]);
-        }
-    }
-
     #[test]
     fn adamw_first_step_is_sign_of_gradient() {
         let rule = Rule::AdamW { betas: [0.9, 0.999], eps: 0.0 };
