@@ -102,61 +102,70 @@ def steps(_folder):
             size = ["--depth", str(depth), *STEP]
             mine = ours("step", *size, "--compute", compute)
             rows.append(side_by_side(f"R{depth} step, {compute}, against eager official graph", "ms CPU", mine, peer("step", *size)))
+    size = ["--depth", "50", *STEP, "--bf16"]
+    mine, theirs = ours("step", *size, "--compute", "selective"), peer("step", *size, "--channels-last")
+    rows.append(side_by_side("R50 step, selective, bf16, against eager official graph in bf16, channels last", "ms CPU", mine, theirs))
     return rows
 
 
-def overhead(alone, together):
-    """Wall times of a step: of two processes that do not talk (their mean), and of two ranks that do; a core each."""
-    pairs = [Program(alone(), core) for core in range(2)]
-    for program in pairs:
-        program.ready()
-    port = free_port()
-    ranks = [Program(together(rank, port), rank) for rank in range(2)]
-    ranks[0].ready()
-    results = []
-    for _ in range(a.pairs):
-        for program in pairs:
+class Talk:
+    """What talking costs: turns of two processes that do not talk, and of two ranks that do; a core each."""
+
+    def __init__(self, alone, together):
+        self.pair = [Program(alone, core) for core in range(2)]
+        port = free_port()
+        self.ranks = [Program(together(rank, port), rank) for rank in range(2)]
+        for program in (*self.pair, self.ranks[0]):
+            program.ready()
+        self.shares = []
+
+    def turn(self):
+        """Adds what the ranks' step took longer, in percent of the step of those that do not talk."""
+        for program in self.pair:
             program.go()
-        single = statistics.mean(program.answer()["wall_s"] for program in pairs)
-        results.append((single, ranks[0].turn()["wall_s"]))
-    for program in (*pairs, *ranks):
-        program.end()
-    return results
+        single = statistics.mean(program.answer()["wall_s"] for program in self.pair)
+        self.shares.append(100 * (self.ranks[0].turn()["wall_s"] / single - 1))
+
+    def end(self):
+        for program in (*self.pair, *self.ranks):
+            program.end()
 
 
 def two_ranks(_folder):
-    """What talking costs: both with norms that synchronise, as in the paper, and both with norms that do not."""
+    """Both with norms that synchronise, as in the paper, and both with norms that do not."""
     size = ["--depth", "18", *STEP]
     rank = lambda rank: ["--rank", str(rank), "--world", "2"]
     rows = []
-    for norms, compute, our_norms, their_norms in (
-        ("synchronised", "exact", [], ["--sync-norms"]),
-        ("synchronised", "selective", [], ["--sync-norms"]),
-        ("local", "exact", ["--lane-norm"], []),
-        ("local", "selective", ["--lane-norm"], []),
-    ):
-        chosen = [*size, "--compute", compute]
-        mine = overhead(
-            lambda: ours("step", *chosen),
-            lambda r, port: ours("step", *chosen, *our_norms, *rank(r), "--port", port),
-        )
-        theirs = overhead(
-            lambda: peer("step", *size),
+    for norms, our_norms, their_norms in (("synchronised", [], ["--sync-norms"]), ("local", ["--lane-norm"], [])):
+        theirs = Talk(
+            peer("step", *size),
             lambda r, port: peer("step", *size, *their_norms, *rank(r), "--store", f"127.0.0.1:{port}"),
         )
-        share = lambda results: [100 * (two / one - 1) for one, two in results]
-        own, other = spread(share(mine)), spread(share(theirs))
-        row = {
-            "name": f"what talking costs two ranks, R18, {compute}, {norms} norms, over what it costs DDP over Gloo with {norms} norms",
-            "unit": "% of a step",
-            "ours": own,
-            "peer": other,
-            # Ours, with its spread, over the peer's median: here less is better. A pair's own would be a difference over
-            # a difference.
-            "ratio": tuple(share / other[0] for share in own),
-        }
-        report(row)
-        rows.append(row)
+        mine = {}
+        for compute in ("exact", "selective"):
+            chosen = [*size, "--compute", compute]
+            mine[compute] = Talk(
+                ours("step", *chosen), lambda r, port: ours("step", *chosen, *our_norms, *rank(r), "--port", port)
+            )
+        for _ in range(a.pairs):
+            for talk in (*mine.values(), theirs):
+                talk.turn()
+        for talk in (*mine.values(), theirs):
+            talk.end()
+        other = spread(theirs.shares)
+        for compute, talk in mine.items():
+            own = spread(talk.shares)
+            row = {
+                "name": f"what talking costs two ranks, R18, {compute}, {norms} norms, over what it costs DDP over Gloo with {norms} norms",
+                "unit": "% of a step",
+                "ours": own,
+                "peer": other,
+                # Ours, with its spread, over the peer's median: here less is better. A pair's own would be a difference
+                # over a difference.
+                "ratio": tuple(share / other[0] for share in own),
+            }
+            report(row)
+            rows.append(row)
     return rows
 
 
@@ -257,7 +266,8 @@ def write(path, sections, plain):
         "",
         f"`make bench` (`bench/compare.py --pairs {a.pairs}`), commit {commit}; {os.cpu_count()} cores, {model}; load before it",
         f"{os.getloadavg()[2]:.1f}. Peers (`bench/peers/`): PyTorch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}.",
-        f"By turns in one run, {a.pairs} pairs; median (from to). Ratio: the peer's cost over ours, of each pair.",
+        f"By turns in one run, {a.pairs} pairs; median (from to). Ratio: the peer's cost over ours, of each pair; of what talking",
+        "costs, ours over the peer's.",
         "",
         "| figure | unit | ours | peer | ratio |",
         "|---|---|---|---|---|",

@@ -1,0 +1,59 @@
+//! Arguments of `mcl eval`.
+
+use super::Encoder;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// k nearest neighbours on object crops and scene boxes, with random weights and raw pixels beside.
+    Knn(KnnArguments),
+    /// The feature maps C2..C5 and P2..P5 of one picture, as a safetensors file.
+    Features(FeaturesArguments),
+}
+
+/// Whose weights are looked at.
+#[derive(Debug, Args)]
+pub(crate) struct FrozenArguments {
+    /// Run directory (its newest good checkpoint) or one checkpoint.
+    pub(crate) path: PathBuf,
+    /// Which encoder.
+    #[arg(long, value_enum, default_value_t = Encoder::Momentum)]
+    pub(crate) encoder: Encoder,
+    /// The job file, where none lies in or above the checkpoint.
+    #[arg(long)]
+    pub(crate) job: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KnnArguments {
+    #[command(flatten)]
+    pub(crate) weights: FrozenArguments,
+    /// Folder of generated objects: neighbours are looked for among these ...
+    #[arg(long)]
+    pub(crate) train: PathBuf,
+    /// ... for each of these.
+    #[arg(long)]
+    pub(crate) test: PathBuf,
+    /// Folder of generated scenes, for the boxes.
+    #[arg(long)]
+    pub(crate) scenes: Option<PathBuf>,
+    /// Neighbours.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) k: u32,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FeaturesArguments {
+    #[command(flatten)]
+    pub(crate) weights: FrozenArguments,
+    /// The picture; its sides are rounded up to whole cells of the coarsest map (32 pixels).
+    #[arg(long)]
+    pub(crate) picture: PathBuf,
+    /// The file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+}
