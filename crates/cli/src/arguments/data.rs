@@ -1,6 +1,8 @@
 //! Arguments of `mcl data`.
 
 use clap::{Subcommand, ValueEnum};
+use mcl_config::Override;
+use mcl_types::StoreLocation;
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
