@@ -20,9 +20,9 @@ pub enum Doing {
     LoadingCheckpoint,
     /// Waiting for the loader.
     Data,
-    /// Forward pass up to the agreement.
+    /// Montages, targets and forward pass.
     Forward,
-    /// Backward pass.
+    /// Backward pass, and what ranks agree on after it.
     Backward,
     /// Optimiser and momentum encoder.
     Update,

@@ -72,9 +72,9 @@ pub struct StepOutcome {
 /// Where a step's time went; what remains is the update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepTimes {
-    /// Montages, targets, forward pass and agreement.
+    /// Montages, targets and forward pass.
     pub forward: Duration,
-    /// Backward pass and the gradients' norm, which waits for the device.
+    /// Backward pass, the gradients' norm and the agreement, which waits for the device.
     pub backward: Duration,
     /// Of both: threads blocked in collectives of norms, targets and agreement, and what is left to wait for of the
     /// Reducer's once the last gradient is there.
@@ -141,14 +141,8 @@ impl Trainer {
         }
         let parts = self.parts(input)?;
         let mut times = StepTimes::default();
-        let (last, own) = self.forward(&parts, &mut times, probe.as_deref_mut())?;
-        let agreed = self.agree(input, &own)?;
+        let (last, losses) = self.forward(&parts, &mut times, probe.as_deref_mut())?;
         times.forward = started.elapsed().saturating_sub(times.backward);
-        if agreed.bad {
-            times.collective = waited().saturating_sub(waited_before);
-            let named = first_bad_loss(&agreed.losses, self.seat.layout.levels());
-            return self.skip(input, agreed, f64::NAN, times, named);
-        }
         self.activity.set(Doing::Backward, Some(input.step));
         if let Some(reducer) = &self.reducer {
             reducer.prepare_backward()?;
@@ -160,15 +154,21 @@ impl Trainer {
             self.probe_gradients(probe)?;
         }
         let trainable = self.model.trainable();
-        let norm = grad_norm(&trainable, self.model.kind(), self.model.device())?.f_double_value(&[])?;
+        let norm = grad_norm(&trainable, self.model.kind(), self.model.device())?;
+        // The one place where the host waits for a device: everything before is only queued there.
+        let agreed = self.agree(input, &values_by_lane(&losses)?)?;
+        let norm = norm.f_double_value(&[])?;
         times.backward = started.elapsed().saturating_sub(times.forward);
         times.collective = waited().saturating_sub(waited_before);
         // With NCCL a group that was aborted leaves half-reduced gradients behind and no error of its own.
         if let Some(group) = &self.group {
             group.check()?;
         }
-        if !norm.is_finite() {
-            let named = first_bad_gradient(&trainable)?;
+        if agreed.bad || !norm.is_finite() {
+            let named = match first_bad_loss(&agreed.losses, self.seat.layout.levels()) {
+                Some(loss) => loss,
+                None => first_bad_gradient(&trainable)?,
+            };
             return self.skip(input, agreed, norm, times, named);
         }
         self.activity.set(Doing::Update, Some(input.step));
@@ -205,13 +205,13 @@ impl Trainer {
 
     /// Targets of all parts, then each part's losses. All parts but the last are followed by their own backward pass at
     /// once, whose gradients stay on this rank until the last one's join them; so one part's graph lives at a time.
-    /// Answers the last part's losses with their graph, and the values of all of this rank's lanes.
+    /// Answers the last part's losses with their graph, and those of all of this rank's lanes without: [2, L, lanes].
     fn forward(
         &self,
         parts: &[Part],
         times: &mut StepTimes,
         mut probe: Option<&mut StepProbe>,
-    ) -> Result<(LevelLosses, Vec<Vec<f64>>), TrainError> {
+    ) -> Result<(LevelLosses, Tensor), TrainError> {
         let own: Vec<[Tensor; 2]> = parts.iter().map(|part| self.targets(part)).collect::<Result<_, _>>()?;
         let own = |side: usize| Tensor::f_cat(&own.iter().map(|both| &both[side]).collect::<Vec<_>>(), 0);
         let targets = self.gather_targets(&[own(0)?, own(1)?])?;
@@ -224,11 +224,11 @@ impl Trainer {
                 times.backward += started.elapsed();
             }
             let losses = self.losses(part, &targets, probe.as_deref_mut())?;
-            values.extend(values_by_lane(&losses.losses)?);
+            values.push(losses.losses.f_detach()?);
             last = Some(losses);
         }
         let last = last.ok_or_else(|| TrainError::State("a rank without lanes takes no step".to_owned()))?;
-        Ok((last, values))
+        Ok((last, Tensor::f_cat(&values, 2)?))
     }
 
     /// Both sides' targets of all lanes, in lane order: 2 x [K N, D].
@@ -245,7 +245,7 @@ impl Trainer {
         })
     }
 
-    /// What all ranks know before they go on to backward.
+    /// What all ranks know before any of them updates.
     fn agree(&self, input: &StepInput, own: &[Vec<f64>]) -> Result<Agreed, TrainError> {
         let word = Word {
             bad: own.iter().flatten().any(|v| !v.is_finite()),
@@ -318,14 +318,14 @@ fn values_by_lane(losses: &Tensor) -> Result<Vec<Vec<f64>>, TrainError> {
     Ok(Vec::try_from(by_lane.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Double)?)?)
 }
 
-fn first_bad_loss(by_lane: &[Vec<f64>], levels: usize) -> String {
+fn first_bad_loss(by_lane: &[Vec<f64>], levels: usize) -> Option<String> {
     for (lane, losses) in by_lane.iter().enumerate() {
         if let Some(at) = losses.iter().position(|v| !v.is_finite()) {
             let side = if at < levels { "q" } else { "k" };
-            return format!("the loss of lane {lane}, side {side}, level {}", at % levels.max(1));
+            return Some(format!("the loss of lane {lane}, side {side}, level {}", at % levels.max(1)));
         }
     }
-    "no loss".to_owned()
+    None
 }
 
 fn first_bad_gradient(params: &[(&str, &Tensor)]) -> Result<String, TrainError> {
