@@ -58,7 +58,7 @@ def side_by_side(name, unit, our_command, peer_command, measure="cpu_s", scale=1
 
 
 def report(row):
-    (m, low, high), ratio = row["ours"], row["ratio"]
+    (m, low, high), ratio = row["ours"], row["ratio"] or (float("nan"),) * 3
     print(
         f"{row['name']:<58} ours {m:9.2f} ({low:.2f}-{high:.2f}) peer {row['peer'][0]:9.2f} {row['unit']:<14}"
         f" ratio {ratio[0]:6.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})",
@@ -162,7 +162,8 @@ def two_ranks(_folder):
                 "peer": other,
                 # Ours, with its spread, over the peer's median: here less is better. A pair's own would be a difference
                 # over a difference.
-                "ratio": tuple(share / other[0] for share in own),
+                # No number where the peer's is not told from none.
+                "ratio": tuple(share / other[0] for share in own) if other[1] > 0 else None,
             }
             report(row)
             rows.append(row)
@@ -267,14 +268,15 @@ def write(path, sections, plain):
         f"`make bench` (`bench/compare.py --pairs {a.pairs}`), commit {commit}; {os.cpu_count()} cores, {model}; load before it",
         f"{os.getloadavg()[2]:.1f}. Peers (`bench/peers/`): PyTorch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}.",
         f"By turns in one run, {a.pairs} pairs; median (from to). Ratio: the peer's cost over ours, of each pair; of what talking",
-        "costs, ours over the peer's.",
+        "costs, ours over the peer's median. Ours is started with its allocator settings, as `mcl` starts it; the peers as Python",
+        "starts them.",
         "",
         "| figure | unit | ours | peer | ratio |",
         "|---|---|---|---|---|",
     ]
-    cell = lambda s: f"{s[0]:.2f} ({s[1]:.2f} to {s[2]:.2f})"
+    cell = lambda s: f"{s[0]:.2f} ({s[1]:.2f} to {s[2]:.2f})" if s else "peer's includes 0"
     for row in sections:
-        lines.append(f"| {row['name']} | {row['unit']} | {cell(row['ours'])} | {cell(row['peer'])} | **{row['ratio'][0]:.2f}** ({row['ratio'][1]:.2f} to {row['ratio'][2]:.2f}) |")
+        lines.append(f"| {row['name']} | {row['unit']} | {cell(row['ours'])} | {cell(row['peer'])} | {cell(row['ratio'])} |")
     if plain:
         lines += ["", "| figure | |", "|---|---|", *(f"| {name} | {value} |" for name, value in plain)]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -131,6 +131,55 @@ fn synchronised_norm_equals_norm_of_the_whole_batch_with_uneven_rows() {
     });
 }
 
+#[test]
+fn synchronised_norm_of_half_precision_is_that_of_the_whole_batch() {
+    ranks("synchronised_norm_of_half_precision_is_that_of_the_whole_batch", 2, |store, rank, children| {
+        let group = form(store, rank, 2, 1, TIMEOUT);
+        tch::manual_seed(6);
+        let shape = [8_i64, 3, 5, 4];
+        let half = |t: Tensor| t.to_kind(Kind::BFloat16);
+        let (all, weights) = (half(Tensor::randn(shape, F64) + 12), half(Tensor::randn(shape, F64)));
+        let scale = Tensor::arange(3, F64) + 0.5;
+        let leaf = |t: &Tensor, kind: Kind| t.to_kind(kind).detach().copy().set_requires_grad(true);
+        let fresh = |kind: Kind| [Tensor::zeros([3], (kind, F64.1)), Tensor::ones([3], (kind, F64.1))];
+        let (first, n) = if rank == 0 { (0, 3) } else { (3, 5) };
+        let (x, w) = (leaf(&all.narrow(0, first, n), Kind::BFloat16), leaf(&scale, Kind::Float));
+        let [mean, var] = fresh(Kind::Float);
+        let y = batch_norm(Some(&group), &x, Some(&w), None, &mean, &var, 0.1, 1e-5).unwrap();
+        let sum = (&y * weights.narrow(0, first, n)).sum(Kind::Double);
+        backward(&sum, group.membership()).unwrap();
+        let (xr, wr, [mean_r, var_r]) =
+            (leaf(&all, Kind::Double), leaf(&scale, Kind::Double), fresh(Kind::Double));
+        let zero = Tensor::zeros([3], F64);
+        let yr = Tensor::batch_norm(
+            &xr,
+            Some(&wr),
+            Some(&zero),
+            Some(&mean_r),
+            Some(&var_r),
+            true,
+            0.1,
+            1e-5,
+            false,
+        );
+        (&yr * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
+        let total = w.grad().copy();
+        group.all_reduce(&total, ReduceOp::Sum).unwrap();
+        let whole = |t: Tensor| t.narrow(0, first, n);
+        for (what, found, expected, bound) in [
+            ("y", y, whole(yr), 4e-3),
+            ("dx", x.grad(), whole(xr.grad()), 4e-3),
+            ("dw", total, wr.grad(), 1e-3),
+            ("running mean", mean, mean_r, 1e-5),
+            ("running var", var, var_r, 1e-4),
+        ] {
+            let error = largest(&(found.to_kind(Kind::Double) - &expected)) / largest(&expected);
+            assert!(error < bound, "{what}: {error:e}");
+        }
+        finish(children);
+    });
+}
+
 fn net(params: &[Tensor], x: &Tensor) -> Tensor {
     let hidden = x.linear(&params[0], Some(&params[1])).relu();
     hidden.linear(&params[2], Some(&params[3])).square().mean(Kind::Double)

@@ -3,7 +3,7 @@
 //! Role: requests in, decoded and augmented batches out, in the order of the requests. Threads work on
 //! single pictures, so that one batch uses them all. Invariants: what comes out depends on requests,
 //! dataset and spec, never on the number of threads or their timing, errors included; at most `queue` batches
-//! are in memory besides those handed out; dropping the loader stops its threads.
+//! are in memory besides those handed out, and the memory of as many that were given back; dropping the loader stops its threads.
 //!
 //! A picture that does not decode, or whose file is gone, is replaced by `substitute` and recorded. A
 //! failing storage is not: it is tried again, then ends the loader.

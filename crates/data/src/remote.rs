@@ -104,14 +104,6 @@ pub enum RemoteError {
         /// What was there.
         expected: String,
     },
-    /// The cache cannot be used.
-    #[error("the cache of pictures in {} cannot be used: {source}; choose another folder with `[data] cache_dir`", folder.display())]
-    Cache {
-        /// Its folder.
-        folder: PathBuf,
-        /// Why.
-        source: Arc<io::Error>,
-    },
     /// Threads or the runtime for requests cannot be had.
     #[error("cannot start what makes requests: {source}")]
     Start {
@@ -129,7 +121,7 @@ impl RemoteError {
         match self {
             Self::Failed { source, .. } => client::may_pass(source),
             Self::Start { .. } | Self::Stopped => true,
-            Self::Address { .. } | Self::Changed { .. } | Self::Cache { .. } => false,
+            Self::Address { .. } | Self::Changed { .. } => false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From the plan to a step's tensors: what the loader is asked for, and what was really fed.
 
+use crate::snapshot::{LOOK, Left};
 use crate::staging::{Layout, Staging};
 use anyhow::{Result, bail};
 use mcl_config::Job;
@@ -20,6 +21,8 @@ pub(crate) struct Feed {
     upcoming: Step,
     /// A step's input, until the step is applied: one that is broken off is done again from it.
     taken: Option<(Step, Fed)>,
+    /// It failed, and gives nothing more.
+    failed: bool,
 }
 
 /// A step's input and where it came from.
@@ -66,21 +69,28 @@ impl Feed {
         let images = i64::from(job.batch().images_per_lane);
         let (own, seed) = (lanes.clone(), job.seed());
         let layout = Layout { lanes: own, schedule, montages, seed, images, device };
-        Ok(Self { staging: Staging::start(loader, layout, first)?, lanes, upcoming: first, taken: None })
+        Ok(Self {
+            staging: Staging::start(loader, layout, first)?,
+            lanes,
+            upcoming: first,
+            taken: None,
+            failed: false,
+        })
     }
 
     /// Whether it gives `lanes` from `step` on.
     pub(crate) fn serves(&self, lanes: &Range<u32>, step: Step) -> bool {
         let next = self.taken.as_ref().map_or(self.upcoming, |(taken, _)| *taken);
-        self.lanes == *lanes && next == step
+        !self.failed && self.lanes == *lanes && next == step
     }
 
-    /// The batches of one step; waits for the loader where it is behind. The same again until
+    /// The batches of one step; waits for the loader where it is behind, until `left` says that nobody wants them any
+    /// more: a store may be away for minutes, and a new generation does not wait for it. The same again until
     /// [`Feed::applied`].
-    pub(crate) fn take(&mut self, step: Step) -> Result<&Fed> {
+    pub(crate) fn take(&mut self, step: Step, left: impl Fn() -> bool) -> Result<&Fed> {
         let fed = match self.taken.take() {
             Some((taken, fed)) if taken == step => fed,
-            _ => self.next(step)?,
+            _ => self.next(step, left)?,
         };
         Ok(&self.taken.insert((step, fed)).1)
     }
@@ -90,13 +100,24 @@ impl Feed {
         self.taken = None;
     }
 
-    fn next(&mut self, step: Step) -> Result<Fed> {
+    fn next(&mut self, step: Step, left: impl Fn() -> bool) -> Result<Fed> {
         if step != self.upcoming {
             bail!("{step} was asked for, the next one to be fed is {}", self.upcoming);
         }
-        let fed = self.staging.next()?;
-        self.upcoming = step.next();
-        Ok(fed)
+        loop {
+            match self.staging.next_within(LOOK) {
+                None if left() => return Err(Left.into()),
+                None => {}
+                Some(Ok(fed)) => {
+                    self.upcoming = step.next();
+                    return Ok(fed);
+                }
+                Some(Err(error)) => {
+                    self.failed = true;
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 
@@ -244,11 +265,12 @@ mod tests {
         let mut feed = Feed::start(&job, Device::Cpu, dataset, plan, schedule, 1..2, Step::new(0)).unwrap();
         let indices = |fed: &Fed| fed.lanes[0].notes.clone();
         assert!(feed.serves(&(1..2), Step::new(0)) && !feed.serves(&(0..2), Step::new(0)));
-        let first = indices(feed.take(Step::new(0)).unwrap());
+        let never = || false;
+        let first = indices(feed.take(Step::new(0), never).unwrap());
         assert!(feed.serves(&(1..2), Step::new(0)), "a broken step is done again");
-        assert_eq!(indices(feed.take(Step::new(0)).unwrap()), first);
+        assert_eq!(indices(feed.take(Step::new(0), never).unwrap()), first);
         feed.applied();
         assert!(feed.serves(&(1..2), Step::new(1)) && !feed.serves(&(1..2), Step::new(0)));
-        assert_ne!(indices(feed.take(Step::new(1)).unwrap()), first);
+        assert_ne!(indices(feed.take(Step::new(1), never).unwrap()), first);
     }
 }

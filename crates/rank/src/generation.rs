@@ -116,7 +116,7 @@ impl Process {
         let lanes = member.layout.lanes_of(member.rank);
         if !self.feed.as_ref().is_some_and(|feed| feed.serves(&lanes, first)) {
             self.activity.set(Doing::Data, None);
-            // The old loader's threads end before new ones start.
+            // The old loader stops before a new one starts.
             self.feed = None;
             let (dataset, plan) = (Arc::clone(&self.dataset), self.plan.clone());
             let (device, schedule) = (self.device, self.schedule);

@@ -22,6 +22,10 @@ pub(crate) struct Parts {
     norms_backward: i64,
     /// Bytes of gradients, all-reduced in buckets.
     gradient_bytes: i64,
+    /// Bytes of all running statistics: with `norm = "lane"` all-reduced once a step.
+    running_bytes: i64,
+    /// Bytes of a lane's targets, both sides, gathered once a step.
+    target_bytes: i64,
     /// Ranks.
     ranks: u32,
     /// Seconds of a gather of about a norm's statistics; none where one rank is alone.
@@ -62,6 +66,8 @@ impl Parts {
             norms_forward: online + momentum,
             norms_backward: online,
             gradient_bytes: 4 * numbers,
+            running_bytes: 4 * i64::try_from(model.buffers().running().numel())?,
+            target_bytes: 8 * trainer.layout().images_per_lane() * model.spec().embedding,
             ranks: group.map_or(1, Group::world),
             small_gather_s: median(SMALL, &|group, t| {
                 let _ = group.all_gather(t)?;

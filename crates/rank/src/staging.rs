@@ -5,7 +5,7 @@
 
 use crate::feed::Fed;
 use crate::records::notes;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use mcl_data::montage::Side;
 use mcl_data::{LaneBatch, Loader, LoaderStopper, MontageLayout};
 use mcl_model::LaneSide;
@@ -13,11 +13,12 @@ use mcl_plan::Schedule;
 use mcl_train::LaneInput;
 use mcl_types::{Seed, Step};
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 use tch::{Device, Tensor};
 
-/// Steps that lie ready while one is trained: each costs its pictures' bytes, and more gain nothing.
+/// Steps that lie ready while one is trained, besides one that waits to be laid there: each costs its pictures' bytes, and
+/// more gain nothing.
 const AHEAD: usize = 1;
 
 /// How batches become tensors.
@@ -32,10 +33,8 @@ pub(crate) struct Layout {
 
 /// The thread and what it has made.
 pub(crate) struct Staging {
-    /// None only while it ends.
-    steps: Option<Receiver<Result<Fed>>>,
+    steps: Receiver<Result<Fed>>,
     stopper: LoaderStopper,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Staging {
@@ -43,28 +42,29 @@ impl Staging {
     pub(crate) fn start(loader: Loader, layout: Layout, first: Step) -> Result<Self> {
         let stopper = loader.stopper();
         let (send, steps) = sync_channel(AHEAD);
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("mcl-staging".to_owned())
             .spawn(move || stage(loader, &layout, first, &send))
             .context("cannot start a thread that stages pictures")?;
-        Ok(Self { steps: Some(steps), stopper, thread: Some(thread) })
+        Ok(Self { steps, stopper })
     }
 
-    /// The next step's pictures; waits where they are not there yet.
-    pub(crate) fn next(&self) -> Result<Fed> {
-        let steps = self.steps.as_ref().context("staging has ended")?;
-        steps.recv().context("the thread that stages pictures has ended")?
+    /// The next step's pictures; `None` where they are not there by then.
+    pub(crate) fn next_within(&self, time: Duration) -> Option<Result<Fed>> {
+        match self.steps.recv_timeout(time) {
+            Ok(made) => Some(made),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(anyhow!("the thread that stages pictures has ended")))
+            }
+        }
     }
 }
 
 impl Drop for Staging {
-    /// Its threads are gone afterwards, as are the loader's.
+    /// Its threads end by themselves, as do the loader's: one may be in the middle of a request to a store that is away.
     fn drop(&mut self) {
         self.stopper.stop();
-        self.steps = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -47,7 +47,7 @@ pub(crate) struct StepBenchArguments {
     /// Lanes a rank.
     #[arg(long, default_value_t = 1)]
     lanes: u32,
-    /// Batch statistics of each lane for itself: no talk between ranks, one lane after another.
+    /// Batch statistics of each lane for itself: norms do not talk to other ranks, one lane after another.
     #[arg(long)]
     lane_norm: bool,
     /// Convolutions and matrix products in bf16.

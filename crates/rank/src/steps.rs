@@ -187,7 +187,7 @@ impl Process {
         let started = Instant::now();
         self.activity.set(Doing::Data, Some(step));
         let feed = self.feed.as_mut().context("no loader")?;
-        let fed = feed.take(step)?;
+        let fed = feed.take(step, || turn.member.lifeline.is_aborted())?;
         let data_wait = started.elapsed();
         let rates = turn.rates.at(step);
         let halt = self.orders.halt();

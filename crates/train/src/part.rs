@@ -3,13 +3,13 @@
 //! Role: with statistics over all lanes (the paper) a rank's lanes are one part, and its norms speak with the other
 //! ranks'. With statistics of a lane's own each lane is a part, computed after another in the memory of one.
 //! Invariants: targets, labels and losses of a lane are the same whichever part it is in; each part starts from the
-//! step's running statistics, and what is committed is their mean over all lanes of the job, added up in lane order
-//! whoever carries them; a call counter counts a step's calls, not its lanes.
+//! step's running statistics, and what is committed is their mean over all lanes of the job; a call counter counts a
+//! step's calls, not its lanes.
 
 use crate::norm::SyncBatchNorm;
 use crate::step::{LaneInput, StepInput, StepProbe};
 use crate::{TrainError, Trainer};
-use mcl_collective::Group;
+use mcl_collective::{Group, ReduceOp};
 use mcl_model::{
     BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, PyramidLayout, level_losses, on_device,
 };
@@ -23,7 +23,8 @@ pub enum NormScope {
     /// All lanes of the job (MCL_SPEC section 3, the paper).
     #[default]
     Job,
-    /// Each lane for itself: no talk between ranks, and a rank's lanes need the memory of one.
+    /// Each lane for itself: norms do not talk to other ranks (running statistics are averaged once a step), and a rank's
+    /// lanes need the memory of one.
     Lane,
 }
 
@@ -151,14 +152,14 @@ impl Trainer {
         if self.settings.norm == NormScope::Job {
             return Ok(first);
         }
-        let rest: Vec<BufferSet> = sets.collect();
         no_grad(|| -> Result<(), TrainError> {
-            let own: Vec<&Tensor> = std::iter::once(&first).chain(&rest).map(BufferSet::running).collect();
-            let own = Tensor::f_stack(&own, 0)?;
-            let all = self.gather_lanes(&own)?;
-            let mut sum = all.f_select(0, 0)?.f_clone(first.running())?;
-            for lane in 1..i64::from(self.seat.lanes.lanes()) {
-                let _ = sum.f_add_(&all.f_select(0, lane)?)?;
+            let mut sum = first.running().f_empty_like()?;
+            sum.f_copy_(first.running())?;
+            for set in sets {
+                let _ = sum.f_add_(set.running())?;
+            }
+            if let Some(group) = &self.group {
+                group.all_reduce(&sum, ReduceOp::Sum)?;
             }
             let _ = sum.f_div_scalar_(f64::from(self.seat.lanes.lanes()))?;
             Ok(first.overwrite_running(&sum)?)

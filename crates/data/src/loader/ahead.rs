@@ -11,7 +11,7 @@ use super::BatchRequest;
 use crate::dataset::Dataset;
 use crate::remote::{BlockId, Remote};
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -117,10 +117,10 @@ impl Shared {
                 Err(panic) => break state.panic = Some(panic),
             };
             let mut blocks: Vec<BlockId> = Vec::new();
+            let mut own = HashSet::new();
             let mut fresh = Vec::new();
             for block in request.samples.iter().flat_map(|sample| dataset.blocks(*sample)) {
-                // A request has few blocks beside those of the others.
-                if !blocks.contains(&block) {
+                if own.insert(block) {
                     blocks.push(block);
                     let needed = state.needed.entry(block).or_default();
                     *needed += 1;

@@ -8,13 +8,11 @@
 //!
 //! Left out: who needs what, and where it comes from.
 
-use super::RemoteError;
 use super::sealed::{self, Seal};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -65,18 +63,22 @@ struct Kept {
 }
 
 impl Cache {
-    /// Uses `folder`, which is made; at most `bound` bytes are kept there.
-    pub(super) fn open(folder: &Path, bound: u64) -> Result<Self, RemoteError> {
-        let failed = |source| RemoteError::Cache { folder: folder.to_owned(), source: Arc::new(source) };
-        let cache = Self {
+    /// Uses `folder`, which is made; at most `bound` bytes are kept there. Where it cannot be used it is said, and nothing is
+    /// kept: that costs time, and a machine with a full disk is no reason to end a job.
+    pub(super) fn open(folder: &Path, bound: u64) -> Self {
+        let mut cache = Self {
             folder: folder.to_owned(),
             bound,
             serial: AtomicU64::new(0),
             complained: AtomicBool::new(false),
         };
         // A bound that is smaller than last time holds from now on; besides this finds out whether it may be written.
-        cache.make_room(0).map_err(failed)?;
-        Ok(cache)
+        if let Err(error) = cache.make_room(0) {
+            let folder = folder.display();
+            tracing::warn!(%error, %folder, "the cache of pictures cannot be used: all are fetched again and again; choose another folder with `[data] cache_dir`");
+            cache.bound = 0;
+        }
+        cache
     }
 
     fn path(&self, place: &Place) -> PathBuf {
@@ -265,7 +267,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_goes_and_the_bound_holds() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 10_000).unwrap();
+        let cache = Cache::open(folder.path(), 10_000);
         for part in 0..9 {
             cache.keep(&place("a", part), &[1; 1000]);
             age(&cache, &place("a", part), 100 - u64::from(part));
@@ -282,14 +284,14 @@ mod tests {
         cache.keep(&place("d", 0), &[4; 20_000]);
         assert!(!cache.holds(&place("d", 0)), "larger than the bound");
         // A smaller bound holds as soon as it is set.
-        Cache::open(folder.path(), 3000).unwrap();
+        Cache::open(folder.path(), 3000);
         assert!(used(folder.path()) <= 3000);
     }
 
     #[test]
     fn damaged_foreign_and_half_written_files_are_not_used() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 1 << 20).unwrap();
+        let cache = Cache::open(folder.path(), 1 << 20);
         let (one, other) = (place("a", 1), place("b", 1));
         cache.keep(&one, &[1; 1000]);
         fs::create_dir(folder.path().join("b")).unwrap();
@@ -307,7 +309,7 @@ mod tests {
         fs::write(&young, [0; 100]).unwrap();
         File::open(&old).unwrap().set_modified(SystemTime::now() - 2 * ABANDONED).unwrap();
         fs::remove_file(folder.path().join(LEDGER)).unwrap();
-        Cache::open(folder.path(), 1 << 20).unwrap();
+        Cache::open(folder.path(), 1 << 20);
         assert!(!old.exists() && young.exists());
     }
 
@@ -318,7 +320,7 @@ mod tests {
             for thread in 0..4_u8 {
                 let folder = folder.path();
                 scope.spawn(move || {
-                    let cache = Cache::open(folder, 20_000).unwrap();
+                    let cache = Cache::open(folder, 20_000);
                     for part in 0..60_u32 {
                         let place = place(&format!("o{}", part % 3), part);
                         let bytes = vec![part as u8; 1000];
@@ -332,7 +334,7 @@ mod tests {
         });
         // What was promised while another counted may be over by what the others were writing.
         assert!(used(folder.path()) <= 20_000 + 4 * 1100, "{}", used(folder.path()));
-        let cache = Cache::open(folder.path(), 20_000).unwrap();
+        let cache = Cache::open(folder.path(), 20_000);
         cache.keep(&place("last", 0), &[1; 1000]);
         assert!(used(folder.path()) <= 20_000);
     }

@@ -93,18 +93,19 @@ pub(super) struct Client {
 impl Client {
     /// Opens the store; the runtime must live as long as requests are made.
     pub(super) fn open(address: &str, spec: &RemoteSpec) -> Result<(Self, Runtime), RemoteError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(IO_THREADS)
-            .thread_name("mcl-remote")
-            .enable_all()
-            .build()
-            .map_err(|source| RemoteError::Start { source: Arc::new(source) })?;
         let retry = RetryConfig { retry_timeout: spec.retry_for, ..RetryConfig::default() };
         let opened = mcl_bucket::open(address, spec.settings.iter().cloned(), retry);
         let (store, prefix) = opened.map_err(|source| RemoteError::Address {
             address: address.to_owned(),
             source: Arc::new(source),
         })?;
+        // Last of what may fail: dropping a runtime waits, which is not allowed inside another.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(IO_THREADS)
+            .thread_name("mcl-remote")
+            .enable_all()
+            .build()
+            .map_err(|source| RemoteError::Start { source: Arc::new(source) })?;
         let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
         let root = format!("{scheme}://{}", rest.split('/').next().unwrap_or(rest));
         let client = Self {

@@ -20,6 +20,8 @@ use std::sync::{Mutex, PoisonError};
 const AT_ONCE: usize = 8;
 /// Blocks that a walk asks for ahead of where it is.
 const WALK_AHEAD: u64 = 4;
+/// Bytes of a side index at most: that of a shard of a few million pictures.
+const LARGEST_INDEX: u64 = 1 << 30;
 /// Part of a tar's folder in the cache: what a walk found.
 const WALKED: &str = "walked";
 /// Part of a side index's folder in the cache: its text.
@@ -61,7 +63,7 @@ pub(crate) fn write_indexes(address: &str, spec: &RemoteSpec) -> Result<Vec<(Str
 
 fn connect(address: &str, spec: &RemoteSpec) -> Result<(Remote, Vec<Listed>), DatasetError> {
     let (client, runtime) = Client::open(address, spec)?;
-    let found = (|| Ok((Cache::open(&spec.cache_dir, spec.cache_bytes)?, listing::list(&client)?)))();
+    let found = listing::list(&client).map(|listed| (Cache::open(&spec.cache_dir, spec.cache_bytes), listed));
     match found {
         Ok((cache, listed)) => {
             let objects: Vec<Object> = listed.iter().map(|shard| shard.tar.clone()).collect();
@@ -111,6 +113,11 @@ fn index_of(remote: &Remote, number: usize, shard: &Listed) -> Result<TarIndex, 
         let place = super::cache::Place { object, part: TEXT.to_owned() };
         if let Some(text) = remote.cache().read(&place, None) {
             return TarIndex::parse_for(tar, &text, size);
+        }
+        if side.size > LARGEST_INDEX {
+            let reason = format!("it has {} bytes, expected at most {LARGEST_INDEX}", side.size);
+            let index = remote.client().url(&side.path).into();
+            return Err(DatasetError::IndexMismatch { index, reason });
         }
         let text = remote.client().get(side, 0..side.size)?;
         let index = TarIndex::parse_for(tar, &text, size)?;

@@ -67,7 +67,7 @@ pub(super) fn part(a: &TrainingArguments, scale: Scale, device: Device) -> Resul
             (begun, times.data) = (Instant::now(), Duration::ZERO);
         }
         let waiting = Instant::now();
-        let fed = feed.take(step)?;
+        let fed = feed.take(step, || false)?;
         times.data += waiting.elapsed();
         let rates = Rates { lr: 0.1, momentum: 0.99 };
         let input = StepInput { step, lanes: &fed.lanes, rates, halt: Halt::No, saving: false };
