@@ -69,6 +69,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
         x, weight, bias, total_mean, total_var, /*training=*/false, momentum, eps));
     ctx->save_for_backward({x, weight.value_or(at::Tensor()), total_mean, total_var, count});
     ctx->saved_data["eps"] = eps;
+    ctx->saved_data["biased"] = bias.has_value();
     if (group) {
       ctx->saved_data["group"] = c10::IValue::make_capsule(group);
     }
@@ -82,6 +83,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     const auto& var = saved[3];
     const double eps = ctx->saved_data["eps"].toDouble();
     const bool affine = saved[1].defined();
+    const bool biased = ctx->saved_data["biased"].toBool();
     auto weight = affine ? saved[1] : at::ones_like(mean);
     auto dy = grads[0].contiguous(x.suggest_memory_format());
 
@@ -91,7 +93,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     if (alone && x.scalar_type() != mean.scalar_type()) {
       // Of half precision the engine's fused kernel computes inside in full precision: what follows would have to copy.
       auto all = at::native_batch_norm_backward(
-          dy, x, weight, std::nullopt, std::nullopt, mean, (var + eps).rsqrt(), /*train=*/true, eps, {true, affine, affine});
+          dy, x, weight, std::nullopt, std::nullopt, mean, (var + eps).rsqrt(), /*train=*/true, eps, {true, affine, biased});
       return {std::get<0>(all), std::get<1>(all), std::get<2>(all), none, none, none, none, none};
     }
 
@@ -121,7 +123,7 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
     const auto type = mean.scalar_type();
     auto dx = at::addcmul(per_channel(c, x), x.to(type), per_channel(b, x));
     dx = dx.addcmul_(dy.to(type), per_channel(a, x)).to(x.scalar_type());
-    return {dx, affine ? d_weight : none, affine ? d_bias : none, none, none, none, none, none};
+    return {dx, affine ? d_weight : none, biased ? d_bias : none, none, none, none, none, none};
   }
 };
 
@@ -212,7 +214,7 @@ int mcl_on_gradient(at::Tensor* param, void (*call)()) {
   MCL_GUARD(torch::autograd::impl::set_post_acc_grad_hooks(*param, std::make_unique<CallingHook>(call)))
 }
 
-// From here on this thread's convolutions and matrix products on the device compute in bf16, from weights cast once.
+// From here on this thread's convolutions and matrix products on the device compute in bf16; trained weights are cast once.
 int mcl_autocast_enter(int cuda) {
   MCL_GUARD({
     const auto device = cuda ? at::kCUDA : at::kCPU;

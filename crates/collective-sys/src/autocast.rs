@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use tch::Device;
 
 /// While it lives, convolutions and matrix products of this thread on its device compute in bf16 and answer in bf16;
-/// weights stay as they are and are cast once. The engine keeps a list of operations that stay in full precision.
+/// weights stay as they are, and trained ones are cast once. The engine keeps a list of operations that stay in full precision.
 #[derive(Debug)]
 pub struct Autocast {
     cuda: bool,

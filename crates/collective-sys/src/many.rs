@@ -1,4 +1,4 @@
-//! One operation over many tensors: on a GPU a few kernels instead of one for each tensor. Nothing here waits for the
+//! One operation over many tensors: on a GPU mostly a few kernels instead of one for each tensor. Nothing here waits for the
 //! device, and nothing is recorded for a backward pass.
 
 use crate::ffi;

@@ -33,7 +33,7 @@ const CACHE_BYTES: u64 = 10_000_000_000;
 const RETRY_FOR: Duration = Duration::from_secs(60);
 
 /// How remote shards are read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct RemoteSpec {
     /// The folder of the cache. Processes may share it.
     pub cache_dir: PathBuf,
@@ -45,6 +45,20 @@ pub struct RemoteSpec {
     pub retry_for: Duration,
     /// Credentials, region and endpoint, named as in the environment.
     pub settings: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for RemoteSpec {
+    /// Of the settings, which hold secrets, the names alone.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let settings: Vec<&str> = self.settings.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("RemoteSpec")
+            .field("cache_dir", &self.cache_dir)
+            .field("cache_bytes", &self.cache_bytes)
+            .field("block_bytes", &self.block_bytes)
+            .field("retry_for", &self.retry_for)
+            .field("settings", &settings)
+            .finish()
+    }
 }
 
 impl Default for RemoteSpec {

@@ -249,19 +249,44 @@ mod tests {
         assert_eq!(counts(&report), (1, 1, 1), "{report:?}");
     }
 
+    /// A job of two lanes over generated pictures in `folder`.
+    fn job_over(folder: &std::path::Path) -> (Job, Arc<Dataset>, PlanSpec, Schedule) {
+        generate(folder, &GenerateSpec::objects(32, Seed::new(1)), &mut |_, _| {}).unwrap();
+        let text = format!(
+            "[data]\nsource = {folder:?}\n[model]\nimage_size = 32\n[method]\nlevels = [1]\nlevel_weights = [1.0]\n\
+             [batch]\nlanes = 2\nimages_per_lane = 8\n[train]\nsteps = 3\n",
+        );
+        let job = Job::parse(&text, "test").unwrap();
+        let dataset = Arc::new(Dataset::open(folder).unwrap());
+        let plan = mcl_job::plan_spec(&job, &dataset);
+        let schedule = mcl_job::schedule(&job, &plan).unwrap();
+        (job, dataset, plan, schedule)
+    }
+
+    #[test]
+    fn nobody_waits_for_a_storage_that_hangs_once_the_generation_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (job, dataset, plan, schedule) = job_over(folder.path());
+        // Opening a pipe that nobody writes to takes for ever.
+        for index in 0..dataset.len() {
+            let file = folder.path().join(&*dataset.id(SampleIndex::new(index)).unwrap());
+            std::fs::remove_file(&file).unwrap();
+            nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let mut feed = Feed::start(&job, Device::Cpu, dataset, plan, schedule, 0..1, Step::new(0)).unwrap();
+        let looks = std::cell::Cell::new(0);
+        let left = || looks.replace(looks.get() + 1) == 2;
+        assert!(feed.take(Step::new(0), left).err().unwrap().is::<Left>());
+        assert_eq!(looks.get(), 3);
+        // The next generation takes up the same wait, or lets go of it without one.
+        assert!(feed.serves(&(0..1), Step::new(0)));
+        drop(feed);
+    }
+
     #[test]
     fn a_step_is_given_again_until_it_is_applied_and_only_its_own_lanes_are_served() {
         let folder = tempfile::tempdir().unwrap();
-        generate(folder.path(), &GenerateSpec::objects(32, Seed::new(1)), &mut |_, _| {}).unwrap();
-        let text = format!(
-            "[data]\nsource = {:?}\n[model]\nimage_size = 32\n[method]\nlevels = [1]\nlevel_weights = [1.0]\n\
-             [batch]\nlanes = 2\nimages_per_lane = 8\n[train]\nsteps = 3\n",
-            folder.path()
-        );
-        let job = Job::parse(&text, "test").unwrap();
-        let dataset = Arc::new(Dataset::open(folder.path()).unwrap());
-        let plan = mcl_job::plan_spec(&job, &dataset);
-        let schedule = mcl_job::schedule(&job, &plan).unwrap();
+        let (job, dataset, plan, schedule) = job_over(folder.path());
         let mut feed = Feed::start(&job, Device::Cpu, dataset, plan, schedule, 1..2, Step::new(0)).unwrap();
         let indices = |fed: &Fed| fed.lanes[0].notes.clone();
         assert!(feed.serves(&(1..2), Step::new(0)) && !feed.serves(&(0..2), Step::new(0)));
