@@ -9,7 +9,7 @@
 use crate::norm::SyncBatchNorm;
 use crate::step::{LaneInput, StepInput, StepProbe};
 use crate::{TrainError, Trainer};
-use mcl_collective::{Group, ReduceOp};
+use mcl_collective::ReduceOp;
 use mcl_model::{
     BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, PyramidLayout, level_losses, on_device,
 };
@@ -171,28 +171,19 @@ impl Trainer {
     /// are padded to the most for the gather, then cut.
     pub(crate) fn gather_lanes(&self, own: &Tensor) -> Result<Tensor, TrainError> {
         let Some(group) = &self.group else { return Ok(own.shallow_clone()) };
-        gather_lanes(group, own, |rank| self.seat.lanes.lanes_of(rank).len(), self.seat.lanes.most_lanes())
+        let missing = i64::from(self.seat.lanes.most_lanes()) - own.size().first().copied().unwrap_or(0);
+        let mut padding = vec![0; 2 * own.dim()];
+        if let Some(end) = padding.last_mut() {
+            *end = missing;
+        }
+        let all = group.all_gather(&own.f_constant_pad_nd(padding)?)?;
+        let mut lanes = Vec::new();
+        for rank in 0..group.world() {
+            let count = i64::try_from(self.seat.lanes.lanes_of(Rank::new(rank)).len()).unwrap_or(0);
+            lanes.push(all.f_select(0, i64::from(rank))?.f_narrow(0, 0, count)?);
+        }
+        Ok(Tensor::f_cat(&lanes, 0)?)
     }
-}
-
-fn gather_lanes(
-    group: &Group,
-    own: &Tensor,
-    lanes_of: impl Fn(Rank) -> usize,
-    most: u32,
-) -> Result<Tensor, TrainError> {
-    let missing = i64::from(most) - own.size().first().copied().unwrap_or(0);
-    let mut padding = vec![0; 2 * own.dim()];
-    if let Some(end) = padding.last_mut() {
-        *end = missing;
-    }
-    let all = group.all_gather(&own.f_constant_pad_nd(padding)?)?;
-    let mut lanes = Vec::new();
-    for rank in 0..group.world() {
-        let count = i64::try_from(lanes_of(Rank::new(rank))).unwrap_or(0);
-        lanes.push(all.f_select(0, i64::from(rank))?.f_narrow(0, 0, count)?);
-    }
-    Ok(Tensor::f_cat(&lanes, 0)?)
 }
 
 impl StepProbe {
