@@ -1,6 +1,7 @@
 //! Arguments of `mcl bench`.
 
 use clap::{Args, Subcommand};
+use super::TlsArguments;
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -67,6 +68,9 @@ pub(crate) struct BenchCoordinatorArguments {
     /// A coordinator that runs on this machine; default: one of its own.
     #[arg(long)]
     pub(crate) coordinator: Option<String>,
+    // With --coordinator: of a certificate that has the roles worker and operator.
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// Its process, to look at its CPU time and memory.
     #[arg(long, requires = "coordinator")]
     pub(crate) pid: Option<u32>,
