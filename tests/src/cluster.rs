@@ -260,7 +260,8 @@ impl Cluster {
     /// The checkpoint service, without waiting for it.
     pub fn launch_checkpoint(&mut self) {
         let (root, at) = (self.store.display().to_string(), self.checkpoint_address.to_string());
-        let mut command = self.command(&[], &["checkpoint-server", "--root", &root, "--listen", &at, WITH_US]);
+        let mut command =
+            self.command(&[], &["checkpoint-server", "--root", &root, "--listen", &at, WITH_US]);
         command.args(self.protection());
         self.checkpoint = Some(Daemon::start(command, &self.log("checkpoint")));
     }

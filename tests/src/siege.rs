@@ -76,7 +76,12 @@ pub fn besiege(sandbox: &Sandbox, count: usize, hold: Duration) -> Value {
 }
 
 /// Attacks, and looks at the coordinator meanwhile.
-fn look_on(cluster: &Cluster, count: usize, hold: Duration, pid: processes::ProcessId) -> (Seen, Fared, Duration) {
+fn look_on(
+    cluster: &Cluster,
+    count: usize,
+    hold: Duration,
+    pid: processes::ProcessId,
+) -> (Seen, Fared, Duration) {
     let over = Arc::new(AtomicBool::new(false));
     let asker = {
         let (over, url, tls) = (Arc::clone(&over), cluster.url(), cluster.tls("operator"));
@@ -138,7 +143,8 @@ fn settled(memory: &impl Fn() -> u64) -> u64 {
 
 fn drain(sandbox: &Sandbox, cluster: &mut Cluster) {
     let (url, tls) = (cluster.url(), cluster.tls("operator"));
-    let arguments = [&["drain", "--coordinator", &url][..], &tls.iter().map(String::as_str).collect::<Vec<_>>()];
+    let arguments =
+        [&["drain", "--coordinator", &url][..], &tls.iter().map(String::as_str).collect::<Vec<_>>()];
     sandbox.ok(&arguments.concat());
     let mut coordinator = cluster.coordinator.take().unwrap();
     assert!(coordinator.wait(PATIENCE).is_some(), "the coordinator does not leave");

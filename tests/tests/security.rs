@@ -36,7 +36,8 @@ fn a_cluster_with_certificates_trains_and_takes_orders_from_operators_alone() {
     cluster.start_services();
     let (url, checkpoint) = (cluster.url(), cluster.checkpoint_url());
     let operator = cluster.tls("operator");
-    let looked = sandbox.json(&with(&["doctor", "--json", "--coordinator", &url, "--checkpoint", &checkpoint], &operator));
+    let looked = sandbox
+        .json(&with(&["doctor", "--json", "--coordinator", &url, "--checkpoint", &checkpoint], &operator));
     assert_eq!(looked["good"], true, "{looked}");
     assert!(looked.to_string().contains("ends in 36"), "{looked}");
     ["a", "b"].iter().for_each(|name| cluster.start_worker(name));
@@ -48,7 +49,8 @@ fn a_cluster_with_certificates_trains_and_takes_orders_from_operators_alone() {
     assert!(status_with(&url, &viewer).is_some());
     for role in ["viewer", "worker"] {
         let tls = cluster.tls(role);
-        let said = sandbox.fails(1, &["expected operator", role], &with(&["drain", "--coordinator", &url], &tls));
+        let said =
+            sandbox.fails(1, &["expected operator", role], &with(&["drain", "--coordinator", &url], &tls));
         assert!(!said.contains("PRIVATE"), "{said}");
     }
     sandbox.fails(2, &["--tls", "https"], &["status", "--coordinator", &url]);
@@ -90,9 +92,7 @@ fn a_worker_has_the_name_of_its_certificate() {
     let mut command = sandbox.command(&with(&worker, &own));
     command.arg("--stop-with-stdin");
     let daemon = mcl_system_tests::cluster::Daemon::start(command, &log);
-    cluster.until("a worker named a", |c| {
-        c.status().is_some_and(|s| s["workers"][0]["worker"] == "a")
-    });
+    cluster.until("a worker named a", |c| c.status().is_some_and(|s| s["workers"][0]["worker"] == "a"));
     daemon.kill();
     // Services and clients are told what their certificates lack.
     let worker = cluster.tls("worker");
@@ -148,7 +148,8 @@ fn a_private_run_is_its_owners() {
     let fixed = format!("network.coordinator_port={port}");
     let arguments = ["run", "job.toml", "--private", "--json", "--devices", "cpu", "--run-dir", "mine"];
     let more = ["--workers", "2", "--set", &fixed, "--set", "train.steps=60"];
-    let child = sandbox.command(&[&arguments[..], &more].concat()).stdout(std::process::Stdio::piped()).spawn();
+    let child =
+        sandbox.command(&[&arguments[..], &more].concat()).stdout(std::process::Stdio::piped()).spawn();
     let child = child.unwrap();
     let url = format!("https://127.0.0.1:{port}");
     let operator = ["--tls".to_owned(), sandbox.path("mine/tls/operator").display().to_string()];
@@ -173,7 +174,9 @@ fn a_private_run_is_its_owners() {
 fn certificates_are_shown_and_their_end_is_seen_coming() {
     let sandbox = Sandbox::new();
     sandbox.ok(&["certs", "init", "ca", "--days", "400"]);
-    sandbox.ok(&["certs", "issue", "ca", "--role", "service", "--name", "head", "--host", "10.0.0.1", "--days", "10"]);
+    sandbox.ok(&[
+        "certs", "issue", "ca", "--role", "service", "--name", "head", "--host", "10.0.0.1", "--days", "10",
+    ]);
     sandbox.ok(&["certs", "issue", "ca", "--role", "operator", "--role", "worker"]);
     let shown = sandbox.json(&["certs", "show", "ca", "--json"]);
     let all = shown["certificates"].as_array().unwrap();

@@ -155,8 +155,7 @@ async fn crowd(
     let mut addresses = tokio::net::lookup_host(&authority).await.map_err(|e| unknown(e.to_string()))?;
     let address = addresses.next().ok_or_else(|| unknown("no such host".to_owned()))?;
     let trunk = || Arc::new(Trunk::new(address, authority.clone(), subject.identity.clone()));
-    let trunks: Vec<_> =
-        (0..options.connections(agents)).map(|_| trunk()).collect();
+    let trunks: Vec<_> = (0..options.connections(agents)).map(|_| trunk()).collect();
     let origin = Instant::now();
     let mut tasks = JoinSet::new();
     for (trunk, number) in trunks.iter().cycle().zip(0..agents) {

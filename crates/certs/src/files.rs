@@ -53,7 +53,10 @@ pub enum CertsError {
 pub fn init(folder: &Path, name: &str, days: u32, force: bool) -> Result<Certificate, CertsError> {
     let (ca, key) = (folder.join(CA_FILE), folder.join(CA_KEY_FILE));
     refuse_existing([&ca, &key], force)?;
-    let broken = |e: &dyn std::fmt::Display| CertsError::Authority { folder: folder.to_owned(), reason: e.to_string() };
+    let broken = |e: &dyn std::fmt::Display| CertsError::Authority {
+        folder: folder.to_owned(),
+        reason: e.to_string(),
+    };
     let authority = Authority::new(name, days).map_err(|e| broken(&e))?;
     create_folder(folder)?;
     write(&key, authority.key(), 0o600, force)?;
@@ -65,7 +68,12 @@ pub fn init(folder: &Path, name: &str, days: u32, force: bool) -> Result<Certifi
 ///
 /// # Errors
 /// When one is there and `force` was not given, the authority is not usable, or what is wanted makes no sense.
-pub fn issue(folder: &Path, name: &str, wanted: &Wanted, force: bool) -> Result<(PathBuf, Certificate), CertsError> {
+pub fn issue(
+    folder: &Path,
+    name: &str,
+    wanted: &Wanted,
+    force: bool,
+) -> Result<(PathBuf, Certificate), CertsError> {
     let read = |file: &str| {
         let path = folder.join(file);
         std::fs::read_to_string(&path).map_err(|source| CertsError::File { action: "read", path, source })
@@ -141,7 +149,9 @@ fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), CertsErr
     let kept = if force { file.persist(path) } else { file.persist_noclobber(path) };
     match kept {
         Ok(_) => Ok(()),
-        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Err(CertsError::Exists { path: path.to_owned() }),
+        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(CertsError::Exists { path: path.to_owned() })
+        }
         Err(e) => Err(failed(e.error)),
     }
 }

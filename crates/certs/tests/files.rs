@@ -22,7 +22,10 @@ fn keys_are_their_owners_alone_and_nothing_is_overwritten() {
     let folder = dir.path().join("certs");
     let made = init(&folder, "a cluster", 100, false).unwrap();
     assert!(made.authority && made.subject.contains("a cluster"), "{made:?}");
-    assert_eq!((mode(&folder), mode(&folder.join(CA_KEY_FILE)), mode(&folder.join(CA_FILE))), (0o700, 0o600, 0o644));
+    assert_eq!(
+        (mode(&folder), mode(&folder.join(CA_KEY_FILE)), mode(&folder.join(CA_FILE))),
+        (0o700, 0o600, 0o644)
+    );
     let (place, certificate) = issue(&folder, "w1", &wanted("w1"), false).unwrap();
     assert_eq!(place, folder.join("w1"));
     assert_eq!((mode(&place), mode(&place.join(KEY_FILE))), (0o700, 0o600));

@@ -56,7 +56,10 @@ pub struct CommitSpec {
 impl std::fmt::Debug for Inner {
     /// Without the store itself, which may show its credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").field("name", &self.name).field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("Inner")
+            .field("name", &self.name)
+            .field("layout", &self.layout)
+            .finish_non_exhaustive()
     }
 }
 

@@ -33,10 +33,27 @@ async fn no_call_takes_a_name_that_leads_elsewhere() {
     let root = outer.path().join("store");
     tokio::spawn(serve(listener, ServeConfig::new(root, Layout::RunFolders), std::future::pending()));
     let mut client = CheckpointServiceClient::connect(url).await.unwrap();
-    client.list_checkpoints(v1::ListCheckpointsRequest { run_id: "a".to_owned(), at_most: None }).await.unwrap();
+    client
+        .list_checkpoints(v1::ListCheckpointsRequest { run_id: "a".to_owned(), at_most: None })
+        .await
+        .unwrap();
     let before = below(outer.path());
     let long = "x".repeat(300);
-    let bad = ["", ".", "..", "../a", "a/../../b", "/etc", "a\\..\\b", "a\0", ".a", "%2e%2e", "\u{2024}\u{2024}", "\u{ff0e}\u{ff0e}", &long];
+    let bad = [
+        "",
+        ".",
+        "..",
+        "../a",
+        "a/../../b",
+        "/etc",
+        "a\\..\\b",
+        "a\0",
+        ".a",
+        "%2e%2e",
+        "\u{2024}\u{2024}",
+        "\u{ff0e}\u{ff0e}",
+        &long,
+    ];
     for run_id in bad.map(str::to_owned) {
         let token = Some(v1::FencingToken { term: 1, generation: 1 });
         let of = || run_id.clone();
@@ -45,7 +62,10 @@ async fn no_call_takes_a_name_that_leads_elsewhere() {
         let commit = v1::CommitCheckpointRequest { token, run_id: of(), slices: 1, ..Default::default() };
         let list = v1::ListCheckpointsRequest { run_id: of(), at_most: None };
         let answers = [
-            client.announce_term(v1::AnnounceTermRequest { term: 1, run_id: of(), incarnation: 0 }).await.map(drop),
+            client
+                .announce_term(v1::AnnounceTermRequest { term: 1, run_id: of(), incarnation: 0 })
+                .await
+                .map(drop),
             client.put_slice(tokio_stream::iter(upload)).await.map(drop),
             client.commit_checkpoint(commit).await.map(drop),
             client.list_checkpoints(list).await.map(drop),

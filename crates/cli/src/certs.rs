@@ -41,14 +41,23 @@ fn issue(a: &IssueArguments) -> Result<ExitCode> {
         Some(name) => name.to_string(),
         None => roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join("-"),
     };
-    let wanted = Wanted { roles, name: a.name.clone(), hosts: a.hosts.clone(), ..Wanted::new(Role::Viewer, days(a.days)?) };
+    let wanted = Wanted {
+        roles,
+        name: a.name.clone(),
+        hosts: a.hosts.clone(),
+        ..Wanted::new(Role::Viewer, days(a.days)?)
+    };
     let (place, made) = mcl_certs::issue(&a.folder, &folder, &wanted, a.force).map_err(as_usage)?;
     println!("{}: {}", place.display(), told(&made));
     Ok(ExitCode::SUCCESS)
 }
 
 fn days(days: u32) -> Result<u32> {
-    if (1..=36_500).contains(&days) { Ok(days) } else { bail!(Usage(format!("--days {days}: expected 1 to 36500"))) }
+    if (1..=36_500).contains(&days) {
+        Ok(days)
+    } else {
+        bail!(Usage(format!("--days {days}: expected 1 to 36500")))
+    }
 }
 
 /// All that can go wrong here is what was asked for or where.
@@ -78,7 +87,8 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![path.to_owned()]);
     }
     let entries = std::fs::read_dir(path).with_context(|| format!("reading {}", path.display()))?;
-    let mut issued: Vec<_> = entries.flatten().map(|e| e.path().join(CERT_FILE)).filter(|f| f.is_file()).collect();
+    let mut issued: Vec<_> =
+        entries.flatten().map(|e| e.path().join(CERT_FILE)).filter(|f| f.is_file()).collect();
     issued.sort();
     let own = [CERT_FILE, CA_FILE].map(|file| path.join(file));
     let all: Vec<PathBuf> = own.into_iter().filter(|f| f.is_file()).chain(issued).collect();

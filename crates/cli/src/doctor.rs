@@ -213,7 +213,8 @@ fn certificate(identity: Option<&Identity>) -> Result<Option<String>> {
     let Some(identity) = identity else { return Ok(None) };
     let told = crate::certs::told(&identity.certificate());
     let warnings = identity.warnings();
-    let warnings = if warnings.is_empty() { String::new() } else { format!("; WARNING: {}", warnings.join("; ")) };
+    let warnings =
+        if warnings.is_empty() { String::new() } else { format!("; WARNING: {}", warnings.join("; ")) };
     Ok(Some(format!("{}: {told}{warnings}", identity.folder().display())))
 }
 

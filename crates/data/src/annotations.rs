@@ -213,13 +213,27 @@ mod tests {
             Annotations::load(&path)
         };
         let long = "x".repeat(5000);
-        let bad = ["", "..", "../x.jpg", "a/../../x.jpg", "/etc/passwd", "a//b", "./x", "a\0b", "..\\x.jpg", "a/", &long];
+        let bad = [
+            "",
+            "..",
+            "../x.jpg",
+            "a/../../x.jpg",
+            "/etc/passwd",
+            "a//b",
+            "./x",
+            "a\0b",
+            "..\\x.jpg",
+            "a/",
+            &long,
+        ];
         for name in bad {
             let said = load(name).unwrap_err().to_string();
             assert!(said.contains("image 7") && said.contains("below the folder"), "{name:?}: {said}");
         }
         // Letters that only look like dots and slashes are letters.
-        for name in ["x.jpg", "train2017/0001.jpg", "..x", "a/...", "\u{2024}\u{2024}/x", "\u{ff0e}\u{ff0e}\u{2215}x"] {
+        for name in
+            ["x.jpg", "train2017/0001.jpg", "..x", "a/...", "\u{2024}\u{2024}/x", "\u{ff0e}\u{ff0e}\u{2215}x"]
+        {
             let loaded = load(name).unwrap();
             let found = Annotations::image_path(&path, &loaded.images[0]);
             assert!(found.starts_with(dir.path().join("images")), "{name:?}: {}", found.display());

@@ -26,10 +26,14 @@ pub enum AddressError {
         reason: String,
     },
     /// Encrypted, and no certificate to show.
-    #[error("it begins with https://: give a folder with a certificate by --tls or {VARIABLE} (`mcl certs` makes one)")]
+    #[error(
+        "it begins with https://: give a folder with a certificate by --tls or {VARIABLE} (`mcl certs` makes one)"
+    )]
     NoIdentity,
     /// Plain, where certificates are in use.
-    #[error("it does not begin with https://, and a certificate is given (--tls, {VARIABLE}): write https://, or give none")]
+    #[error(
+        "it does not begin with https://, and a certificate is given (--tls, {VARIABLE}): write https://, or give none"
+    )]
     Plain,
 }
 
@@ -48,8 +52,7 @@ impl Dial {
     pub fn new(address: &str, identity: Option<&Identity>) -> Result<Self, AddressError> {
         let malformed = |reason: String| AddressError::Malformed { reason };
         let scheme = if identity.is_some() { "https" } else { "http" };
-        let full =
-            if address.contains("://") { address.to_owned() } else { format!("{scheme}://{address}") };
+        let full = if address.contains("://") { address.to_owned() } else { format!("{scheme}://{address}") };
         let uri: Uri = full.parse().map_err(|e: http::uri::InvalidUri| malformed(e.to_string()))?;
         let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
         if authority.contains('@') {

@@ -97,7 +97,8 @@ pub fn unreadable(status: &Status) -> Option<Refusal> {
     match status.code() {
         tonic::Code::OutOfRange if message.contains("message length too large") => Some(Refusal::TooLarge),
         tonic::Code::Internal
-            if message.contains("failed to decode Protobuf") || message.contains("invalid compression flag") =>
+            if message.contains("failed to decode Protobuf")
+                || message.contains("invalid compression flag") =>
         {
             Some(Refusal::Malformed)
         }

@@ -196,7 +196,11 @@ impl Incoming {
 
     fn tell(&self) {
         if let Some(news) = self.gate.refusals.news() {
-            tracing::warn!(connections = self.gate.connections(), refused = news, "connections or calls refused");
+            tracing::warn!(
+                connections = self.gate.connections(),
+                refused = news,
+                "connections or calls refused"
+            );
         }
         if let Some(identity) = self.gate.identity.clone() {
             tokio::spawn(async move { identity.current().await });

@@ -6,8 +6,8 @@ use crate::rules::{Caller, Denied, judge};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tonic::body::Body;
 use tonic::Status;
+use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 

@@ -197,9 +197,7 @@ impl Identity {
         let folder = &self.shared.folder;
         let files = Files::read(folder);
         let digest = files.as_ref().map_or_else(|e| Digest::of(e.to_string().as_bytes()), Files::digest);
-        let news = {
-            std::mem::replace(&mut self.state().seen, digest) != digest
-        };
+        let news = { std::mem::replace(&mut self.state().seen, digest) != digest };
         if news {
             match files.and_then(|files| load(folder, &files, SystemTime::now())) {
                 Ok(loaded) => {
@@ -287,7 +285,12 @@ fn load(folder: &Path, files: &Files, now: SystemTime) -> Result<Loaded, Identit
         .with_protocol_versions(&[&version::TLS13])
         .and_then(|b| b.with_root_certificates(roots).with_client_auth_cert(cert_ders, key))
         .map_err(mismatch)?;
-    Ok(Loaded { server: Arc::new(finish_server(server)), client: Arc::new(finish_client(client)), own, authorities })
+    Ok(Loaded {
+        server: Arc::new(finish_server(server)),
+        client: Arc::new(finish_client(client)),
+        own,
+        authorities,
+    })
 }
 
 type ServerBuilder = rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>;

@@ -156,7 +156,8 @@ mod tests {
 
     #[test]
     fn roles_and_a_name_are_read_and_all_else_grants_nothing() {
-        let foreign = ["mcl://role/admin", "mcl://role/Worker", "mcl://role/worker/", "https://role/worker", "mcl://x"];
+        let foreign =
+            ["mcl://role/admin", "mcl://role/Worker", "mcl://role/worker/", "https://role/worker", "mcl://x"];
         assert_eq!(Holder::from_uris(foreign), Holder::default());
         let both = Holder::from_uris(["mcl://role/worker", "mcl://name/w7", "mcl://role/viewer"]);
         assert_eq!(both.roles, BTreeSet::from([Role::Worker, Role::Viewer]));

@@ -89,8 +89,8 @@ pub fn judge(call: &str, caller: &Caller) -> Result<(), Denied> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prost_types::FileDescriptorSet;
     use prost::Message;
+    use prost_types::FileDescriptorSet;
     use std::collections::{BTreeMap, BTreeSet};
 
     /// Who may call what, as people agreed on it: o(perator), w(orker), v(iewer), s(ervice).
@@ -154,7 +154,9 @@ mod tests {
     #[test]
     fn what_the_table_does_not_name_is_refused_to_all() {
         let all = Caller::Known(Holder { roles: Role::ALL.into_iter().collect(), name: None });
-        for call in ["", "/", "/mcl.v1.CoordinatorService/Session/", "/MCL.v1.CoordinatorService/Session", "/x/y"] {
+        for call in
+            ["", "/", "/mcl.v1.CoordinatorService/Session/", "/MCL.v1.CoordinatorService/Session", "/x/y"]
+        {
             assert_eq!(judge(call, &all), Err(Denied::UnknownCall), "{call}");
             assert_eq!(judge(call, &Caller::Unchecked), Err(Denied::UnknownCall), "{call}");
         }

@@ -109,7 +109,8 @@ async fn told_after(cluster: &Cluster, name: &str, service: &Service) -> String 
     let ca = CertificateDer::from_pem_slice(cluster.authority.certificate().as_bytes()).unwrap();
     roots.add(ca).unwrap();
     let provider = std::sync::Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let builder = builder.with_root_certificates(roots);
     let config = if name.is_empty() {
         builder.with_no_client_auth()
@@ -137,7 +138,8 @@ async fn a_server_that_is_no_service_is_not_believed() {
     assert!(error.contains("certificate"), "{error}");
     // Another host's.
     let service = cluster.issue("service", &[Role::Service]);
-    let elsewhere = Service::start_at(Gate::new(Some(service.clone()), Limits::default()), "127.0.0.2:0").await;
+    let elsewhere =
+        Service::start_at(Gate::new(Some(service.clone()), Limits::default()), "127.0.0.2:0").await;
     let error = chain(&elsewhere.dial(Some(&client)).await.unwrap_err());
     assert!(error.contains("not valid for name"), "{error}");
     let real = Service::start(Gate::new(Some(service), Limits::default())).await;
@@ -157,7 +159,8 @@ async fn a_certificate_that_is_good_for_a_server_needs_the_role_too() {
     let identity = |name: &str, role: Role| {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         params.subject_alt_names.push(SanType::URI(role.uri().try_into().unwrap()));
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
         let place = folder.path().join(name);
         std::fs::create_dir(&place).unwrap();
@@ -286,7 +289,8 @@ async fn calls_too_fast_are_refused_and_the_connection_stays() {
 async fn addresses_go_with_certificates() {
     let cluster = Cluster::new();
     let identity = cluster.issue("a", &[Role::Operator]);
-    let text = |url: &str, identity: Option<&Identity>| Dial::new(url, identity).map(drop).unwrap_err().to_string();
+    let text =
+        |url: &str, identity: Option<&Identity>| Dial::new(url, identity).map(drop).unwrap_err().to_string();
     assert!(text("https://h:1", None).contains("--tls"));
     assert!(text("http://h:1", Some(&identity)).contains("https://"));
     assert!(text("http://me:secret@h:1", None).contains("no user or password"));

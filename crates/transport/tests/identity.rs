@@ -20,7 +20,8 @@ fn what_does_not_fit_together_is_named() {
         cluster.issue(name, &[Role::Worker]);
         other.issue(name, &[Role::Worker]);
     }
-    let put = |from: &Cluster, file: &str| std::fs::copy(from.place("b").join(file), cluster.place("a").join(file));
+    let put =
+        |from: &Cluster, file: &str| std::fs::copy(from.place("b").join(file), cluster.place("a").join(file));
     put(&cluster, "key.pem").unwrap();
     assert!(error(&cluster, "a").contains("key.pem is not the key of cert.pem"), "{}", error(&cluster, "a"));
     put(&other, "key.pem").unwrap();
@@ -54,7 +55,10 @@ fn the_end_is_seen_coming() {
     let name: HolderName = "w7".parse().unwrap();
     let soon = cluster.issue_as("soon", &Wanted { name: Some(name), ..Wanted::new(Role::Worker, 10) });
     let warnings = soon.warnings();
-    assert!(warnings.len() == 1 && warnings[0].contains("w7") && warnings[0].contains("ends in 9 days"), "{warnings:?}");
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("w7") && warnings[0].contains("ends in 9 days"),
+        "{warnings:?}"
+    );
     assert_eq!(cluster.issue("late", &[Role::Worker]).warnings(), Vec::<String>::new());
     let past = OffsetDateTime::now_utc() - time::Duration::days(9);
     let ended = Wanted { begins: past, ..Wanted::new(Role::Worker, 3) };

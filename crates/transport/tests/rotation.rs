@@ -65,7 +65,9 @@ async fn broken_files_are_refused_and_the_old_ones_stay() {
     let place = cluster.place("service");
     let foreign_cert = std::fs::read(foreign.folder().join("cert.pem")).unwrap();
     let (cert, key, ca) = (place.join("cert.pem"), place.join("key.pem"), place.join("ca.pem"));
-    for (file, bytes) in [(&cert, b"nonsense".to_vec()), (&cert, foreign_cert), (&key, vec![]), (&ca, b"x".to_vec())] {
+    for (file, bytes) in
+        [(&cert, b"nonsense".to_vec()), (&cert, foreign_cert), (&key, vec![]), (&ca, b"x".to_vec())]
+    {
         let good = std::fs::read(file).unwrap();
         std::fs::write(file, bytes).unwrap();
         // Two looks, a second apart each.

@@ -160,8 +160,10 @@ mod tests {
     #[test]
     fn run_names_cannot_leave_their_folder() {
         // Among them what looks like a dot, a slash or an `a` and is none.
-        let alike = ["\u{2024}\u{2024}", "\u{ff0e}\u{ff0e}", "a\u{2215}b", "a\u{ff0f}b", "\u{430}", "a\u{200b}b"];
-        let plain = ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a b", "a\0b", "a\nb", "a:b", "\u{fc}", "a/../b"];
+        let alike =
+            ["\u{2024}\u{2024}", "\u{ff0e}\u{ff0e}", "a\u{2215}b", "a\u{ff0f}b", "\u{430}", "a\u{200b}b"];
+        let plain =
+            ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a b", "a\0b", "a\nb", "a:b", "\u{fc}", "a/../b"];
         for bad in plain.into_iter().chain(alike).chain([&*"x".repeat(65), &*"x".repeat(1 << 20)]) {
             assert!(RunId::new(bad).is_err(), "{bad:?} was accepted");
             let said = RunId::new(bad).unwrap_err().to_string();

@@ -106,7 +106,8 @@ impl FromStr for StoreLocation {
 fn shown(scheme: &str, rest: &str) -> String {
     let end = rest.find(['?', '#']).unwrap_or(rest.len());
     let (path, more) = rest.split_at(end);
-    let public = match path.rsplit_once('@').and_then(|(user, place)| Some((user.split_once(':')?.0, place))) {
+    let public = match path.rsplit_once('@').and_then(|(user, place)| Some((user.split_once(':')?.0, place)))
+    {
         Some((user, place)) => format!("{user}:...@{place}"),
         None => path.to_owned(),
     };

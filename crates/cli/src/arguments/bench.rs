@@ -1,7 +1,7 @@
 //! Arguments of `mcl bench`.
 
-use clap::{Args, Subcommand};
 use super::TlsArguments;
+use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]

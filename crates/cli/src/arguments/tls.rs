@@ -18,7 +18,8 @@ impl TlsArguments {
     /// What is in the folder, where one is given.
     pub(crate) fn identity(&self) -> Result<Option<Identity>> {
         let folder = self.tls.as_ref().filter(|folder| !folder.as_os_str().is_empty());
-        let opened = folder.map(|folder| Identity::open(&std::path::absolute(folder)?).map_err(anyhow::Error::from));
+        let opened =
+            folder.map(|folder| Identity::open(&std::path::absolute(folder)?).map_err(anyhow::Error::from));
         opened.transpose().map_err(|e| Usage(format!("--tls: {e:#}")).into())
     }
 
