@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
+pub mod browser;
 pub mod chaos;
 pub mod cluster;
 pub mod measure;
@@ -165,8 +166,16 @@ impl Sandbox {
 
     /// The same, left running.
     pub fn start(&self, run_dir: &str, workers: u32, overrides: &[&str]) -> Running {
+        self.start_with(run_dir, workers, overrides, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn start_with(&self, run_dir: &str, workers: u32, overrides: &[&str], more: &[&str]) -> Running {
+        let workers = workers.to_string();
+        let mut arguments = run_arguments(run_dir, &workers, overrides);
+        arguments.extend(more);
         let child = self
-            .command(&run_arguments(run_dir, &workers.to_string(), overrides))
+            .command(&arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -4,6 +4,7 @@ mod bench;
 mod checkpoint;
 mod data;
 mod eval;
+mod page;
 
 pub(crate) use bench::{
     BenchCheckpointArguments, BenchCommand, BenchCoordinatorArguments, BenchRankArguments,
@@ -11,6 +12,7 @@ pub(crate) use bench::{
 pub(crate) use checkpoint::{CheckpointCommand, Encoder, ExportArguments, Format, ImportArguments};
 pub(crate) use data::{DataCommand, Kind};
 pub(crate) use eval::EvalCommand;
+pub(crate) use page::PageArguments;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mcl_config::Override;
@@ -99,6 +101,11 @@ pub(crate) struct RunArguments {
     /// Override of a job key, as in train.steps=20.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) overrides: Vec<Override>,
+    #[command(flatten)]
+    pub(crate) page: PageArguments,
+    /// Allow the page at an address beyond loopback: it is not encrypted.
+    #[arg(long, requires = "page")]
+    pub(crate) insecure: bool,
     /// End with a summary as one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
@@ -136,6 +143,8 @@ pub(crate) struct CoordinatorArguments {
     /// Wait a moment for so many workers before the first generation.
     #[arg(long)]
     pub(crate) expected_workers: Option<u32>,
+    #[command(flatten)]
+    pub(crate) page: PageArguments,
     #[command(flatten)]
     pub(crate) listen: Listen,
 }

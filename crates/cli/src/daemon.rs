@@ -3,6 +3,7 @@
 use crate::arguments::{CheckpointServerArguments, CoordinatorArguments, Listen, WorkerArguments};
 use crate::client::{Coordinator as Client, load_job, runtime};
 use crate::exit::{INTERRUPTED, Usage};
+use crate::page::{self, PAGE};
 use crate::rank_program::{RankProgram, parse_devices};
 use crate::run_dir;
 use crate::spawn::{DONE, LISTENING};
@@ -168,6 +169,7 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         if a.standby {
             stand_by(home).await?;
         }
+        let page = page::bind(&a.page, a.listen.insecure).await?;
         let (listener, address) = bind(&a.listen)?;
         let mut config = CoordinatorConfig::new(home, &a.checkpoint, listener);
         config.settings.expected_workers = a.expected_workers;
@@ -179,6 +181,15 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         let interpret = |toml: &str| interpret(toml).map_err(|e| format!("{e:#}"));
         let coordinator = Coordinator::open(config, Arc::new(interpret)).await?;
         announce(address)?;
+        let handle = coordinator.handle();
+        let page = match page {
+            Some(page) => {
+                println!("{PAGE}{}", page.url());
+                std::io::stdout().flush()?;
+                Some(page.serve(&coordinator))
+            }
+            None => None,
+        };
         let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(home)))?;
         let submit = async {
             if let Some(job) = &job {
@@ -186,10 +197,14 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
             }
             std::future::pending::<Result<JobOutcome>>().await
         };
-        tokio::select! {
-            outcome = coordinator.serve(asked_to_stop(a.listen.stop_with_stdin)) => finish(outcome?),
-            refused = submit => finish(refused?),
+        let outcome = tokio::select! {
+            outcome = coordinator.serve(asked_to_stop(a.listen.stop_with_stdin)) => outcome?,
+            refused = submit => refused?,
+        };
+        if let Some(page) = page {
+            page.end(&handle).await;
         }
+        finish(outcome)
     })
 }
 

@@ -17,6 +17,8 @@ mod exit;
 mod export;
 mod initial;
 mod ledger;
+mod montage;
+mod page;
 mod progress;
 mod rank_program;
 mod run;

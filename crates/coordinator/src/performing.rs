@@ -126,6 +126,7 @@ impl Rim {
         let checkpoints =
             Checkpoints::start(&self.checkpoint_url, speaker, self.adoption, self.answers.clone());
         self.running = Some(Running { run_id, facts, plans, checkpoints });
+        self.tell_adoption();
     }
 
     fn current(&mut self) -> Result<(&mut RunDir, Schedule), CoordinatorError> {

@@ -7,6 +7,7 @@ use crate::checkpoints::Checkpoints;
 use crate::config::{Interpret, JobFacts};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::journal::{Journal, RunRecord};
+use crate::observing::Observers;
 use crate::progress::Progress;
 use crate::queue::{Answer, Queued};
 use crate::run_dir::RunDir;
@@ -95,6 +96,7 @@ pub(crate) struct Rim {
     pub(crate) acknowledging: BTreeMap<SessionId, ToWorker>,
     pub(crate) sync_at: Option<Instant>,
     pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) observers: Observers,
     pub(crate) told: Option<(Phase, Discriminant<Reason>)>,
     pub(crate) tell_at: Duration,
 }
@@ -105,6 +107,8 @@ impl Rim {
         mut self,
         mut stop: watch::Receiver<bool>,
     ) -> Result<JobOutcome, CoordinatorError> {
+        self.tell_adoption();
+        self.tell_continuation();
         let result = self.turn(&mut stop).await;
         // Whether it leaves or breaks down, workers hear nothing of it: their ranks train on for the next one.
         if let Err(error) = &result {
@@ -169,7 +173,10 @@ impl Rim {
                 self.keep_tempo();
                 self.apply(event)
             }
-            Input::Checkpoint { adoption, event } if adoption == self.adoption => self.apply(event),
+            Input::Checkpoint { adoption, event } if adoption == self.adoption => {
+                self.tell_found(&event);
+                self.apply(event)
+            }
             Input::Checkpoint { .. } => Ok(None),
             Input::Submit { submission, answer } => self.submit(*submission, answer),
             Input::Read { run_id, facts } => self.read(&run_id, facts),
@@ -220,7 +227,9 @@ impl Rim {
         let effects = step(&mut self.state, event, self.started.elapsed());
         let mut over = None;
         for effect in effects {
+            let seen = self.foresee(&effect);
             over = self.perform(effect)?.or(over);
+            self.observers.tell(seen);
         }
         Ok(over)
     }
