@@ -4,26 +4,44 @@ use crate::arguments::{DataCommand, Kind};
 use crate::client::load_job;
 use crate::exit::Usage;
 use anyhow::{Context, Result, bail};
-use indicatif::ProgressBar;
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use mcl_config::Override;
 use mcl_data::generate::{GenerateSpec, PictureFormat};
 use mcl_data::montage::Side;
-use mcl_data::pack::{PackSpec, Shrink};
+use mcl_data::pack::{Intake, PackProgress, PackSpec, Shrink};
 use mcl_data::{BatchRequest, Dataset, Limits, Loader, LoaderSpec, MontageLayout, RemoteSpec};
 use mcl_plan::{EpochPlan, PlanSpec, substitute};
-use mcl_types::{Lane, Seed, Slot, Step, StoreLocation};
+use mcl_types::{Lane, Seed, Slot, SourceKind, Step, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
     match command {
-        DataCommand::Pack { source, out, samples_per_shard, short_side, quality, json } => {
-            let shrink = short_side.map(|short_side| Shrink { short_side, quality: *quality });
-            pack(source, out, PackSpec { samples_per_shard: *samples_per_shard, shrink }, *json)
+        DataCommand::Pack {
+            source,
+            out,
+            out_flag,
+            kind,
+            column,
+            samples_per_shard,
+            threads,
+            short_side,
+            quality,
+            json,
+        } => {
+            let spec = PackSpec {
+                samples_per_shard: *samples_per_shard,
+                shrink: short_side.map(|short_side| Shrink { short_side, quality: *quality }),
+                threads: threads.map_or(PackSpec::default().threads, usize::from),
+            };
+            let out = out.as_ref().or(out_flag.as_ref()).context("no place to pack into")?;
+            let remote = RemoteSpec::default();
+            let intake = Intake::open(source, *kind, column.as_deref(), &remote)?;
+            pack(&intake, out, spec, &remote, *json)
         }
-        DataCommand::Index { source, json } => index(source, *json),
-        DataCommand::Inspect { source, json } => inspect(source, *json),
+        DataCommand::Index { source, kind, json } => index(source, *kind, *json),
+        DataCommand::Inspect { source, kind, json } => inspect(source, *kind, *json),
         DataCommand::Preview { job, out, step, lane, overrides } => {
             preview(job, out, *step, *lane, overrides)
         }
@@ -50,35 +68,57 @@ fn bar() -> (ProgressBar, impl FnMut(u64, u64)) {
     })
 }
 
-fn pack(source: &StoreLocation, out: &Path, spec: PackSpec, json: bool) -> Result<()> {
-    let (bar, mut heard) = bar();
-    let dataset = Dataset::open_at(source, &RemoteSpec::default())?;
-    let report = mcl_data::pack::pack_dataset(&dataset, out, spec, &mut heard)?;
+/// Complaints of each kind that are printed: the rest is in `--json`.
+const PRINTED: usize = 100;
+
+fn pack(intake: &Intake, out: &StoreLocation, spec: PackSpec, remote: &RemoteSpec, json: bool) -> Result<()> {
+    let bar = ProgressBar::new(intake.len());
+    let template = "{bar:30} {pos}/{len} pictures  {per_sec}  {msg}  ETA {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    let report = mcl_data::pack::pack_intake(intake, out, spec, remote, &|at: PackProgress| {
+        bar.set_position(at.done);
+        if at.done == at.kept {
+            // Those of an earlier try took no time now: rate and ETA count from here.
+            bar.reset_eta();
+        }
+        bar.set_message(HumanBytes(at.bytes).to_string());
+    });
     bar.finish_and_clear();
+    let report = report?;
     if json {
         println!("{}", serde_json::to_string(&report)?);
         return Ok(());
     }
+    if report.kept > 0 {
+        println!("{} of {} shards were there already", report.kept, report.shards.len());
+    }
     if report.shrunk > 0 {
         println!("{} of {} pictures shrunk", report.shrunk, report.samples);
     }
-    println!(
-        "{} pictures in {} shards, {} bytes: {}",
-        report.samples,
-        report.shards.len(),
-        report.bytes,
-        out.display()
-    );
-    for (id, reason) in &report.skipped {
-        println!("  left out {id}: {reason}");
+    println!("{} pictures in {} shards, {} bytes: {out}", report.samples, report.shards.len(), report.bytes);
+    for (what, count, list) in [
+        ("left out", report.skipped_count, &report.skipped),
+        ("packed as it is, and will be replaced in training:", report.ill_formed_count, &report.ill_formed),
+    ] {
+        for (id, reason) in list.iter().take(PRINTED) {
+            println!("  {what} {id}: {reason}");
+        }
+        let more = count.saturating_sub(PRINTED as u64);
+        if more > 0 {
+            println!("  and {more} more");
+        }
     }
     Ok(())
 }
 
-fn index(source: &StoreLocation, json: bool) -> Result<()> {
+fn index(source: &StoreLocation, kind: Option<SourceKind>, json: bool) -> Result<()> {
     let written = match source {
-        StoreLocation::Folder(path) => index_files(path)?,
-        StoreLocation::Object(address) => mcl_data::dataset::index_remote(address, &RemoteSpec::default())?,
+        StoreLocation::Folder(path) => index_files(path, kind)?,
+        StoreLocation::Object(address) => {
+            mcl_data::dataset::index_remote(address, kind, &RemoteSpec::default())?
+        }
     };
     if json {
         let shards: Vec<_> = written
@@ -93,7 +133,7 @@ fn index(source: &StoreLocation, json: bool) -> Result<()> {
 }
 
 /// Shards of this machine, and their pictures.
-fn index_files(source: &Path) -> Result<Vec<(String, u64)>> {
+fn index_files(source: &Path, kind: Option<SourceKind>) -> Result<Vec<(String, u64)>> {
     let mut shards = Vec::new();
     if source.is_dir() {
         let entries = std::fs::read_dir(source).with_context(|| source.display().to_string())?;
@@ -109,20 +149,20 @@ fn index_files(source: &Path) -> Result<Vec<(String, u64)>> {
     }
     let mut written = Vec::new();
     for shard in &shards {
-        let made = mcl_data::dataset::index(shard)?;
+        let made = mcl_data::dataset::index_as(shard, kind)?;
         written.push((shard.display().to_string(), made.samples.len() as u64));
     }
     Ok(written)
 }
 
-fn inspect(source: &StoreLocation, json: bool) -> Result<()> {
+fn inspect(source: &StoreLocation, kind: Option<SourceKind>, json: bool) -> Result<()> {
     let bar = ProgressBar::new(0);
     let heard = |done, all| {
         bar.set_length(all);
         bar.set_position(done);
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let dataset = Dataset::open_at(source, &RemoteSpec::default())?;
+    let dataset = Dataset::open_as(source, kind, &RemoteSpec::default())?;
     let summary = mcl_data::inspect::inspect(&dataset, Limits::default(), threads, &heard)?;
     bar.finish_and_clear();
     if json {

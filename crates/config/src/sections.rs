@@ -1,6 +1,6 @@
 //! The job file's sections and keys, with their defaults: the paper's settings where it has one.
 
-use mcl_types::{Retention, StoreLocation};
+use mcl_types::{Retention, SourceKind, StoreLocation};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -99,10 +99,12 @@ choice!(
 section!(
     /// `[data]`: where pictures come from.
     Data {
-        /// Folder of pictures (nested at will), a .tar shard, a folder of .tar shards, or either kind of shards in an
-        /// object store (`s3://bucket/prefix`, `gs://...`, `az://...`).
+        /// Folder of pictures (nested at will), a list of pictures, a .tar shard, a folder of .tar shards or their names in
+        /// braces, or such shards in an object store (`s3://bucket/prefix`, `gs://...`, `az://...`).
         #[serde(with = "crate::source")]
         source: StoreLocation = StoreLocation::Folder(PathBuf::new()),
+        /// How the source is read, where what is there does not tell.
+        kind: Option<SourceKind> = None,
         /// How an epoch is mixed; default: windowed for tar shards, global for folders.
         shuffle: Option<Shuffle> = None,
         /// Views at full size then decimated, or straight at level size.

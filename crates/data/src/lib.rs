@@ -3,7 +3,7 @@
 //! Role: list the pictures of a folder or of tar shards, here or in an object store ([`Dataset`]), decode them as Pillow does
 //! ([`mod@decode`]), make the 2L augmented views of each ([`Augmenter`]), do all of that ahead of time on
 //! background threads ([`Loader`]), and say where each view goes in a montage ([`montage`]). Besides:
-//! the tools that pack, inspect, generate and preview data.
+//! the tools that pack (also parquet files, [`rows`]), inspect, generate and preview data.
 //!
 //! Invariants: what is fed depends on (seed, epoch, sample, view) and on the bytes of the pictures, never on
 //! threads, time or who asks; nothing a picture file holds can bring the process down; every unsafe
@@ -26,6 +26,7 @@ pub mod pack;
 mod picture;
 mod preview;
 mod remote;
+pub mod rows;
 mod sheet;
 
 pub use annotations::Annotations;

@@ -115,7 +115,7 @@ impl Remote {
     }
 
     /// Bytes of an object.
-    pub(super) fn len(&self, object: usize) -> u64 {
+    pub(crate) fn len(&self, object: usize) -> u64 {
         self.shared.objects.get(object).map_or(0, |(o, _)| o.size)
     }
 

@@ -56,7 +56,8 @@ impl Object {
         self.size == other.size && same_tag
     }
 
-    fn version(&self) -> String {
+    /// The version in words.
+    pub(super) fn version(&self) -> String {
         match &self.tag {
             Some(tag) => format!("{} bytes with tag {tag}", self.size),
             None => format!("{} bytes of Unix time {}", self.size, self.modified),
@@ -139,10 +140,10 @@ impl Client {
     }
 
     /// Runs `request` on the runtime and waits for it, wherever the caller's thread is from.
-    fn wait<T, F>(&self, request: F) -> Result<Result<T, Error>, RemoteError>
+    pub(super) fn run<T, F>(&self, request: F) -> Result<T, RemoteError>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + Send + 'static,
+        F: Future<Output = T> + Send + 'static,
     {
         let (tell, heard) = std::sync::mpsc::channel();
         self.runtime.spawn(async move {
@@ -165,7 +166,7 @@ impl Client {
     {
         let mut tries = 0;
         loop {
-            let source = match self.wait(request(Arc::clone(&self.store)))? {
+            let source = match self.run(request(Arc::clone(&self.store)))? {
                 Ok(answer) => return Ok(answer),
                 Err(e) => e,
             };
@@ -222,7 +223,7 @@ impl Client {
             Ok((about, _)) => Err(changed(about.version())),
             Err(RemoteError::Stopped) => Err(RemoteError::Stopped),
             // A range beyond the end of a shorter one is refused, and what is gone is not found.
-            Err(failed) => match self.wait(look(Arc::clone(&self.store), object.path.clone()))? {
+            Err(failed) => match self.run(look(Arc::clone(&self.store), object.path.clone()))? {
                 Ok(None) => Err(changed("nothing".to_owned())),
                 Ok(Some(now)) if !object.is_same(&now) => Err(changed(now.version())),
                 Ok(Some(_)) | Err(_) => Err(failed),
