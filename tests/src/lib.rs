@@ -6,9 +6,11 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod hostile;
 pub mod measure;
 pub mod network;
 pub mod processes;
+pub mod siege;
 pub mod story;
 pub mod watch;
 

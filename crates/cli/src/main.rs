@@ -8,6 +8,7 @@
 mod address;
 mod arguments;
 mod bench;
+mod certs;
 mod checkpoint;
 mod client;
 mod daemon;
@@ -17,6 +18,7 @@ mod exit;
 mod export;
 mod initial;
 mod ledger;
+mod private;
 mod progress;
 mod rank_program;
 mod run;
@@ -86,5 +88,6 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ledger(a) => ledger::ledger(&a),
         Command::Eval(a) => rank_program::eval(&a),
         Command::Bench(a) => bench::bench(&a),
+        Command::Certs(a) => certs::certs(&a),
     }
 }

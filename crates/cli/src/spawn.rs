@@ -57,6 +57,8 @@ impl Daemon {
             .with_context(|| format!("opening {}", path.display()))?;
         let mut child = Command::new(own)
             .args(arguments)
+            // Each is told by its arguments who it is.
+            .env_remove(mcl_transport::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

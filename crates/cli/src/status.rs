@@ -11,7 +11,7 @@ const PAST_RUNS: usize = 5;
 
 pub(crate) fn status(a: &ServerArguments) -> Result<ExitCode> {
     runtime()?.block_on(async {
-        let status = Coordinator::connect(&a.coordinator).await?.status().await?;
+        let status = Coordinator::of(a).await?.status().await?;
         if a.json {
             println!("{}", as_json(&status));
         } else {

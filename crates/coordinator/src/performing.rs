@@ -123,8 +123,9 @@ impl Rim {
         let term = self.state.term();
         self.adoption += 1;
         let speaker = Speaker { run_id: run_id.clone(), term, incarnation: self.journal.incarnation() };
+        let identity = self.identity.clone();
         let checkpoints =
-            Checkpoints::start(&self.checkpoint_url, speaker, self.adoption, self.answers.clone());
+            Checkpoints::start(&self.checkpoint_url, identity, speaker, self.adoption, self.answers.clone());
         self.running = Some(Running { run_id, facts, plans, checkpoints });
     }
 

@@ -15,6 +15,7 @@ use mcl_config::Job;
 use mcl_data::dataset::{ListFormat, PictureList, TarIndex};
 use mcl_data::rows::{Rows, RowsError};
 use mcl_data::{Decoder, Limits, Picture};
+use mcl_transport::{Certificate, Role};
 use mcl_types::{SourceKind, StoreLocation};
 use std::path::Path;
 
@@ -46,7 +47,7 @@ const PAGE: usize = 12 * MIB;
 const ROWS: u64 = 1000;
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "manifest", run: manifest, seeds: seeds::manifests, spare: MIB },
     Target { name: "slice", run: slice, seeds: seeds::slices, spare: MIB },
     Target { name: "tar_index", run: tar_index, seeds: seeds::tars, spare: MIB },
@@ -56,6 +57,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "messages", run: messages, seeds: seeds::messages, spare: MIB },
     Target { name: "frames", run: frames, seeds: seeds::frames, spare: MIB },
     Target { name: "weights", run: weights, seeds: seeds::weights, spare: MIB },
+    Target { name: "certificate", run: certificate, seeds: seeds::certificates, spare: MIB },
     Target { name: "picture", run: picture, seeds: seeds::pictures, spare: PICTURE },
 ];
 
@@ -160,6 +162,15 @@ pub fn weights(bytes: &[u8]) {
     let Ok(file) = imported.to_safetensors() else { return };
     let read = mcl_export::import(&file).expect("what was imported can be imported");
     assert_eq!(read.tensors, imported.tensors, "written and read again they are others");
+}
+
+/// A certificate, bare and as PEM.
+pub fn certificate(bytes: &[u8]) {
+    let _ = Certificate::read_pem(bytes);
+    let Ok(read) = Certificate::read(bytes) else { return };
+    let now = std::time::SystemTime::UNIX_EPOCH;
+    assert!(read.holder.roles.len() <= Role::ALL.len());
+    let _ = (read.left(now), read.warning(now), read.holder.to_string());
 }
 
 /// A picture of at most [`PIXELS`]; twice with one decoder, whose memory the first must not spoil.
