@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod measure;
 pub mod network;
 pub mod processes;
+pub mod pty;
 pub mod story;
 pub mod watch;
 

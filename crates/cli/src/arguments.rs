@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Submit(SubmitArguments),
     /// What a coordinator is doing, and why.
     Status(ServerArguments),
+    /// A run as it goes, full screen; where there is no terminal, a line for every change.
+    Watch(WatchArguments),
     /// Finish the step in flight, checkpoint, stop.
     Drain(ServerArguments),
     /// Finish the step in flight, checkpoint, and hold: processes stay ready until `resume`.
@@ -78,6 +80,14 @@ pub(crate) enum Command {
     /// Measure parts of this program on this machine.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one for each verb.
+    Man(ManArguments),
 }
 
 #[derive(Debug, Args)]
@@ -270,6 +280,25 @@ pub(crate) struct ServerArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct WatchArguments {
+    /// Run directory on this machine, whether a coordinator has it now or not.
+    pub(crate) run_dir: Option<PathBuf>,
+    /// URL of the coordinator, where no run directory is named.
+    #[arg(long, env = "MCL_COORDINATOR")]
+    pub(crate) coordinator: Option<String>,
+    /// One JSON object a line, a line for every change.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArguments {
+    /// Folder for mcl.1, mcl-run.1 and so on; `man -l FOLDER/mcl.1` shows one.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ValidateArguments {
     /// The job file.
     pub(crate) job: PathBuf,
@@ -291,4 +320,53 @@ pub(crate) enum LedgerCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Verbs that are no queries, and why they take no --json.
+    const WITHOUT_JSON: [(&str, &str); 7] = [
+        ("mcl coordinator", "a daemon: --log json"),
+        ("mcl checkpoint-server", "a daemon: --log json"),
+        ("mcl worker", "a daemon: --log json"),
+        ("mcl bench step", "passes its arguments on: those after -- choose what it prints"),
+        ("mcl bench loader", "passes its arguments on: those after -- choose what it prints"),
+        ("mcl completions", "prints a script"),
+        ("mcl man", "writes files for man"),
+    ];
+
+    /// Every verb that does something, by its full name.
+    fn verbs(command: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
+        let below: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+        if below.is_empty() {
+            found.push((name.to_owned(), command.clone()));
+        }
+        below.into_iter().for_each(|c| verbs(c, &format!("{name} {}", c.get_name()), found));
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_query_answers_json() {
+        let mut found = Vec::new();
+        verbs(&Arguments::command(), "mcl", &mut found);
+        assert!(found.len() > 30, "{}", found.len());
+        for (name, command) in &found {
+            let has = command.get_arguments().any(|a| a.get_long() == Some("json"));
+            let excused = WITHOUT_JSON.iter().find(|(verb, _)| verb == name);
+            match excused {
+                Some((_, why)) => assert!(!has, "`{name}` takes --json, yet: {why}"),
+                None => assert!(has, "`{name}` takes no --json: give it one, or say here why not"),
+            }
+        }
+        for (verb, _) in WITHOUT_JSON {
+            assert!(found.iter().any(|(name, _)| name == verb), "there is no `{verb}`");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use crate::arguments::CheckpointCommand;
 use crate::client::runtime;
 use crate::exit::{FAILED, Usage};
 use crate::export;
+use crate::progress::Work;
 use anyhow::{Result, bail};
 use mcl_checkpoint_core::{CheckpointDir, Depth, Inventory};
 use mcl_types::{Retention, Step, StoreLocation};
@@ -18,8 +19,8 @@ pub(crate) fn checkpoint(command: &CheckpointCommand) -> Result<ExitCode> {
             CheckpointCommand::Prune { path, keep, keep_every, dry_run, json } => {
                 prune(path, Retention { keep: *keep, keep_every: *keep_every }, *dry_run, *json).await
             }
-            CheckpointCommand::Pin { path } => pin(path, true).await,
-            CheckpointCommand::Unpin { path } => pin(path, false).await,
+            CheckpointCommand::Pin { path, json } => pin(path, true, *json).await,
+            CheckpointCommand::Unpin { path, json } => pin(path, false, *json).await,
             CheckpointCommand::Export(a) => export::export(a).await,
             CheckpointCommand::Import(a) => export::import(a),
         }
@@ -35,7 +36,13 @@ pub(crate) async fn newest(dir: &CheckpointDir, path: &StoreLocation) -> Result<
 
 async fn list(path: &StoreLocation, json: bool, depth: Depth) -> Result<ExitCode> {
     let dir = CheckpointDir::at(path).await?;
-    let inventory = dir.list(depth).await?;
+    let inventory = match depth {
+        Depth::Full => {
+            let all = dir.list(Depth::Quick).await?.visible.iter().map(|e| e.manifest.file_bytes()).sum();
+            Work::bytes("verified", all).during(|| dir.bytes_read(), dir.list(depth)).await?
+        }
+        _ => dir.list(depth).await?,
+    };
     if inventory.visible.is_empty() && inventory.damaged.is_empty() {
         // What was named must be there, and nothing is not verified.
         match dir.only() {
@@ -117,7 +124,7 @@ async fn prune(path: &StoreLocation, retention: Retention, dry_run: bool, json: 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn pin(path: &StoreLocation, pinned: bool) -> Result<ExitCode> {
+async fn pin(path: &StoreLocation, pinned: bool, json: bool) -> Result<ExitCode> {
     let dir = CheckpointDir::at(path).await?;
     let step = match (pinned, dir.only()) {
         (false, None) => {
@@ -126,14 +133,21 @@ async fn pin(path: &StoreLocation, pinned: bool) -> Result<ExitCode> {
         _ => newest(&dir, path).await?,
     };
     dir.pin(step, pinned).await?;
-    println!("the checkpoint after {} steps {}", step.get(), if pinned { "stays" } else { "may go" });
+    if json {
+        println!("{}", serde_json::json!({ "step": step.get(), "pinned": pinned }));
+    } else {
+        println!("the checkpoint after {} steps {}", step.get(), if pinned { "stays" } else { "may go" });
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn digest(path: &StoreLocation, tensors: bool, json: bool) -> Result<ExitCode> {
     let dir = CheckpointDir::at(path).await?;
-    let step = newest(&dir, path).await?;
-    let (manifest, list) = dir.verify(step).await?;
+    let work = async {
+        let step = newest(&dir, path).await?;
+        Ok::<_, anyhow::Error>((step, dir.verify(step).await?))
+    };
+    let (step, (manifest, list)) = Work::some_bytes("read").during(|| dir.bytes_read(), work).await?;
     if json {
         let each: serde_json::Map<String, serde_json::Value> = if tensors {
             list.iter().map(|t| (t.name.clone(), t.digest.to_string().into())).collect()
@@ -227,13 +241,13 @@ mod tests {
         }
         let staged = step(folder.path(), 30);
         for result in
-            [digest(&staged, false, true).await, pin(&staged, true).await, pin(&staged, false).await]
+            [digest(&staged, false, true).await, pin(&staged, true, false).await, pin(&staged, false, true).await]
         {
             let (error, _) = refused(result);
             assert!(error.contains("no checkpoint of step 30"), "{error}");
         }
-        pin(&step(folder.path(), 10), true).await.unwrap();
-        let (error, usage) = refused(pin(&folder.path().into(), false).await);
+        pin(&step(folder.path(), 10), true, true).await.unwrap();
+        let (error, usage) = refused(pin(&folder.path().into(), false, false).await);
         assert!(usage && error.contains("/checkpoints/step-"), "{error}");
         assert!(dir.list(Depth::Quick).await.unwrap().visible[0].pinned, "as it was");
         prune(&folder.path().into(), Retention::newest(1), false, false).await.unwrap();

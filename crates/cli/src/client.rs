@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use mcl_proto::v1::{
-    CancelJobRequest, DrainJobRequest, GetStatusRequest, GetStatusResponse, PauseJobRequest,
-    ResumeJobRequest, SubmitJobRequest, SubmitJobResponse,
+    CancelJobRequest, DrainJobRequest, GetHistoryRequest, GetHistoryResponse, GetStatusRequest,
+    GetStatusResponse, PauseJobRequest, ResumeJobRequest, SubmitJobRequest, SubmitJobResponse,
 };
 use mcl_types::{Digest, RunId, StoreLocation};
 use std::path::Path;
@@ -82,6 +82,16 @@ impl Coordinator {
         Ok(answer.map_err(|s| self.failed("status of the coordinator", &s))?.into_inner())
     }
 
+    /// How its run came to where it is; nothing where it is too old to tell.
+    pub(crate) async fn history(&mut self, points: u32) -> Result<GetHistoryResponse> {
+        let answer = tokio::time::timeout(ANSWER, self.inner.get_history(GetHistoryRequest { points })).await;
+        match answer.with_context(|| format!("coordinator at {} does not answer", self.url))? {
+            Ok(history) => Ok(history.into_inner()),
+            Err(s) if s.code() == tonic::Code::Unimplemented => Ok(GetHistoryResponse::default()),
+            Err(s) => Err(self.failed("history of the coordinator's run", &s)),
+        }
+    }
+
     pub(crate) async fn drain(&mut self) -> Result<()> {
         self.tell(Wish::Drain).await
     }
@@ -91,7 +101,7 @@ impl Coordinator {
         told.map(drop).map_err(|s| self.failed("cancel", &s))
     }
 
-    async fn tell(&mut self, wish: Wish) -> Result<()> {
+    pub(crate) async fn tell(&mut self, wish: Wish) -> Result<()> {
         let inner = &mut self.inner;
         let told = match wish {
             Wish::Drain => inner.drain_job(DrainJobRequest {}).await.map(drop),

@@ -173,11 +173,17 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         config.settings.expected_workers = a.expected_workers;
         config.settings.build = env!("CARGO_PKG_VERSION").to_owned();
         config.heartbeat_interval = HEARTBEAT;
+        config.sheets = Some(Arc::new(|toml: &str, step| {
+            crate::sheet::for_tensorboard(toml, step).map_err(|e| format!("{e:#}"))
+        }));
         // A parent that started us for one job has workers that are to end with it.
         config.settings.leave_when_done = a.listen.stop_with_stdin && a.home.runs.is_none();
         config.settings.many_runs = a.home.runs.is_some();
         let interpret = |toml: &str| interpret(toml).map_err(|e| format!("{e:#}"));
         let coordinator = Coordinator::open(config, Arc::new(interpret)).await?;
+        if let Err(error) = run_dir::tell_address(home, address) {
+            tracing::warn!(%error, "the address is not in the run directory: `mcl watch` needs --coordinator");
+        }
         announce(address)?;
         let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(home)))?;
         let submit = async {

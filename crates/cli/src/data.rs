@@ -3,18 +3,15 @@
 use crate::arguments::{DataCommand, Kind};
 use crate::client::load_job;
 use crate::exit::Usage;
+use crate::progress::Work;
 use anyhow::{Context, Result, bail};
-use indicatif::ProgressBar;
 use mcl_config::Override;
-use mcl_data::generate::{GenerateSpec, PictureFormat};
-use mcl_data::montage::Side;
+use mcl_data::generate::{GenerateSpec, PictureFormat, encode};
 use mcl_data::pack::{PackSpec, Shrink};
-use mcl_data::{BatchRequest, Dataset, Limits, Loader, LoaderSpec, MontageLayout, RemoteSpec};
-use mcl_plan::{EpochPlan, PlanSpec, substitute};
-use mcl_types::{Lane, Seed, Slot, Step, StoreLocation};
+use mcl_data::{Dataset, Limits, RemoteSpec};
+use mcl_types::{Seed, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
     match command {
@@ -24,37 +21,27 @@ pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
         }
         DataCommand::Index { source, json } => index(source, *json),
         DataCommand::Inspect { source, json } => inspect(source, *json),
-        DataCommand::Preview { job, out, step, lane, overrides } => {
-            preview(job, out, *step, *lane, overrides)
+        DataCommand::Preview { job, out, step, lane, overrides, json } => {
+            preview(job, out, (*step, *lane), overrides, *json)
         }
-        DataCommand::Generate { kind, out, count, size, quality, seed } => {
+        DataCommand::Generate { kind, out, count, size, quality, seed, json } => {
             let mut spec = match kind {
                 Kind::Objects => GenerateSpec::objects(*count, Seed::new(*seed)),
                 Kind::Scenes => GenerateSpec::scenes(*count, Seed::new(*seed)),
             };
             spec.size = size.unwrap_or(spec.size);
             spec.format = PictureFormat::Jpeg(*quality);
-            generate(out, &spec)
+            generate(out, &spec, *json)
         }
     }?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// A bar that hears (done, in all).
-fn bar() -> (ProgressBar, impl FnMut(u64, u64)) {
-    let bar = ProgressBar::new(0);
-    let own = bar.clone();
-    (bar, move |done, all| {
-        own.set_length(all);
-        own.set_position(done);
-    })
-}
-
 fn pack(source: &StoreLocation, out: &Path, spec: PackSpec, json: bool) -> Result<()> {
-    let (bar, mut heard) = bar();
+    let work = Work::counted("pictures");
     let dataset = Dataset::open_at(source, &RemoteSpec::default())?;
-    let report = mcl_data::pack::pack_dataset(&dataset, out, spec, &mut heard)?;
-    bar.finish_and_clear();
+    let report = mcl_data::pack::pack_dataset(&dataset, out, spec, &mut |done, all| work.heard(done, all))?;
+    drop(work);
     if json {
         println!("{}", serde_json::to_string(&report)?);
         return Ok(());
@@ -107,8 +94,10 @@ fn index_files(source: &Path) -> Result<Vec<(String, u64)>> {
     if shards.is_empty() {
         bail!(Usage(format!("{} holds no .tar shard", source.display())));
     }
+    let (work, all) = (Work::counted("shards"), shards.len() as u64);
     let mut written = Vec::new();
     for shard in &shards {
+        work.heard(written.len() as u64, all);
         let made = mcl_data::dataset::index(shard)?;
         written.push((shard.display().to_string(), made.samples.len() as u64));
     }
@@ -116,15 +105,11 @@ fn index_files(source: &Path) -> Result<Vec<(String, u64)>> {
 }
 
 fn inspect(source: &StoreLocation, json: bool) -> Result<()> {
-    let bar = ProgressBar::new(0);
-    let heard = |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    };
+    let work = Work::counted("pictures");
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let dataset = Dataset::open_at(source, &RemoteSpec::default())?;
-    let summary = mcl_data::inspect::inspect(&dataset, Limits::default(), threads, &heard)?;
-    bar.finish_and_clear();
+    let summary = mcl_data::inspect::inspect(&dataset, Limits::default(), threads, &|done, all| work.heard(done, all))?;
+    drop(work);
     if json {
         println!("{}", serde_json::to_string(&summary)?);
         return Ok(());
@@ -151,68 +136,28 @@ fn inspect(source: &StoreLocation, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn generate(out: &Path, spec: &GenerateSpec) -> Result<()> {
-    let (bar, mut heard) = bar();
-    mcl_data::generate::generate(out, spec, &mut heard)?;
-    bar.finish_and_clear();
-    println!("{} pictures in {}", spec.count, out.display());
-    Ok(())
-}
-
-/// The montages of one lane's step as the loader and the plan really make them.
-fn preview(job: &Path, out: &Path, step: u64, lane: u32, overrides: &[Override]) -> Result<()> {
-    let job = load_job(job, overrides)?;
-    let dataset = Arc::new(mcl_job::open_dataset(&job)?);
-    let plan = mcl_job::plan_spec(&job, &dataset);
-    let schedule = mcl_job::schedule(&job, &plan)?;
-    if lane >= job.batch().lanes || step >= schedule.total_steps() {
-        bail!(Usage(format!(
-            "step {step}, lane {lane}: expected steps below {} and lanes below {}",
-            schedule.total_steps(),
-            job.batch().lanes
-        )));
+fn generate(out: &Path, spec: &GenerateSpec, json: bool) -> Result<()> {
+    let work = Work::counted("pictures");
+    mcl_data::generate::generate(out, spec, &mut |done, all| work.heard(done, all))?;
+    drop(work);
+    if json {
+        println!("{}", serde_json::json!({ "folder": out, "pictures": spec.count }));
+    } else {
+        println!("{} pictures in {}", spec.count, out.display());
     }
-    let (step, lane) = (Step::new(step), Lane::new(lane));
-    let at = schedule.locate(step);
-    let samples = planned(&plan, &at, lane)?;
-    let request = BatchRequest { epoch: at.epoch, step, lane, samples };
-    let spec = LoaderSpec {
-        augment: mcl_job::augment_spec(&job),
-        image_size: job.model().image_size,
-        levels: job.method().levels.clone(),
-        mode: mcl_job::view_mode(&job),
-        seed: job.seed(),
-        ..LoaderSpec::default()
-    };
-    let replacements = plan;
-    let mut loader = Loader::start(
-        dataset,
-        spec,
-        vec![request],
-        Arc::new(move |epoch, step, lane, slot, attempt| {
-            substitute(&replacements, epoch, schedule.locate(step).step_in_epoch, lane, slot, attempt)
-        }),
-    )?;
-    let batch = loader.next()?.context("the loader gave no batch")?;
-    let layout =
-        MontageLayout::official(usize::try_from(job.batch().images_per_lane)?, &job.method().levels)?;
-    let drawn = |side: Side| (0..layout.levels()).map(move |level| (level, side)).collect::<Vec<_>>();
-    let permutations: Vec<Vec<usize>> = drawn(Side::Q)
-        .into_iter()
-        .chain(drawn(Side::K))
-        .map(|(level, side)| layout.permutation(job.seed(), (at.epoch, step, lane), level, side))
-        .collect();
-    let sheet = mcl_data::montage_sheet(&batch, job.model().image_size, &layout, &permutations)?;
-    std::fs::write(out, sheet).with_context(|| format!("writing {}", out.display()))?;
-    println!("{}", out.display());
     Ok(())
 }
 
-fn planned(plan: &PlanSpec, at: &mcl_plan::Position, lane: Lane) -> Result<Vec<mcl_types::SampleIndex>> {
-    let epoch = EpochPlan::new(plan, at.epoch)?;
-    (0..plan.images_per_lane)
-        .map(|slot| {
-            epoch.sample(at.step_in_epoch, lane, Slot::new(slot)).context("the plan has no such slot")
-        })
-        .collect()
+/// The montages of one lane's step.
+fn preview(job: &Path, out: &Path, at: (u64, u32), overrides: &[Override], json: bool) -> Result<()> {
+    let (step, lane) = at;
+    let picture = crate::sheet::paint(&load_job(job, overrides)?, step, lane)?;
+    std::fs::write(out, encode(&picture, PictureFormat::Png)?)
+        .with_context(|| format!("writing {}", out.display()))?;
+    if json {
+        println!("{}", serde_json::json!({ "file": out, "step": step, "lane": lane }));
+    } else {
+        println!("{}", out.display());
+    }
+    Ok(())
 }

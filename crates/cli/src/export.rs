@@ -3,6 +3,7 @@
 use crate::arguments::{Encoder, ExportArguments, Format, ImportArguments};
 use crate::checkpoint::newest;
 use crate::exit::Usage;
+use crate::progress::Work;
 use crate::run_dir;
 use anyhow::{Context, Result};
 use mcl_checkpoint_core::{CheckpointDir, Manifest};
@@ -41,8 +42,11 @@ pub(crate) async fn export(a: &ExportArguments) -> Result<ExitCode> {
     let encoder = a.encoder.map_or(format.default_encoder(), Into::into);
     let file_name = name_of(&a.out)?;
     let dir = CheckpointDir::at(&a.path).await?;
-    let step = newest(&dir, &a.path).await?;
-    let (manifest, tensors) = dir.tensors(step).await?;
+    let work = async {
+        let step = newest(&dir, &a.path).await?;
+        Ok::<_, anyhow::Error>((step, dir.tensors(step).await?))
+    };
+    let (step, (manifest, tensors)) = Work::some_bytes("read").during(|| dir.bytes_read(), work).await?;
     let provenance = provenance(a.path.folder(), &manifest)?;
     let request = ExportRequest { format, encoder, file_name, provenance: &provenance };
     let exported = mcl_export::export(&request, &tensors).map_err(|error| match error {
@@ -103,8 +107,11 @@ fn provenance(path: Option<&Path>, manifest: &Manifest) -> Result<Provenance> {
 }
 
 pub(crate) fn import(a: &ImportArguments) -> Result<ExitCode> {
+    let work = Work::some_bytes("read");
     let bytes = std::fs::read(&a.file).with_context(|| format!("reading {}", a.file.display()))?;
+    work.is_at(bytes.len() as u64);
     let imported = mcl_export::import(&bytes).with_context(|| a.file.display().to_string())?;
+    drop(work);
     let out = destination(&a.file, &a.out)?;
     let (name, role) = (name_of(&out)?.to_owned(), Role::Weights);
     let file = ExportedFile { name, role, bytes: imported.to_safetensors()? };

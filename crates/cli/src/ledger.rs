@@ -2,6 +2,7 @@
 
 use crate::arguments::LedgerCommand;
 use crate::exit::{FAILED, Usage};
+use crate::progress::Work;
 use crate::run_dir;
 use anyhow::{Context, Result};
 use mcl_coordinator::PLAN_FILE as PLAN;
@@ -14,7 +15,9 @@ pub(crate) fn ledger(command: &LedgerCommand) -> Result<ExitCode> {
     let LedgerCommand::Verify { run_dir, json } = command;
     let plan = plan_of(run_dir)?;
     let same_ids = check_source(run_dir, &plan)?;
-    let report = mcl_coordinator::verify_ledger(run_dir, &plan)?;
+    let work = Work::bytes("read", 0);
+    let report = mcl_coordinator::verify_ledger_heard(run_dir, &plan, &mut |done, all| work.heard(done, all))?;
+    drop(work);
     if *json {
         let mut value = serde_json::to_value(&report)?;
         if let Some(object) = value.as_object_mut() {

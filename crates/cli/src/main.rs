@@ -17,13 +17,17 @@ mod exit;
 mod export;
 mod initial;
 mod ledger;
+mod manual;
 mod progress;
 mod rank_program;
 mod run;
 mod run_dir;
+mod sheet;
 mod spawn;
 mod status;
+mod terminal;
 mod validate;
+mod watch;
 
 /// Daemons run for months and move large slices: glibc keeps what many threads freed, this one gives it back.
 #[global_allocator]
@@ -33,6 +37,7 @@ use arguments::{Arguments, Command};
 use clap::Parser;
 use mcl_failpoint::Process;
 use std::process::ExitCode;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -44,12 +49,21 @@ fn main() -> ExitCode {
 }
 
 fn telemetry(arguments: &Arguments) {
+    // What stands in RUST_LOG, else warnings of others and what we and our ranks say.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,mcl=info"));
-    let color = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let builder =
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).with_ansi(color);
-    if arguments.log == arguments::Log::Json {
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,mcl=info,rank=info"));
+    let to_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // A line would tear the screen that somebody watches.
+    let writer = if to_terminal && watch::is_full_screen(&arguments.command) {
+        BoxMakeWriter::new(std::io::sink)
+    } else {
+        BoxMakeWriter::new(std::io::stderr)
+    };
+    let colour = terminal::has_colour(to_terminal);
+    let builder = tracing_subscriber::fmt().with_writer(writer).with_env_filter(filter).with_ansi(colour);
+    let json = arguments.log == arguments::Log::Json;
+    terminal::choose_log(json);
+    if json {
         builder.json().init();
     } else {
         builder.init();
@@ -75,6 +89,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Worker(a) => daemon::worker(&a),
         Command::Submit(a) => client::submit(&a),
         Command::Status(a) => status::status(&a),
+        Command::Watch(a) => watch::watch(&a),
         Command::Drain(a) => client::tell(&a, client::Wish::Drain),
         Command::Pause(a) => client::tell(&a, client::Wish::Pause),
         Command::Resume(a) => client::tell(&a, client::Wish::Resume),
@@ -86,5 +101,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ledger(a) => ledger::ledger(&a),
         Command::Eval(a) => rank_program::eval(&a),
         Command::Bench(a) => bench::bench(&a),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man(a) => manual::man(&a),
     }
 }

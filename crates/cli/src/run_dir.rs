@@ -4,7 +4,7 @@ use crate::exit::Usage;
 use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_types::RunId;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// The resolved job of a run.
@@ -40,6 +40,42 @@ pub(crate) fn job_of(run_dir: &Path) -> Result<Job> {
         Usage(format!("{}: {e}; expected a run directory, which holds {JOB}", path.display()))
     })?;
     Ok(Job::parse(&text, &path.display().to_string())?)
+}
+
+/// The coordinator that has a run directory, or a folder of them, and where it listens: for `mcl watch FOLDER`.
+const ADDRESS: &str = "coordinator.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Address {
+    url: String,
+    host: String,
+    pid: u32,
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().map_or_else(|_| String::new(), |h| h.to_string_lossy().into_owned())
+}
+
+/// Writes down where this process listens as the coordinator of a folder.
+pub(crate) fn tell_address(folder: &Path, mut address: std::net::SocketAddr) -> Result<()> {
+    // Everywhere is no place to speak to.
+    if address.ip().is_unspecified() {
+        let here = if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
+        address.set_ip(here);
+    }
+    let told = Address { url: format!("http://{address}"), host: host(), pid: std::process::id() };
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer(&mut file, &told)?;
+    file.persist(folder.join(ADDRESS))?;
+    Ok(())
+}
+
+/// Where the coordinator of a folder listens, as far as it may still be there: one of this machine whose process is
+/// gone is not.
+pub(crate) fn address(folder: &Path) -> Option<String> {
+    let told: Address = serde_json::from_slice(&std::fs::read(folder.join(ADDRESS)).ok()?).ok()?;
+    let gone = told.host == host() && !Path::new("/proc").join(told.pid.to_string()).exists();
+    (!gone).then_some(told.url)
 }
 
 /// What a summary needs of a line of metrics.
@@ -100,6 +136,19 @@ mod tests {
         assert_eq!(run_id(Path::new("runs/my run!")).unwrap().as_str(), "myrun");
         assert_eq!(run_id(Path::new("/")).unwrap().as_str(), "run");
         assert_eq!(run_id(Path::new("runs/..x")).unwrap().as_str(), "x");
+    }
+
+    #[test]
+    fn the_address_of_a_coordinator_that_is_gone_is_not_told() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(address(folder.path()), None);
+        tell_address(folder.path(), "0.0.0.0:70".parse().unwrap()).unwrap();
+        assert_eq!(address(folder.path()).as_deref(), Some("http://127.0.0.1:70"));
+        let told = |host: String| format!(r#"{{"url":"http://x:1","host":"{host}","pid":{}}}"#, u32::MAX);
+        std::fs::write(folder.path().join(ADDRESS), told(host())).unwrap();
+        assert_eq!(address(folder.path()), None);
+        std::fs::write(folder.path().join(ADDRESS), told("another machine".to_owned())).unwrap();
+        assert_eq!(address(folder.path()).as_deref(), Some("http://x:1"));
     }
 
     #[test]

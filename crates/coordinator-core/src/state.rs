@@ -268,6 +268,11 @@ impl State {
         }
     }
 
+    /// Why the last generation ended that did, as far as it is known by now; none where nothing went wrong.
+    pub fn last_end(&self) -> Option<&EndCause> {
+        self.job.as_ref()?.ended.as_ref()?.cause.as_ref()
+    }
+
     pub(crate) fn live(&self) -> Option<&Live> {
         match &self.job.as_ref()?.stage {
             Stage::Live(live) => Some(live),

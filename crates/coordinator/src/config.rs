@@ -1,5 +1,6 @@
 //! What a coordinator is told, and what its caller tells it of a job.
 
+use crate::chronicle::DrawSheet;
 use mcl_coordinator_core::{JobSpec, Settings};
 use mcl_plan::{PlanSpec, Schedule};
 use mcl_types::{Digest, Retention, RunId};
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What a coordinator needs to know.
-#[derive(Debug)]
 pub struct CoordinatorConfig {
     /// The directory that it alone owns: of one run, or with [`Settings::many_runs`] the folder of runs, each in a
     /// directory of its name.
@@ -22,6 +22,8 @@ pub struct CoordinatorConfig {
     pub heartbeat_interval: Duration,
     /// How long it waits for what.
     pub settings: Settings,
+    /// Draws sheets of montages for TensorBoard; without it there are none.
+    pub sheets: Option<DrawSheet>,
 }
 
 impl CoordinatorConfig {
@@ -37,6 +39,7 @@ impl CoordinatorConfig {
             listener,
             heartbeat_interval: Duration::from_secs(1),
             settings: Settings::default(),
+            sheets: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A coordinator from its opening to its end.
 
+use crate::chronicle::{Reasons, Scribe, Shared};
 use crate::config::{CoordinatorConfig, Interpret, home};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::journal::{Found, Journal};
@@ -8,6 +9,7 @@ use crate::rim::Rim;
 use crate::run_dir::RunDir;
 use crate::service::{Rejected, Service};
 use mcl_coordinator_core::{Event, Recovered, RecoveredJob, State, Status};
+use mcl_history::Happening;
 use mcl_proto::MAX_MESSAGE_BYTES;
 use mcl_proto::v1::coordinator_service_server::CoordinatorServiceServer;
 use mcl_types::RunId;
@@ -61,10 +63,11 @@ impl Coordinator {
     /// # Errors
     /// When another coordinator uses the directory, or what is in it cannot be read.
     pub async fn open(config: CoordinatorConfig, interpret: Interpret) -> Result<Self, CoordinatorError> {
-        let CoordinatorConfig { run_dir: root, checkpoint_url, listener, heartbeat_interval, settings } =
+        let CoordinatorConfig { run_dir: root, checkpoint_url, listener, heartbeat_interval, settings, sheets } =
             config;
         let (answers, inbox) = mpsc::channel(INBOX);
-        let service = Service::new(answers.clone(), interpret.clone());
+        let memory = Shared::default();
+        let service = Service::new(answers.clone(), interpret.clone(), memory.clone());
         let many_runs = settings.many_runs;
         let reader = Arc::clone(&interpret);
         let opened = blocking(move || open_directory(root, many_runs, reader)).await?;
@@ -109,12 +112,15 @@ impl Coordinator {
             once_durable: Vec::new(),
             acknowledging: BTreeMap::new(),
             sync_at: None,
+            scribe: Scribe::start(memory, sheets),
+            reasons: Reasons::default(),
             progress,
             told: None,
             tell_at: Duration::ZERO,
         };
         if let (Some(facts), Some(spec)) = (facts, found.job) {
             rim.adopt(spec.run_id, facts);
+            rim.scribe.happened(Happening::TakenOver { term: term.get() });
         }
         Ok(Self { rim, service, listener, progress: watched })
     }

@@ -11,6 +11,7 @@
 
 mod border;
 mod checkpoints;
+mod chronicle;
 mod clock;
 mod config;
 mod coordinator;
@@ -26,6 +27,7 @@ mod tempo;
 mod verify;
 mod wire;
 
+pub use chronicle::{DrawSheet, Sheet};
 pub use config::{CoordinatorConfig, ExposedError, Interpret, JobFacts, check_bind};
 pub use coordinator::{Coordinator, CoordinatorHandle, HandleError};
 pub use error::{CoordinatorError, JobOutcome};
@@ -33,4 +35,4 @@ pub use journal::is_free;
 pub use mcl_coordinator_core::{Phase, Status};
 pub use progress::Progress;
 pub use run_dir::PLAN_FILE;
-pub use verify::{LedgerError, verify_ledger};
+pub use verify::{LedgerError, verify_ledger, verify_ledger_heard};

@@ -26,7 +26,8 @@ impl Rim {
             Effect::Commit { record, metrics } => {
                 let recounted = record.generation != self.state.generation();
                 let (run_dir, schedule) = self.current()?;
-                run_dir.commit(record, &metrics, schedule)?;
+                let time = run_dir.commit(record, &metrics, schedule)?;
+                self.scribe.committed(metrics, time);
                 pass(if recounted { Failpoint::RecountAppended } else { Failpoint::LedgerAppended });
                 self.sync_soon();
             }
@@ -43,6 +44,7 @@ impl Rim {
             Effect::RollBack { to, record } => {
                 let (run_dir, schedule) = self.current()?;
                 run_dir.roll_back(to, &record, schedule)?;
+                self.scribe.rolled_back(to);
             }
             Effect::FindCheckpoints { at_most } => self.ask(Ask::Find { at_most }),
             Effect::CheckReign => self.ask(Ask::CheckReign),
@@ -121,6 +123,8 @@ impl Rim {
     pub(crate) fn adopt(&mut self, run_id: RunId, facts: JobFacts) {
         let plans = Plans::new(facts.plan.clone(), facts.schedule);
         let term = self.state.term();
+        let home = self.home(&run_id);
+        self.scribe.begin(&home, run_id.as_str(), &facts.job_toml, self.state.committed());
         self.adoption += 1;
         let speaker = Speaker { run_id: run_id.clone(), term, incarnation: self.journal.incarnation() };
         let checkpoints =

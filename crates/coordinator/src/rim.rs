@@ -4,6 +4,7 @@
 
 use crate::border::Plans;
 use crate::checkpoints::Checkpoints;
+use crate::chronicle::{Reasons, Scribe};
 use crate::config::{Interpret, JobFacts};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::journal::{Journal, RunRecord};
@@ -94,6 +95,8 @@ pub(crate) struct Rim {
     /// ... of acknowledgements only the last one of a stream.
     pub(crate) acknowledging: BTreeMap<SessionId, ToWorker>,
     pub(crate) sync_at: Option<Instant>,
+    pub(crate) scribe: Scribe,
+    pub(crate) reasons: Reasons,
     pub(crate) progress: watch::Sender<Progress>,
     pub(crate) told: Option<(Phase, Discriminant<Reason>)>,
     pub(crate) tell_at: Duration,
@@ -217,11 +220,14 @@ impl Rim {
 
     /// One event through the core.
     pub(crate) fn apply(&mut self, event: Event) -> Result<Option<JobOutcome>, CoordinatorError> {
+        let before = self.state.committed();
         let effects = step(&mut self.state, event, self.started.elapsed());
+        let happened = self.reasons.read(&effects, &self.state, before);
         let mut over = None;
         for effect in effects {
             over = self.perform(effect)?.or(over);
         }
+        happened.into_iter().for_each(|what| self.scribe.happened(what));
         Ok(over)
     }
 

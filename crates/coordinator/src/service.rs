@@ -1,5 +1,6 @@
 //! The gRPC service: everything that comes is put into the loop's inbox.
 
+use crate::chronicle::{Memory, Shared};
 use crate::config::{Interpret, JobFacts};
 use crate::error::CoordinatorError;
 use crate::queue::{Answer, Submission, Submitted};
@@ -58,6 +59,7 @@ pub(crate) struct Service {
     inbox: mpsc::Sender<Input>,
     interpret: Interpret,
     sessions: Arc<AtomicU64>,
+    memory: Shared,
 }
 
 /// Why a job is not taken.
@@ -81,8 +83,8 @@ pub(crate) enum Rejected {
 }
 
 impl Service {
-    pub(crate) fn new(inbox: mpsc::Sender<Input>, interpret: Interpret) -> Self {
-        Self { inbox, interpret, sessions: Arc::new(AtomicU64::new(1)) }
+    pub(crate) fn new(inbox: mpsc::Sender<Input>, interpret: Interpret, memory: Shared) -> Self {
+        Self { inbox, interpret, sessions: Arc::new(AtomicU64::new(1)), memory }
     }
 
     /// Reads the job away from the loop: opening a dataset takes its time.
@@ -167,6 +169,16 @@ impl CoordinatorService for Service {
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         Ok(Response::new(wire::status(self.status().await?)))
+    }
+
+    async fn get_history(
+        &self,
+        request: Request<v1::GetHistoryRequest>,
+    ) -> Result<Response<v1::GetHistoryResponse>, Status> {
+        let points = usize::try_from(request.into_inner().points).unwrap_or(usize::MAX);
+        let memory = self.memory.look();
+        let Memory { run_id, course, chronicle } = &*memory;
+        Ok(Response::new(mcl_history::response(run_id, course, chronicle, points)))
     }
 
     async fn drain_job(

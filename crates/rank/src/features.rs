@@ -21,6 +21,9 @@ pub(crate) struct FeaturesArguments {
     /// The safetensors file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
     #[arg(long)]
     out: PathBuf,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
@@ -30,6 +33,12 @@ pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
     }
     let maps = no_grad(|| maps(&model, a.weights.encoder, &input(&a.picture)?))?;
     write(&maps, &a.out)?;
+    if a.json {
+        let shapes: serde_json::Map<_, _> =
+            maps.iter().map(|(name, map)| (name.clone(), map.size().into())).collect();
+        println!("{}", serde_json::json!({ "file": a.out, "maps": shapes }));
+        return Ok(());
+    }
     for (name, map) in &maps {
         println!("{name:<8} {:?}", map.size());
     }

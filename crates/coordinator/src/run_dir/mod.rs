@@ -79,16 +79,18 @@ impl RunDir {
         append_file::replace(&path, |file| file.write_all(&json))
     }
 
-    /// Appends a committed step.
+    /// Appends a committed step; when that was, in seconds since 1970.
     pub(crate) fn commit(
         &mut self,
         record: Committed,
         metrics: &StepMetrics,
         schedule: Schedule,
-    ) -> Result<(), CoordinatorError> {
-        self.metrics.append(metrics, since_1970().as_secs_f64())?;
+    ) -> Result<f64, CoordinatorError> {
+        let time = since_1970().as_secs_f64();
+        self.metrics.append(metrics, time)?;
         pass(Failpoint::MetricsAppended);
-        self.append(&Record::Committed(record), schedule)
+        self.append(&Record::Committed(record), schedule)?;
+        Ok(time)
     }
 
     /// Appends another record to the ledger.

@@ -1,0 +1,76 @@
+//! Sheets of montages: a lane's step as the plan and the loader really make it.
+
+use crate::exit::Usage;
+use anyhow::{Context, Result, bail};
+use mcl_config::Job;
+use mcl_coordinator::Sheet;
+use mcl_data::generate::{PictureFormat, encode};
+use mcl_data::montage::Side;
+use mcl_data::{BatchRequest, Loader, LoaderSpec, MontageLayout, Picture};
+use mcl_plan::{EpochPlan, PlanSpec, Position, substitute};
+use mcl_types::{Lane, SampleIndex, Slot, Step};
+use std::sync::Arc;
+
+/// Quality of sheets that are kept with a run: some hundred KB for a sheet of full-size pictures.
+const QUALITY: u8 = 80;
+
+/// The montages of one lane's step, with both sides of all levels.
+pub(crate) fn paint(job: &Job, step: u64, lane: u32) -> Result<Picture> {
+    let dataset = Arc::new(mcl_job::open_dataset(job)?);
+    let plan = mcl_job::plan_spec(job, &dataset);
+    let schedule = mcl_job::schedule(job, &plan)?;
+    if lane >= job.batch().lanes || step >= schedule.total_steps() {
+        bail!(Usage(format!(
+            "step {step}, lane {lane}: expected steps below {} and lanes below {}",
+            schedule.total_steps(),
+            job.batch().lanes
+        )));
+    }
+    let (step, lane) = (Step::new(step), Lane::new(lane));
+    let at = schedule.locate(step);
+    let samples = planned(&plan, &at, lane)?;
+    let request = BatchRequest { epoch: at.epoch, step, lane, samples };
+    let spec = LoaderSpec {
+        augment: mcl_job::augment_spec(job),
+        image_size: job.model().image_size,
+        levels: job.method().levels.clone(),
+        mode: mcl_job::view_mode(job),
+        seed: job.seed(),
+        ..LoaderSpec::default()
+    };
+    let replacements = plan;
+    let mut loader = Loader::start(
+        dataset,
+        spec,
+        vec![request],
+        Arc::new(move |epoch, step, lane, slot, attempt| {
+            substitute(&replacements, epoch, schedule.locate(step).step_in_epoch, lane, slot, attempt)
+        }),
+    )?;
+    let batch = loader.next()?.context("the loader gave no batch")?;
+    let layout =
+        MontageLayout::official(usize::try_from(job.batch().images_per_lane)?, &job.method().levels)?;
+    let drawn = |side: Side| (0..layout.levels()).map(move |level| (level, side)).collect::<Vec<_>>();
+    let permutations: Vec<Vec<usize>> = drawn(Side::Q)
+        .into_iter()
+        .chain(drawn(Side::K))
+        .map(|(level, side)| layout.permutation(job.seed(), (at.epoch, step, lane), level, side))
+        .collect();
+    Ok(mcl_data::draw_sheet(&batch, job.model().image_size, &layout, &permutations)?)
+}
+
+/// For TensorBoard: the first lane's montages, small as a file.
+pub(crate) fn for_tensorboard(job_toml: &str, step: u64) -> Result<Sheet> {
+    let picture = paint(&Job::parse(job_toml, "the run's job")?, step, 0)?;
+    let file = encode(&picture, PictureFormat::Jpeg(QUALITY))?;
+    Ok(Sheet { width: picture.width(), height: picture.height(), file })
+}
+
+fn planned(plan: &PlanSpec, at: &Position, lane: Lane) -> Result<Vec<SampleIndex>> {
+    let epoch = EpochPlan::new(plan, at.epoch)?;
+    (0..plan.images_per_lane)
+        .map(|slot| {
+            epoch.sample(at.step_in_epoch, lane, Slot::new(slot)).context("the plan has no such slot")
+        })
+        .collect()
+}
