@@ -5,7 +5,7 @@ TOOLS := .libtorch/tools/bin
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
 
-.PHONY: help setup tools build demo test interop fuzz bench scale-out bench-cluster chaos check fmt nccl gpu-check release clean
+.PHONY: help setup tools build demo test interop fuzz bench scale-out bench-cluster chaos check audit fmt nccl gpu-check release clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ check: tools ## what CI runs: format, clippy, licences, docs, tests
 	cargo deny --log-level error check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(MAKE) test
+
+audit: tools ## known weaknesses in dependencies (fetches the RustSec database)
+	cargo deny --log-level error check advisories
 
 fmt: ## format
 	cargo fmt --all

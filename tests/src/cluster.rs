@@ -145,6 +145,8 @@ pub struct Cluster {
     pub workers: BTreeMap<String, Daemon>,
     /// Where daemons that are started from now on die: each knows its own.
     pub failpoint: Option<String>,
+    /// Folder of the certificates that everybody shows, by role; none: without TLS.
+    pub certs: Option<PathBuf>,
     seats: BTreeMap<String, Seat>,
 }
 
@@ -171,6 +173,7 @@ impl Cluster {
             checkpoint: None,
             workers: BTreeMap::new(),
             failpoint: None,
+            certs: None,
             seats: BTreeMap::new(),
             folder,
         }
@@ -188,7 +191,27 @@ impl Cluster {
 
     /// Where the coordinator is found.
     pub fn url(&self) -> String {
-        format!("http://{}", self.coordinator_address)
+        format!("{}://{}", self.scheme(), self.coordinator_address)
+    }
+
+    /// Where the checkpoint service is found.
+    pub fn checkpoint_url(&self) -> String {
+        format!("{}://{}", self.scheme(), self.checkpoint_address)
+    }
+
+    const fn scheme(&self) -> &'static str {
+        if self.certs.is_some() { "https" } else { "http" }
+    }
+
+    /// What somebody of a role is given besides, where certificates are in use.
+    pub fn tls(&self, role: &str) -> Vec<String> {
+        let folder = self.certs.as_ref().map(|certs| certs.join(role).display().to_string());
+        folder.map_or_else(Vec::new, |folder| vec!["--tls".to_owned(), folder])
+    }
+
+    /// The same for a service.
+    fn protection(&self) -> Vec<String> {
+        if self.certs.is_some() { self.tls("service") } else { vec!["--insecure".to_owned()] }
     }
 
     /// Log of a daemon.
@@ -237,8 +260,9 @@ impl Cluster {
     /// The checkpoint service, without waiting for it.
     pub fn launch_checkpoint(&mut self) {
         let (root, at) = (self.store.display().to_string(), self.checkpoint_address.to_string());
-        let arguments = ["checkpoint-server", "--root", &root, "--listen", &at, "--insecure", WITH_US];
-        let command = self.command(&[], &arguments);
+        let mut command =
+            self.command(&[], &["checkpoint-server", "--root", &root, "--listen", &at, WITH_US]);
+        command.args(self.protection());
         self.checkpoint = Some(Daemon::start(command, &self.log("checkpoint")));
     }
 
@@ -262,17 +286,18 @@ impl Cluster {
     }
 
     fn launch_coordinator_over(&self, run_dir: &Path, address: SocketAddr, log: &str) -> Daemon {
-        let checkpoint = format!("http://{}", self.checkpoint_address);
+        let checkpoint = self.checkpoint_url();
         let (flag, home) = match &self.runs {
             Some(runs) => ("--runs", runs.display().to_string()),
             None => ("--run-dir", run_dir.display().to_string()),
         };
         let at = address.to_string();
-        let arguments =
-            ["coordinator", flag, &home, "--checkpoint", &checkpoint, "--listen", &at, "--insecure"];
+        let arguments = ["coordinator", flag, &home, "--checkpoint", &checkpoint, "--listen", &at];
         // Not `--stop-with-stdin`: one that is given it takes its workers along when it ends.
         let with_us: Vec<String> = DIES_WITH_US.map(str::to_owned).to_vec();
-        Daemon::start(self.command(&with_us, &arguments), &self.log(log))
+        let mut command = self.command(&with_us, &arguments);
+        command.args(self.protection());
+        Daemon::start(command, &self.log(log))
     }
 
     /// Where and how a worker of this name will be started.
@@ -304,7 +329,7 @@ impl Cluster {
             arguments.extend(["--interface", interface]);
         }
         let mut command = self.command(&seat.launcher, &arguments);
-        command.envs(seat.environment.iter().cloned());
+        command.envs(seat.environment.iter().cloned()).args(self.tls("worker"));
         let daemon = Daemon::start(command, &self.log(&format!("worker-{name}")));
         self.workers.insert(name.to_owned(), daemon);
     }
@@ -345,12 +370,14 @@ impl Cluster {
         for o in overrides {
             arguments.extend(["--set", o]);
         }
+        let tls = self.tls("operator");
+        arguments.extend(tls.iter().map(String::as_str));
         sandbox.ok(&arguments);
     }
 
     /// What the coordinator says; none while it cannot be asked.
     pub fn status(&self) -> Option<Value> {
-        status_of(&self.url())
+        status_with(&self.url(), &self.tls("operator"))
     }
 
     /// Committed steps.
@@ -401,8 +428,14 @@ pub fn names(count: usize) -> Vec<String> {
 
 /// What a coordinator says; none while it cannot be asked.
 pub fn status_of(url: &str) -> Option<Value> {
+    status_with(url, &[])
+}
+
+/// The same with more arguments.
+pub fn status_with(url: &str, more: &[String]) -> Option<Value> {
     let output = Command::new(mcl())
         .args(["status", "--json", "--coordinator", url])
+        .args(more)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output();

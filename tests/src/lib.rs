@@ -6,10 +6,12 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod hostile;
 pub mod measure;
 pub mod network;
 pub mod processes;
 pub mod pty;
+pub mod siege;
 pub mod story;
 pub mod watch;
 

@@ -47,7 +47,7 @@ async fn serve(root: &Path, at: Option<Failpoint>) -> (Child, String) {
 
 /// One save as a run does it, under the next generation.
 async fn save(url: &str, step: u64, generation: u64) -> Digest {
-    let client = CheckpointClient::lazy(url).unwrap();
+    let client = CheckpointClient::lazy(url, None).unwrap();
     let run = RunId::new(RUN).unwrap();
     let token = FencingToken { term: Term::new(1), generation: Generation::new(generation) };
     client.announce_term(&run, token.term, 0).await.unwrap();

@@ -3,8 +3,9 @@
 use crate::BenchError;
 use mcl_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use mcl_proto::v1::{GetStatusRequest, GetStatusResponse, SubmitJobRequest};
+use mcl_transport::{Dial, Identity};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// How long an answer may take: a busy coordinator is what we are here for.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -17,11 +18,11 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) async fn connect(url: &str) -> Result<Self, BenchError> {
+    pub(crate) async fn connect(url: &str, identity: Option<&Identity>) -> Result<Self, BenchError> {
         let failed = |e: &dyn std::fmt::Display| failure("no connection", url, e);
-        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| failed(&e))?;
-        let endpoint = endpoint.connect_timeout(ANSWER).timeout(ANSWER);
-        let channel = endpoint.connect().await.map_err(|e| failed(&e))?;
+        let dial = Dial::new(url, identity).map_err(|e| failed(&e))?;
+        let dial = dial.with(|endpoint| endpoint.connect_timeout(ANSWER).timeout(ANSWER));
+        let channel = dial.connect().await.map_err(|e| failed(&e))?;
         let client =
             CoordinatorServiceClient::new(channel).max_decoding_message_size(mcl_proto::MAX_MESSAGE_BYTES);
         Ok(Self { url: url.to_owned(), client })

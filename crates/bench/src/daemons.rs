@@ -15,6 +15,9 @@ const START: Duration = Duration::from_secs(30);
 /// How long it may take to go after its input closed.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// All agents come from one address, and there may be more than a real coordinator would take.
+const MANY: &str = "65536";
+
 /// Coordinator and checkpoint service.
 #[derive(Debug)]
 pub(crate) struct Daemons {
@@ -37,6 +40,10 @@ impl Daemons {
             run_dir.into_os_string(),
             "--checkpoint".into(),
             service.into(),
+            "--max-connections".into(),
+            MANY.into(),
+            "--max-connections-per-address".into(),
+            MANY.into(),
         ];
         let mut coordinator = Daemon::start("coordinator", program, &arguments, folder)?;
         let url = coordinator.url().await?;
@@ -83,6 +90,7 @@ impl Daemon {
         let mut child = Command::new(program)
             .args(arguments)
             .arg("--stop-with-stdin")
+            .env_remove(mcl_transport::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(file)

@@ -65,6 +65,9 @@ pub enum BenchError {
         /// Its answer, or what is wrong with the way there.
         reason: String,
     },
+    /// The certificate to show.
+    #[error(transparent)]
+    Identity(#[from] mcl_transport::IdentityError),
     /// The job of the coordinator makes no sense here.
     #[error("the coordinator's job: {0}")]
     Job(String),

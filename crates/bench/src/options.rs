@@ -33,6 +33,8 @@ pub struct Options {
     pub agents_per_connection: u32,
     /// Whom to measure.
     pub target: Target,
+    /// Folder of a certificate with the roles worker and operator, where that coordinator speaks TLS.
+    pub tls: Option<PathBuf>,
 }
 
 /// What agents do besides sending heartbeats.
@@ -76,6 +78,7 @@ impl Default for Options {
             curve: false,
             agents_per_connection: 1,
             target: Target::Own { program: PathBuf::from("mcl") },
+            tls: None,
         }
     }
 }
@@ -127,14 +130,15 @@ fn within(option: &'static str, found: f64, least: f64, most: f64) -> Result<(),
 /// host:port of a URL on this machine: a load test of somebody else's coordinator is an attack.
 pub(crate) fn authority(url: &str) -> Result<String, BenchError> {
     let elsewhere = || BenchError::Elsewhere { url: url.to_owned() };
+    // What scheme there is to be, whoever connects decides.
     let text = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let uri: http::Uri = text.parse().map_err(|_| elsewhere())?;
     let authority = uri.authority().ok_or_else(elsewhere)?;
     let host = authority.host();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     let local = host == "localhost" || address.is_ok_and(|a| a.to_canonical().is_loopback());
-    let plain = uri.scheme_str() == Some("http") && authority.port().is_some();
-    if local && plain { Ok(authority.as_str().to_owned()) } else { Err(elsewhere()) }
+    let web = matches!(uri.scheme_str(), Some("http" | "https")) && authority.port().is_some();
+    if local && web { Ok(authority.as_str().to_owned()) } else { Err(elsewhere()) }
 }
 
 #[cfg(test)]
@@ -160,12 +164,12 @@ mod tests {
         for (url, expected) in [
             ("http://127.0.0.1:7070", "127.0.0.1:7070"),
             ("127.0.0.9:1", "127.0.0.9:1"),
-            ("http://[::1]:7070", "[::1]:7070"),
+            ("https://[::1]:7070", "[::1]:7070"),
             ("http://localhost:7070", "localhost:7070"),
         ] {
             assert_eq!(authority(url).unwrap(), expected);
         }
-        for url in ["http://10.0.0.1:7070", "http://example.org:80", "https://127.0.0.1:1", "", "127.0.0.1"] {
+        for url in ["http://10.0.0.1:7070", "http://example.org:80", "ftp://127.0.0.1:1", "", "127.0.0.1"] {
             let text = authority(url).unwrap_err().to_string();
             assert!(text.contains("this machine"), "{text}");
         }

@@ -12,6 +12,8 @@ use crate::session::{Setup, Workloads, live};
 use crate::stream::Trunk;
 use crate::tally::{Shared, Window};
 use crate::workload::Workload;
+use mcl_transport::Identity;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -31,6 +33,7 @@ const RUN: &str = "bench";
 /// The coordinator under test.
 struct Subject {
     url: String,
+    identity: Option<Identity>,
     pid: Option<u32>,
     daemons: Option<Daemons>,
     control: Control,
@@ -39,18 +42,21 @@ struct Subject {
 }
 
 impl Subject {
-    async fn find(target: &Target) -> Result<Self, BenchError> {
+    async fn find(target: &Target, tls: Option<&Path>) -> Result<Self, BenchError> {
         let folder = tempfile::Builder::new().prefix("mcl-bench-").tempdir();
         let folder = folder.map_err(BenchError::file("create", std::env::temp_dir()))?;
-        let (url, pid, daemons) = match target {
+        let (url, identity, pid, daemons) = match target {
             Target::Own { program } => {
                 let daemons = Daemons::start(program, folder.path()).await?;
-                (daemons.url.clone(), daemons.pid(), Some(daemons))
+                (daemons.url.clone(), None, daemons.pid(), Some(daemons))
             }
-            Target::Running { url, pid } => (format!("http://{}", authority(url)?), *pid, None),
+            Target::Running { url, pid } => {
+                authority(url)?;
+                (url.clone(), tls.map(Identity::open).transpose()?, *pid, None)
+            }
         };
-        let control = Control::connect(&url).await?;
-        Ok(Self { url, pid, daemons, control, folder })
+        let control = Control::connect(&url, identity.as_ref()).await?;
+        Ok(Self { url, identity, pid, daemons, control, folder })
     }
 
     fn resident(&self) -> u64 {
@@ -92,7 +98,7 @@ pub(crate) async fn measure(
     cores: u32,
 ) -> Result<Point, BenchError> {
     machine::allow_files(options.connections(agents))?;
-    let mut subject = Subject::find(&options.target).await?;
+    let mut subject = Subject::find(&options.target, options.tls.as_deref()).await?;
     let interval = heartbeats_per_second.map(|hz| Duration::from_secs_f64(1.0 / hz));
     let idle = subject.resident();
     let (workloads, world) = subject.submit(options, agents, interval).await?;
@@ -148,8 +154,8 @@ async fn crowd(
         |reason: String| BenchError::Coordinator { what: "no address", url: authority.clone(), reason };
     let mut addresses = tokio::net::lookup_host(&authority).await.map_err(|e| unknown(e.to_string()))?;
     let address = addresses.next().ok_or_else(|| unknown("no such host".to_owned()))?;
-    let trunks: Vec<_> =
-        (0..options.connections(agents)).map(|_| Arc::new(Trunk::new(address, authority.clone()))).collect();
+    let trunk = || Arc::new(Trunk::new(address, authority.clone(), subject.identity.clone()));
+    let trunks: Vec<_> = (0..options.connections(agents)).map(|_| trunk()).collect();
     let origin = Instant::now();
     let mut tasks = JoinSet::new();
     for (trunk, number) in trunks.iter().cycle().zip(0..agents) {

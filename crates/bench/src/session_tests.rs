@@ -7,7 +7,7 @@ fn setup(phase: f64) -> Setup {
     let address = "127.0.0.1:1".parse().unwrap();
     Setup {
         shared: Shared::new(1, 1, 0.0).unwrap(),
-        trunk: Arc::new(Trunk::new(address, "127.0.0.1:1".to_owned())),
+        trunk: Arc::new(Trunk::new(address, "127.0.0.1:1".to_owned(), None)),
         workloads: Arc::default(),
         interval: None,
         phase,

@@ -8,6 +8,7 @@ use h2::client::{self, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
 use mcl_proto::v1::{SessionRequest, SessionResponse};
+use mcl_transport::Identity;
 use prost::Message;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -39,12 +40,14 @@ pub(crate) enum StreamError {
 pub(crate) struct Trunk {
     address: SocketAddr,
     authority: String,
+    /// As whom; none: without TLS.
+    identity: Option<Identity>,
     open: Mutex<Option<SendRequest<Bytes>>>,
 }
 
 impl Trunk {
-    pub(crate) fn new(address: SocketAddr, authority: String) -> Self {
-        Self { address, authority, open: Mutex::new(None) }
+    pub(crate) fn new(address: SocketAddr, authority: String, identity: Option<Identity>) -> Self {
+        Self { address, authority, identity, open: Mutex::new(None) }
     }
 
     /// A stream whose first message is sent.
@@ -64,11 +67,25 @@ impl Trunk {
         let connect = |e: &dyn std::fmt::Display| StreamError::Connect(e.to_string());
         let tcp = TcpStream::connect(self.address).await.map_err(|e| connect(&e))?;
         tcp.set_nodelay(true).map_err(|e| connect(&e))?;
-        let (sender, connection) = client::handshake(tcp).await.map_err(|e| connect(&e))?;
-        // It ends with its streams and this trunk; what broke it is seen by the streams.
-        tokio::spawn(connection);
+        // The connection ends with its streams and this trunk; what broke it is seen by the streams.
+        let sender = if let Some(identity) = &self.identity {
+            let tls = identity.secure(tcp, &self.host()).await.map_err(|e| connect(&e))?;
+            let (sender, connection) = client::handshake(tls).await.map_err(|e| connect(&e))?;
+            tokio::spawn(connection);
+            sender
+        } else {
+            let (sender, connection) = client::handshake(tcp).await.map_err(|e| connect(&e))?;
+            tokio::spawn(connection);
+            sender
+        };
         let sender = sender.ready().await.map_err(|e| connect(&e))?;
         Ok(open.insert(sender).clone())
+    }
+
+    /// What the coordinator's certificate has to be for.
+    fn host(&self) -> String {
+        let host = self.authority.rsplit_once(':').map_or(self.authority.as_str(), |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']').to_owned()
     }
 
     async fn request(
@@ -77,7 +94,8 @@ impl Trunk {
         first: SessionRequest,
     ) -> Result<(Outgoing, Incoming), StreamError> {
         let connect = |e: &dyn std::fmt::Display| StreamError::Connect(e.to_string());
-        let request = Request::post(format!("http://{}{METHOD}", self.authority))
+        let scheme = if self.identity.is_some() { "https" } else { "http" };
+        let request = Request::post(format!("{scheme}://{}{METHOD}", self.authority))
             .header(http::header::CONTENT_TYPE, "application/grpc")
             .header(http::header::TE, "trailers")
             .body(())

@@ -93,6 +93,17 @@ mod tests {
     }
 
     #[test]
+    fn encoded_dots_and_slashes_do_not_climb() {
+        let region = || settings(&[("AWS_REGION", "r")]);
+        for url in ["s3://bucket/a/%2e%2e/b", "s3://bucket/a/..%2fb", "s3://bucket/%2e%2e%2f%2e%2e%2fetc"] {
+            // Whatever becomes of it, no part of the key means "one up".
+            if let Ok((_, path)) = open(url, region(), RetryConfig::default()) {
+                assert!(path.parts().all(|part| part.as_ref() != ".."), "{url}: {path}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_bucket_is_an_error() {
         for url in ["https://example.com/a", "not an address", "memory:///a"] {
             assert!(open(url, [], RetryConfig::default()).is_err(), "{url}");

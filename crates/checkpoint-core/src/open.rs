@@ -36,3 +36,30 @@ impl CheckpointStore {
         Ok(Self::at(objects, url.clone(), layout))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_in_no_debug() {
+        let secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQ=";
+        let settings = [
+            ("AWS_REGION", "r"),
+            ("AWS_ACCESS_KEY_ID", "k"),
+            ("AWS_SECRET_ACCESS_KEY", secret),
+            ("AWS_SESSION_TOKEN", secret),
+            ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+            ("AZURE_STORAGE_ACCOUNT_KEY", secret),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        for url in ["s3://bucket/a", "az://container/a"] {
+            let place = url.parse().unwrap();
+            let store = CheckpointStore::open_with(&place, Layout::RunFolders, settings.clone()).unwrap();
+            let shown = format!("{store:?}");
+            assert!(shown.contains(url) && !shown.contains("secret") && !shown.contains(secret), "{shown}");
+            // The key's bytes, as the library shows them.
+            assert!(!shown.contains("115, 101, 99"), "{shown}");
+        }
+    }
+}

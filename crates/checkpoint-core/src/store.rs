@@ -54,13 +54,22 @@ pub struct CommitSpec {
     pub meta: serde_json::Value,
 }
 
+impl std::fmt::Debug for Inner {
+    /// Without the store itself, which may show its credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner")
+            .field("name", &self.name)
+            .field("layout", &self.layout)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Checkpoints in an object store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     pub(crate) inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 pub(crate) struct Inner {
     pub objects: Arc<dyn ObjectStore>,
     /// The folder behind `objects`, where it is one.

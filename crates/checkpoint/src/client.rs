@@ -9,10 +9,11 @@ use bytes::{Bytes, BytesMut};
 use mcl_checkpoint_core::{Manifest, SliceEntry};
 use mcl_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use mcl_proto::{CHUNK_BYTES, MAX_MESSAGE_BYTES, v1};
+use mcl_transport::{Dial, Identity};
 use mcl_types::{Digest, FencingToken, Retention, RunId, Step, Term, Tier};
 use std::future::Future;
 use std::time::{Duration, Instant};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// One attempt to open a connection.
@@ -107,28 +108,22 @@ pub struct CheckpointClient {
 }
 
 impl CheckpointClient {
-    /// A client that connects with its first call, and again whenever it has to.
+    /// A client that connects with its first call, and again whenever it has to; over TLS where it has an identity.
     ///
     /// # Errors
-    /// When the address does not parse.
-    pub fn lazy(url: &str) -> Result<Self, ClientError> {
-        let bad = |reason: String| ClientError::Url { url: url.to_owned(), reason };
-        if !url.starts_with("http://") {
-            return Err(bad("it does not begin with http://".to_owned()));
-        }
-        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| bad(e.to_string()))?;
-        if endpoint.uri().port_u16().is_none() {
-            return Err(bad("it names no port".to_owned()));
-        }
-        let endpoint = endpoint
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(4 << 20)
-            // A service whose machine vanished is noticed while a call waits for it.
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10));
-        let inner = CheckpointServiceClient::new(endpoint.connect_lazy())
+    /// When the address does not parse, or does not go with the identity.
+    pub fn lazy(url: &str, identity: Option<&Identity>) -> Result<Self, ClientError> {
+        let dial = dial(url, identity)?.with(|endpoint| {
+            endpoint
+                .connect_timeout(CONNECT)
+                .tcp_nodelay(true)
+                .initial_stream_window_size(4 << 20)
+                .initial_connection_window_size(4 << 20)
+                // A service whose machine vanished is noticed while a call waits for it.
+                .http2_keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_timeout(Duration::from_secs(10))
+        });
+        let inner = CheckpointServiceClient::new(dial.connect_lazy())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { url: url.to_owned(), inner, patience: Patience::default() })
@@ -138,14 +133,14 @@ impl CheckpointClient {
     ///
     /// # Errors
     /// When the address does not parse or nobody answers there in time.
-    pub async fn connect(url: &str, wait: Duration) -> Result<Self, ClientError> {
-        let client = Self::lazy(url)?;
-        let health = tonic_health::pb::health_client::HealthClient::new(
-            Endpoint::from_shared(url.to_owned())
-                .map_err(|e| ClientError::Url { url: url.to_owned(), reason: e.to_string() })?
-                .connect_timeout(CONNECT)
-                .connect_lazy(),
-        );
+    pub async fn connect(
+        url: &str,
+        identity: Option<&Identity>,
+        wait: Duration,
+    ) -> Result<Self, ClientError> {
+        let client = Self::lazy(url, identity)?;
+        let dial = dial(url, identity)?.with(|endpoint| endpoint.connect_timeout(CONNECT));
+        let health = tonic_health::pb::health_client::HealthClient::new(dial.connect_lazy());
         let service = tonic_health::pb::HealthCheckRequest { service: String::new() };
         let check = || {
             let (mut health, service) = (health.clone(), service.clone());
@@ -350,6 +345,19 @@ impl CheckpointClient {
             pause = (pause * 2).min(PAUSES.1);
         }
     }
+}
+
+/// The way to a service's address, which has to be written out.
+fn dial(url: &str, identity: Option<&Identity>) -> Result<Dial, ClientError> {
+    let bad = |reason: String| ClientError::Url { url: url.to_owned(), reason };
+    if !url.contains("://") {
+        return Err(bad("it does not begin with http:// or https://".to_owned()));
+    }
+    let dial = Dial::new(url, identity).map_err(|e| bad(e.to_string()))?;
+    if dial.uri().port_u16().is_none() {
+        return Err(bad("it names no port".to_owned()));
+    }
+    Ok(dial)
 }
 
 /// One try at a slice.

@@ -9,12 +9,10 @@
 //! - what was begun under a token is finished, or refused, before a higher one is answered;
 //! - an upload takes bounded memory, whatever its size; one that breaks off leaves nothing visible.
 //!
-//! Left out: encryption and authentication. The service therefore stays on the loopback interface unless
-//! told otherwise ([`check_bind`]).
+//! Left out: encryption, roles and limits (`mcl-transport`).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
-mod bind;
 #[cfg(test)]
 mod broken_off_tests;
 mod client;
@@ -26,7 +24,6 @@ mod serve;
 mod service;
 mod tiers;
 
-pub use bind::{ExposedError, check_bind};
 pub use client::{CheckpointClient, CheckpointList, CheckpointSummary, DamagedCheckpoint, Draft, Patience};
 pub use client_error::ClientError;
 pub use lock::LockError;

@@ -6,11 +6,10 @@ use crate::service::{Closing, Service};
 use crate::tiers::Tiers;
 use mcl_checkpoint_core::{CheckpointStore, Layout, StoreError};
 use mcl_proto::v1::checkpoint_service_server::CheckpointServiceServer;
+use mcl_transport::Gate;
 use mcl_types::StoreLocation;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 /// Uploads in flight get this long to end once shutdown is asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -35,6 +34,8 @@ pub struct ServeConfig {
     pub memory_bytes: u64,
     /// An upload that sends nothing for this long is given up.
     pub stall: Duration,
+    /// Who is let in.
+    pub gate: Gate,
 }
 
 impl ServeConfig {
@@ -47,6 +48,7 @@ impl ServeConfig {
             max_slice_bytes: limits.slice_bytes,
             memory_bytes: MEMORY_BYTES,
             stall: Duration::from_secs(30),
+            gate: Gate::default(),
         }
     }
 }
@@ -105,14 +107,15 @@ pub(crate) async fn serve_store(
     let until_asked = async {
         asked.notified().await;
     };
-    let serving = Server::builder()
+    let gate = &config.gate;
+    let serving = gate
+        .server()
+        .layer(gate.layer())
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(health_service)
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), until_asked);
+        .serve_with_incoming_shutdown(gate.admit(listener), until_asked);
     let give_up = async {
         shutdown.await;
         // Watchers of the health service never end by themselves: tell them, then do not wait for ever.

@@ -44,7 +44,10 @@ impl Service {
             commit: Duration::from_secs(20),
             transfer: Duration::from_secs(20),
         };
-        CheckpointClient::connect(&self.url, Duration::from_secs(10)).await.unwrap().with_patience(patience)
+        CheckpointClient::connect(&self.url, None, Duration::from_secs(10))
+            .await
+            .unwrap()
+            .with_patience(patience)
     }
 
     async fn stop(mut self) {
@@ -426,11 +429,12 @@ async fn requests_that_make_no_sense_are_refused() {
 
 #[tokio::test]
 async fn a_client_waits_for_its_service_and_says_where_it_looked() {
-    let none = CheckpointClient::connect("http://127.0.0.1:1", Duration::from_millis(200)).await.unwrap_err();
+    let none =
+        CheckpointClient::connect("http://127.0.0.1:1", None, Duration::from_millis(200)).await.unwrap_err();
     assert!(matches!(none, ClientError::Unreachable { .. }), "{none}");
     assert!(none.to_string().contains("127.0.0.1:1"), "{none}");
     for bad in ["127.0.0.1:7002", "http://host", "https://host:1", "", "http://:x"] {
-        assert!(matches!(CheckpointClient::lazy(bad), Err(ClientError::Url { .. })), "{bad}");
+        assert!(matches!(CheckpointClient::lazy(bad, None), Err(ClientError::Url { .. })), "{bad}");
     }
 
     let root = tempfile::tempdir().unwrap();

@@ -1,21 +1,24 @@
 //! The command line.
 
 mod bench;
+mod certs;
 mod checkpoint;
 mod data;
 mod eval;
+mod tls;
 
 pub(crate) use bench::{
     BenchCheckpointArguments, BenchCommand, BenchCoordinatorArguments, BenchRankArguments,
 };
+pub(crate) use certs::{CertsCommand, InitArguments, IssueArguments};
 pub(crate) use checkpoint::{CheckpointCommand, Encoder, ExportArguments, Format, ImportArguments};
 pub(crate) use data::{DataCommand, Kind};
 pub(crate) use eval::EvalCommand;
+pub(crate) use tls::{Listen, TlsArguments};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mcl_config::Override;
 use mcl_types::StoreLocation;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Distributed, elastic MCL pre-training.
@@ -88,6 +91,9 @@ pub(crate) enum Command {
     },
     /// Write manual pages, one for each verb.
     Man(ManArguments),
+    /// Make a small certificate authority for a cluster, and certificates of it.
+    #[command(subcommand)]
+    Certs(CertsCommand),
 }
 
 #[derive(Debug, Args)]
@@ -109,22 +115,13 @@ pub(crate) struct RunArguments {
     /// Override of a job key, as in train.steps=20.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) overrides: Vec<Override>,
+    /// Encrypt between the processes of this run, and let nobody else speak to them: certificates are made for each
+    /// start, in RUN_DIR/tls; `mcl status --tls RUN_DIR/tls/operator` looks at it.
+    #[arg(long)]
+    pub(crate) private: bool,
     /// End with a summary as one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Listen {
-    /// Address to listen at; port 0 picks a free one.
-    #[arg(long, default_value = "127.0.0.1:0")]
-    pub(crate) listen: SocketAddr,
-    /// Allow an address beyond loopback: nothing is encrypted or authenticated yet.
-    #[arg(long)]
-    pub(crate) insecure: bool,
-    /// Stop when standard input closes: for daemons that another program started.
-    #[arg(long, hide = true)]
-    pub(crate) stop_with_stdin: bool,
 }
 
 #[derive(Debug, Args)]
@@ -205,6 +202,8 @@ pub(crate) struct WorkerArguments {
     /// Folder for the highest fencing token seen.
     #[arg(long)]
     pub(crate) state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// Seconds to keep trying to reach the coordinator at start.
     #[arg(long, default_value_t = 30)]
     pub(crate) connect_timeout: u64,
@@ -264,6 +263,8 @@ pub(crate) struct DoctorArguments {
     /// Checkpoint service to reach.
     #[arg(long)]
     pub(crate) checkpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// Answer as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -274,6 +275,8 @@ pub(crate) struct ServerArguments {
     /// URL of the coordinator.
     #[arg(long, env = "MCL_COORDINATOR")]
     pub(crate) coordinator: String,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// Answer as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -286,6 +289,8 @@ pub(crate) struct WatchArguments {
     /// URL of the coordinator, where no run directory is named.
     #[arg(long, env = "MCL_COORDINATOR")]
     pub(crate) coordinator: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// One JSON object a line, a line for every change.
     #[arg(long)]
     pub(crate) json: bool,

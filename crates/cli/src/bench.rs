@@ -54,6 +54,7 @@ async fn checkpoint(a: &BenchCheckpointArguments) -> Result<ExitCode> {
     if a.json {
         child.arg("--json");
     }
+    child.env_remove(mcl_transport::VARIABLE);
     let status = child.envs(program.environment).kill_on_drop(true).status().await;
     let status = status.with_context(|| format!("starting {}", program.path.display()))?;
     service.stop().await;
@@ -92,6 +93,7 @@ fn options(a: &BenchCoordinatorArguments) -> Result<Options> {
         curve: a.curve,
         agents_per_connection: a.agents_per_connection,
         target,
+        tls: a.tls.folder().cloned(),
         ..Options::default()
     })
 }

@@ -9,11 +9,12 @@ use mcl_proto::v1::{
     CancelJobRequest, DrainJobRequest, GetHistoryRequest, GetHistoryResponse, GetStatusRequest,
     GetStatusResponse, PauseJobRequest, ResumeJobRequest, SubmitJobRequest, SubmitJobResponse,
 };
+use mcl_transport::{Dial, Identity};
 use mcl_types::{Digest, RunId, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// How long a coordinator may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -22,25 +23,45 @@ const ANSWER: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Coordinator {
     url: String,
+    identity: Option<Identity>,
     inner: CoordinatorServiceClient<Channel>,
 }
 
 impl Coordinator {
-    pub(crate) async fn connect(url: &str) -> Result<Self> {
+    /// As a command's arguments say.
+    pub(crate) async fn of(server: &ServerArguments) -> Result<Self> {
+        Self::connect(&server.coordinator, server.tls.identity()?).await
+    }
+
+    /// Over TLS where there is an identity.
+    pub(crate) async fn connect(url: &str, identity: Option<Identity>) -> Result<Self> {
         let refused = || format!("coordinator at {url}: is it running, and is this its address?");
-        let endpoint = Endpoint::from_shared(url.to_owned())
-            .map_err(|e| {
-                crate::exit::Usage(format!("coordinator URL `{url}`: {e}; expected http://host:port"))
-            })?
-            .connect_timeout(ANSWER);
-        let channel = endpoint.connect().await.with_context(refused)?;
+        let dial = Dial::new(url, identity.as_ref())
+            .map_err(|e| crate::exit::Usage(format!("coordinator URL `{url}`: {e}")))?
+            .with(|endpoint| endpoint.connect_timeout(ANSWER));
+        let channel = dial.connect().await.with_context(refused)?;
         let inner =
             CoordinatorServiceClient::new(channel).max_decoding_message_size(mcl_proto::MAX_MESSAGE_BYTES);
-        Ok(Self { url: url.to_owned(), inner })
+        Ok(Self { url: url.to_owned(), identity, inner })
     }
 
     fn failed(&self, what: &str, status: &tonic::Status) -> anyhow::Error {
-        anyhow::anyhow!("{what} at {}: {}", self.url, status.message())
+        let mut text = format!("{what} at {}: {}", self.url, status.message());
+        // What a server says has no source; a broken connection has the transport's error as one.
+        let mut source = std::error::Error::source(status);
+        let broken = source.is_some();
+        while let Some(cause) = source {
+            let more = cause.to_string();
+            if !text.contains(&more) {
+                text = format!("{text}: {more}");
+            }
+            source = cause.source();
+        }
+        match (broken, &self.identity) {
+            (true, None) => anyhow::anyhow!("{text} (if it speaks TLS, write https:// and give --tls)"),
+            (true, Some(_)) => anyhow::anyhow!("{text} (does it trust the authority of this certificate?)"),
+            (false, _) => anyhow::anyhow!(text),
+        }
     }
 
     /// Hands over the job, to begin with `initial` where that is given; steps that stand already, and jobs that come
@@ -73,7 +94,8 @@ impl Coordinator {
     ) -> Result<Option<Digest>> {
         let Some(from) = from else { return Ok(None) };
         let status = self.status().await?;
-        initial::store(from, run_id, job, checkpoint.unwrap_or(&status.checkpoint_url)).await.map(Some)
+        let url = checkpoint.unwrap_or(&status.checkpoint_url);
+        initial::store(from, run_id, job, url, self.identity.as_ref()).await.map(Some)
     }
 
     pub(crate) async fn status(&mut self) -> Result<GetStatusResponse> {
@@ -165,7 +187,7 @@ pub(crate) fn submit(a: &SubmitArguments) -> Result<ExitCode> {
         None => run_dir::run_id(&run_dir::default_for(&a.job))?,
     };
     runtime()?.block_on(async {
-        let mut coordinator = Coordinator::connect(&a.server.coordinator).await?;
+        let mut coordinator = Coordinator::of(&a.server).await?;
         let (from, checkpoint) = (a.from.as_ref(), a.checkpoint.as_deref());
         let initial = coordinator.store_initial(from, &name, &job, checkpoint).await?;
         let taken = coordinator.submit(&name, &job, initial).await?;
@@ -190,7 +212,7 @@ pub(crate) fn submit(a: &SubmitArguments) -> Result<ExitCode> {
 /// Stops a job, or takes it out of the queue.
 pub(crate) fn cancel(a: &CancelArguments) -> Result<ExitCode> {
     runtime()?.block_on(async {
-        Coordinator::connect(&a.server.coordinator).await?.cancel(a.run.clone()).await?;
+        Coordinator::of(&a.server).await?.cancel(a.run.clone()).await?;
         if a.server.json {
             println!("{}", serde_json::json!({ "told": "cancel", "run": a.run }));
         } else {
@@ -203,7 +225,7 @@ pub(crate) fn cancel(a: &CancelArguments) -> Result<ExitCode> {
 /// Tells a coordinator what is to become of its job.
 pub(crate) fn tell(a: &ServerArguments, wish: Wish) -> Result<ExitCode> {
     runtime()?.block_on(async {
-        Coordinator::connect(&a.coordinator).await?.tell(wish).await?;
+        Coordinator::of(a).await?.tell(wish).await?;
         if a.json {
             println!("{}", serde_json::json!({ "told": wish.verb() }));
         } else {

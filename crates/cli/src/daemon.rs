@@ -1,7 +1,7 @@
 //! The three daemons: coordinator, checkpoint service, worker.
 
 use crate::arguments::{CheckpointServerArguments, CoordinatorArguments, Listen, WorkerArguments};
-use crate::client::{Coordinator as Client, load_job, runtime};
+use crate::client::{load_job, runtime};
 use crate::exit::{INTERRUPTED, Usage};
 use crate::rank_program::{RankProgram, parse_devices};
 use crate::run_dir;
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use mcl_checkpoint::{Layout, ServeConfig};
 use mcl_config::Job;
 use mcl_coordinator::{Coordinator, CoordinatorConfig, JobFacts, JobOutcome};
+use mcl_transport::Gate;
 use mcl_worker::{Farewell, WorkerConfig, WorkerOutcome};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -84,19 +85,24 @@ fn bind(listen: &Listen) -> Result<(TcpListener, SocketAddr)> {
     Ok((listener, address))
 }
 
-fn announce(address: SocketAddr) -> Result<()> {
-    println!("{LISTENING}http://{address}");
+const fn scheme(gate: &Gate) -> &'static str {
+    if gate.identity().is_some() { "https" } else { "http" }
+}
+
+fn announce(address: SocketAddr, gate: &Gate) -> Result<()> {
+    println!("{LISTENING}{}://{address}", scheme(gate));
     Ok(std::io::stdout().flush()?)
 }
 
 pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCode> {
-    mcl_checkpoint::check_bind(a.listen.listen, a.listen.insecure).map_err(|e| Usage(e.to_string()))?;
+    let gate = a.listen.gate()?;
+    raise_file_limit();
     runtime()?.block_on(async {
         let (listener, address) = bind(&a.listen)?;
-        announce(address)?;
+        announce(address, &gate)?;
         let layout = if a.flat { Layout::Flat } else { Layout::RunFolders };
         let memory_bytes = a.memory.saturating_mul(1 << 20);
-        let config = ServeConfig { memory_bytes, ..ServeConfig::new(a.root.clone(), layout) };
+        let config = ServeConfig { memory_bytes, gate, ..ServeConfig::new(a.root.clone(), layout) };
         mcl_checkpoint::serve(listener, config, asked_to_stop(a.listen.stop_with_stdin)).await?;
         Ok(ExitCode::SUCCESS)
     })
@@ -105,15 +111,22 @@ pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCod
 pub(crate) fn worker(a: &WorkerArguments) -> Result<ExitCode> {
     let program = RankProgram::find(1)?;
     let devices = parse_devices(&a.devices, &program)?;
-    let name = a.name.clone().unwrap_or_else(default_name);
+    let identity = a.tls.identity()?;
+    let own = identity.as_ref().and_then(|i| i.certificate().holder.name);
+    let name = a.name.clone().or_else(|| own.map(|own| own.to_string())).unwrap_or_else(default_name);
     let (address, interface) = (a.advertise.as_deref(), a.interface.as_deref());
     let advertise = crate::address::advertised(address, interface, Some(&a.coordinator))?;
     tracing::info!(%advertise, "other ranks reach this machine at");
     let mut rank_env = program.environment;
+    if let Some(identity) = &identity {
+        // Ranks speak to the checkpoint service themselves.
+        rank_env.push((mcl_transport::VARIABLE.to_owned(), identity.folder().display().to_string()));
+    }
     rank_env.extend(crate::address::nccl_interface(&advertise, interface));
     let config = WorkerConfig {
         name,
         coordinator_url: a.coordinator.clone(),
+        identity,
         devices,
         rank_program: program.path,
         rank_env,
@@ -158,7 +171,9 @@ fn interpret(job_toml: &str) -> Result<JobFacts> {
 }
 
 pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
-    mcl_coordinator::check_bind(a.listen.listen, a.listen.insecure).map_err(|e| Usage(e.to_string()))?;
+    let gate = a.listen.gate()?;
+    mcl_transport::Dial::new(&a.checkpoint, gate.identity())
+        .map_err(|e| Usage(format!("--checkpoint {}: {e}", a.checkpoint)))?;
     crate::address::check_shared(&a.checkpoint, a.listen.listen)?;
     let job = a.job.as_deref().map(|path| load_job(path, &a.overrides)).transpose()?;
     let Some(home) = a.home.path() else { bail!(Usage("give --run-dir or --runs".to_owned())) };
@@ -170,6 +185,7 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         }
         let (listener, address) = bind(&a.listen)?;
         let mut config = CoordinatorConfig::new(home, &a.checkpoint, listener);
+        config.gate = gate.clone();
         config.settings.expected_workers = a.expected_workers;
         config.settings.build = env!("CARGO_PKG_VERSION").to_owned();
         config.heartbeat_interval = HEARTBEAT;
@@ -181,14 +197,16 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         config.settings.many_runs = a.home.runs.is_some();
         let interpret = |toml: &str| interpret(toml).map_err(|e| format!("{e:#}"));
         let coordinator = Coordinator::open(config, Arc::new(interpret)).await?;
-        if let Err(error) = run_dir::tell_address(home, address) {
+        if let Err(error) = run_dir::tell_address(home, scheme(&gate), address) {
             tracing::warn!(%error, "the address is not in the run directory: `mcl watch` needs --coordinator");
         }
-        announce(address)?;
+        announce(address, &gate)?;
         let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(home)))?;
+        let handle = coordinator.handle();
         let submit = async {
             if let Some(job) = &job {
-                Client::connect(&format!("http://{address}")).await?.submit(&run_id, job, None).await?;
+                let refused = |e| anyhow::anyhow!("job refused by the coordinator at {address}: {e}");
+                handle.submit(run_id, job.to_toml()?).await.map_err(refused)?;
             }
             std::future::pending::<Result<JobOutcome>>().await
         };

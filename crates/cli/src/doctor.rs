@@ -7,7 +7,9 @@ use crate::client::{Coordinator, load_job, runtime};
 use crate::exit::FAILED;
 use crate::rank_program::{RankProgram, parse_devices};
 use anyhow::{Context, Result, bail};
+use mcl_checkpoint::CheckpointClient;
 use mcl_config::Job;
+use mcl_transport::Identity;
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
@@ -42,11 +44,17 @@ pub(crate) fn doctor(a: &DoctorArguments) -> Result<ExitCode> {
         }
         Err(error) => findings.push(Finding { what: "job", result: Err(error) }),
     }
+    let identity = a.tls.identity();
+    if let Some(found) = identity.as_ref().map_err(again).and_then(|i| certificate(i.as_ref())).transpose() {
+        findings.push(Finding { what: "certificate", result: found });
+    }
     if let Some(url) = &a.coordinator {
-        findings.push(Finding { what: "coordinator", result: coordinator(url) });
+        let result = identity.as_ref().map_err(again).and_then(|i| coordinator(url, i.clone()));
+        findings.push(Finding { what: "coordinator", result });
     }
     if let Some(url) = &a.checkpoint {
-        findings.push(Finding { what: "checkpoint service", result: reach(url) });
+        let result = identity.as_ref().map_err(again).and_then(|i| checkpoint_service(url, i.as_ref()));
+        findings.push(Finding { what: "checkpoint service", result });
     }
     let failed = findings.iter().filter(|f| f.result.is_err()).count();
     if a.json {
@@ -186,8 +194,8 @@ fn job_file(job: &Job) -> Result<String> {
 }
 
 /// It answers, and speaks our protocol.
-fn coordinator(url: &str) -> Result<String> {
-    let status = runtime()?.block_on(async { Coordinator::connect(url).await?.status().await })?;
+fn coordinator(url: &str, identity: Option<Identity>) -> Result<String> {
+    let status = runtime()?.block_on(async { Coordinator::connect(url, identity).await?.status().await })?;
     let ours = mcl_proto::PROTOCOL;
     if status.protocol != ours {
         bail!(
@@ -198,6 +206,25 @@ fn coordinator(url: &str) -> Result<String> {
         );
     }
     Ok(format!("mcl {}, protocol {ours}; {}: {}", status.build, status.phase, status.reason))
+}
+
+/// Who this machine would be, and for how long; nothing without TLS.
+fn certificate(identity: Option<&Identity>) -> Result<Option<String>> {
+    let Some(identity) = identity else { return Ok(None) };
+    let told = crate::certs::told(&identity.certificate());
+    let warnings = identity.warnings();
+    let warnings =
+        if warnings.is_empty() { String::new() } else { format!("; WARNING: {}", warnings.join("; ")) };
+    Ok(Some(format!("{}: {told}{warnings}", identity.folder().display())))
+}
+
+/// With a certificate: it answers, and takes ours. Without: somebody takes connections there.
+fn checkpoint_service(url: &str, identity: Option<&Identity>) -> Result<String> {
+    if identity.is_none() && !url.starts_with("https://") {
+        return reach(url);
+    }
+    runtime()?.block_on(CheckpointClient::connect(url, identity, CONNECT))?;
+    Ok(format!("{url} answers"))
 }
 
 /// Somebody takes connections there.

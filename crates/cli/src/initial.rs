@@ -11,6 +11,7 @@ use mcl_checkpoint::{CheckpointClient, ClientError, Draft};
 use mcl_checkpoint_core::{CheckpointDir, Dtype, OwnedTensor, SliceView, digest_state, write_slice};
 use mcl_config::Job;
 use mcl_export::PARTS;
+use mcl_transport::Identity;
 use mcl_types::{Digest, FencingToken, Retention, RunId, Step, StoreLocation, Tier};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,13 +29,14 @@ pub(crate) async fn store(
     run_id: &RunId,
     job: &Job,
     checkpoint_url: &str,
+    identity: Option<&Identity>,
 ) -> Result<Digest> {
     let weights = read(from, job).await?;
     let tensors: Vec<_> =
         weights.iter().map(|(n, t)| (n.clone(), t.dtype, t.shape.clone(), t.bytes.as_slice())).collect();
     let slice = Bytes::from(write_slice(&tensors).with_context(|| from.to_string())?);
     let digest = digest_state(&[SliceView::parse(&slice)?])?;
-    let client = CheckpointClient::lazy(checkpoint_url)?;
+    let client = CheckpointClient::lazy(checkpoint_url, identity)?;
     // No coordinator speaks for the run yet; once one does, this token is refused.
     let (token, first) = (FencingToken::default(), Step::new(0));
     let meta = serde_json::json!({ "run_id": run_id.as_str(), "step": 0, "from": from }).to_string();
@@ -200,7 +202,7 @@ mod tests {
             let tensor = ("backbone.conv1.weight".to_owned(), Dtype::F32, vec![1], &[byte; 4][..]);
             std::fs::write(&path, write_slice(&[tensor])?)?;
             let job = Job::parse("[data]\nsource = \"x\"\n[train]\nsteps = 1\n", "job.toml")?;
-            store(&path.into(), &self.run, &job, &self.url).await
+            store(&path.into(), &self.run, &job, &self.url, None).await
         }
 
         async fn refuses(&self, byte: u8) -> String {
@@ -209,7 +211,7 @@ mod tests {
 
         /// From here on only a coordinator may write.
         async fn begin(&self) -> CheckpointClient {
-            let client = CheckpointClient::lazy(&self.url).unwrap();
+            let client = CheckpointClient::lazy(&self.url, None).unwrap();
             client.announce_term(&self.run, Term::new(1), 0).await.unwrap();
             client
         }

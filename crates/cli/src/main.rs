@@ -8,6 +8,7 @@
 mod address;
 mod arguments;
 mod bench;
+mod certs;
 mod checkpoint;
 mod client;
 mod daemon;
@@ -18,6 +19,7 @@ mod export;
 mod initial;
 mod ledger;
 mod manual;
+mod private;
 mod progress;
 mod rank_program;
 mod run;
@@ -103,5 +105,6 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(a) => bench::bench(&a),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man(a) => manual::man(&a),
+        Command::Certs(a) => certs::certs(&a),
     }
 }

@@ -3,12 +3,14 @@
 use crate::arguments::RunArguments;
 use crate::client::{Coordinator, load_job, runtime};
 use crate::exit::{INTERRUPTED, Usage};
+use crate::private::Private;
 use crate::progress::Progress;
 use crate::rank_program::{RankProgram, parse_devices};
 use crate::run_dir;
 use crate::spawn::{DONE, Daemon, Show};
 use anyhow::{Context, Result, bail};
 use mcl_config::Job;
+use mcl_transport::Role;
 use mcl_types::StoreLocation;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -64,6 +66,7 @@ enum Outcome {
 /// Everything that was started.
 #[derive(Default)]
 struct Fleet {
+    private: Private,
     services: Vec<Daemon>,
     workers: Vec<(Daemon, Vec<OsString>, u32)>,
 }
@@ -78,8 +81,11 @@ impl Fleet {
         progress: &mut Progress,
     ) -> Result<Outcome> {
         let show = progress.printer();
+        if a.private {
+            self.private = Private::make(folder)?;
+        }
         let url = self.start_services(a, job, folder, &show).await?;
-        let mut coordinator = Coordinator::connect(&url).await?;
+        let mut coordinator = Coordinator::connect(&url, self.private.operator()?).await?;
         let network = job.network();
         let advertise =
             crate::address::advertised(network.advertise.as_deref(), network.interface.as_deref(), None)?;
@@ -90,7 +96,8 @@ impl Fleet {
             show(&format!("resuming {} after {done} committed steps", folder.display()));
         }
         for (index, devices) in deal(devices, a.workers).into_iter().enumerate() {
-            let arguments = worker_arguments(index, &url, &devices, folder, &advertise);
+            let mut arguments = worker_arguments(index, &url, &devices, folder, &advertise);
+            arguments.extend(self.private.arguments(Role::Worker));
             let daemon =
                 Daemon::start(&format!("worker-{index}"), &arguments, &folder.join("logs"), show.clone())?;
             self.workers.push((daemon, arguments, 0));
@@ -118,6 +125,7 @@ impl Fleet {
         }
         let fixed = FixedPort("checkpoint_port", job.network().checkpoint_port);
         arguments.extend(fixed.listen());
+        arguments.extend(self.private.arguments(Role::Service));
         let mut checkpoint = Daemon::start("checkpoint", &arguments, &logs, show.clone())?;
         let checkpoint_url = checkpoint.url().await.map_err(|e| fixed.named_in(e))?;
         self.services.push(checkpoint);
@@ -128,6 +136,7 @@ impl Fleet {
         arguments.push(a.workers.to_string().into());
         let fixed = FixedPort("coordinator_port", job.network().coordinator_port);
         arguments.extend(fixed.listen());
+        arguments.extend(self.private.arguments(Role::Service));
         let mut coordinator = Daemon::start(COORDINATOR, &arguments, &logs, show.clone())?;
         let url = coordinator.url().await.map_err(|e| fixed.named_in(e))?;
         self.services.push(coordinator);

@@ -57,13 +57,13 @@ fn host() -> String {
 }
 
 /// Writes down where this process listens as the coordinator of a folder.
-pub(crate) fn tell_address(folder: &Path, mut address: std::net::SocketAddr) -> Result<()> {
+pub(crate) fn tell_address(folder: &Path, scheme: &str, mut address: std::net::SocketAddr) -> Result<()> {
     // Everywhere is no place to speak to.
     if address.ip().is_unspecified() {
         let here = if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
         address.set_ip(here);
     }
-    let told = Address { url: format!("http://{address}"), host: host(), pid: std::process::id() };
+    let told = Address { url: format!("{scheme}://{address}"), host: host(), pid: std::process::id() };
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     serde_json::to_writer(&mut file, &told)?;
     file.persist(folder.join(ADDRESS))?;
@@ -142,8 +142,8 @@ mod tests {
     fn the_address_of_a_coordinator_that_is_gone_is_not_told() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(address(folder.path()), None);
-        tell_address(folder.path(), "0.0.0.0:70".parse().unwrap()).unwrap();
-        assert_eq!(address(folder.path()).as_deref(), Some("http://127.0.0.1:70"));
+        tell_address(folder.path(), "https", "0.0.0.0:70".parse().unwrap()).unwrap();
+        assert_eq!(address(folder.path()).as_deref(), Some("https://127.0.0.1:70"));
         let told = |host: String| format!(r#"{{"url":"http://x:1","host":"{host}","pid":{}}}"#, u32::MAX);
         std::fs::write(folder.path().join(ADDRESS), told(host())).unwrap();
         assert_eq!(address(folder.path()), None);

@@ -62,6 +62,8 @@ impl Daemon {
         let mut child = Command::new(own)
             .args(log_format)
             .args(arguments)
+            // Each is told by its arguments who it is.
+            .env_remove(mcl_transport::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -18,7 +18,7 @@ const LOST: &str = "lost";
 
 pub(crate) fn status(a: &ServerArguments) -> Result<ExitCode> {
     runtime()?.block_on(async {
-        let status = Coordinator::connect(&a.coordinator).await?.status().await?;
+        let status = Coordinator::of(a).await?.status().await?;
         if a.json {
             println!("{}", as_json(&status));
         } else {

@@ -5,9 +5,11 @@ mod files;
 use crate::arguments::{Command, WatchArguments};
 use crate::client::{Coordinator, Wish, runtime};
 use crate::exit::{FAILED, INTERRUPTED, Usage};
+use crate::private::Private;
 use crate::{run_dir, terminal};
 use anyhow::{Context, Result, bail};
 use files::Files;
+use mcl_transport::Identity;
 use mcl_watch::{Event, Link, Snapshot, Tape, View};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -104,6 +106,8 @@ async fn lines(mut source: Source, json: bool) -> Result<ExitCode> {
 /// Where a run is looked at.
 struct Source {
     place: Place,
+    /// As whom it speaks.
+    identity: Option<Identity>,
     /// The connection of the last look.
     client: Option<(String, Coordinator)>,
 }
@@ -129,7 +133,7 @@ impl Source {
             (None, Some(url)) => Place::Url(url.clone()),
             (None, None) => bail!(Usage("give a run directory, or --coordinator URL".to_owned())),
         };
-        Ok(Self { place, client: None })
+        Ok(Self { place, identity: a.tls.identity()?, client: None })
     }
 
     async fn look(&mut self) -> Event {
@@ -138,7 +142,11 @@ impl Source {
             Place::Folder { folder, files } => match coordinator_of(folder) {
                 Some((url, runs_many)) => {
                     let run = files.run_id().to_owned();
-                    match self.ask(&url).await {
+                    let identity = match &self.identity {
+                        None if url.starts_with("https:") => Private::operator_of(folder),
+                        given => given.clone(),
+                    };
+                    match self.ask(&url, identity).await {
                         // It may have another run of the same folder now, or have died.
                         Ok(seen) if !runs_many || seen.status.run_id == run => return seen_event(seen),
                         Ok(_) | Err(_) => return self.read(),
@@ -147,18 +155,18 @@ impl Source {
                 None => return self.read(),
             },
         };
-        match self.ask(&url).await {
+        match self.ask(&url, self.identity.clone()).await {
             Ok(seen) => seen_event(seen),
             Err(error) => Event::Away(format!("{error:#}")),
         }
     }
 
-    async fn ask(&mut self, url: &str) -> Result<Snapshot> {
+    async fn ask(&mut self, url: &str, identity: Option<Identity>) -> Result<Snapshot> {
         let known = self.client.take().filter(|(at, _)| at == url).map(|(_, client)| client);
         let asking = async {
             let mut client = match known {
                 Some(client) => client,
-                None => Coordinator::connect(url).await?,
+                None => Coordinator::connect(url, identity).await?,
             };
             let (status, history) = (client.status().await?, client.history(POINTS).await?);
             Ok::<_, anyhow::Error>((client, status, history))

@@ -27,103 +27,127 @@ c10::intrusive_ptr<c10d::ProcessGroup> group_of(const c10::IValue& value) {
 
 // Batch norm whose statistics are those of all ranks' rows together; of this process's alone without a group. Ranks may
 // hold different numbers of rows. Each rank's (mean, sum of squared deviations, count) is gathered and combined in rank
-// order by every rank alike (Chan et al. 1979), so that all hold the same bits and nothing cancels.
+// order by every rank alike (Chan et al. 1979), so that all hold the same bits and nothing cancels. Two batches may be
+// normalised side by side, each by its own statistics: they travel together, forward and backward.
 struct BatchNorm : torch::autograd::Function<BatchNorm> {
-  static at::Tensor forward(
+  // Fills `statistics` [batches, 2, C] with each batch's mean and unbiased variance.
+  static tensor_list forward(
       AutogradContext* ctx,
-      const at::Tensor& x,
+      const at::Tensor& first,
+      const std::optional<at::Tensor>& second,
       const std::optional<at::Tensor>& weight,
       const std::optional<at::Tensor>& bias,
-      at::Tensor running_mean,
-      at::Tensor running_var,
-      double momentum,
+      at::Tensor statistics,
       double eps,
       const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
-    const int64_t channels = x.size(1);
-    const auto stat_type = at::toOpMathType(x.scalar_type());
-    const double rows = static_cast<double>(x.numel() / channels);
-    // One pass over memory, where var_mean takes ten times as long; the variance is the biased one.
-    auto [mean, var] = at::batch_norm_update_stats(x.to(stat_type), std::nullopt, std::nullopt, momentum);
-    auto count = at::full({1}, rows, mean.options());
-    auto total_mean = mean;
-    auto total_m2 = var * rows;
-    if (group) {
-      const int64_t world = group->getSize();
-      auto mine = at::cat({mean, total_m2, count});
-      auto all = at::empty({world * mine.numel()}, mine.options());
-      mcl_wait(group->_allgather_base(all, mine), mine.is_cpu());
-      all = all.view({world, 2 * channels + 1});
-      auto counts = all.select(1, 2 * channels).unsqueeze(1);
-      auto means = all.narrow(1, 0, channels);
-      count = counts.sum();
-      total_mean = (means * counts).sum(0) / count;
-      auto deviation = means - total_mean;
-      total_m2 = (all.narrow(1, channels, channels) + deviation * deviation * counts).sum(0);
+    tensor_list batches{first};
+    if (second) {
+      batches.push_back(*second);
     }
-    auto total_var = total_m2 / count;
-    running_mean.mul_(1 - momentum).add_(total_mean.to(running_mean.scalar_type()), momentum);
-    running_var.mul_(1 - momentum).add_((total_m2 / (count - 1)).to(running_var.scalar_type()), momentum);
+    const auto n = static_cast<int64_t>(batches.size());
+    const int64_t channels = first.size(1);
+    const auto stat_type = at::toOpMathType(first.scalar_type());
+    tensor_list own;
+    for (const auto& x : batches) {
+      // One pass over memory, where var_mean takes ten times as long; the variance is the biased one.
+      auto [mean, var] = at::batch_norm_update_stats(x.to(stat_type), std::nullopt, std::nullopt, /*momentum=*/0.0);
+      const double rows = static_cast<double>(x.numel() / channels);
+      own.insert(own.end(), {mean, var * rows, at::full({1}, rows, mean.options())});
+    }
+    auto all = at::cat(own).view({1, n, 2 * channels + 1});
+    if (group) {
+      all = gathered(all.view({-1}), group).view({group->getSize(), n, 2 * channels + 1});
+    }
+    auto counts = all.narrow(2, 2 * channels, 1);
+    auto means = all.narrow(2, 0, channels);
+    auto count = counts.sum(0);
+    auto mean = (means * counts).sum(0) / count;
+    auto deviation = means - mean;
+    auto m2 = (all.narrow(2, channels, channels) + deviation * deviation * counts).sum(0);
+    auto var = m2 / count;
+    statistics.select(1, 0).copy_(mean);
+    statistics.select(1, 1).copy_(m2 / (count - 1));
 
-    auto y = std::get<0>(
-        at::native_batch_norm(
-        x, weight, bias, total_mean, total_var, /*training=*/false, momentum, eps));
-    ctx->save_for_backward({x, weight.value_or(at::Tensor()), total_mean, total_var, count});
+    tensor_list out, kept{weight.value_or(at::Tensor()), mean, var, count};
+    for (int64_t i = 0; i < n; ++i) {
+      out.push_back(std::get<0>(at::native_batch_norm(
+          batches[i], weight, bias, mean[i], var[i], /*training=*/false, /*momentum=*/0.0, eps)));
+      kept.push_back(batches[i]);
+    }
+    ctx->save_for_backward(kept);
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["biased"] = bias.has_value();
     if (group) {
       ctx->saved_data["group"] = c10::IValue::make_capsule(group);
     }
-    return y;
+    return out;
   }
 
   static tensor_list backward(AutogradContext* ctx, tensor_list grads) {
     auto saved = ctx->get_saved_variables();
-    const auto& x = saved[0];
-    const auto& mean = saved[2];
-    const auto& var = saved[3];
+    const auto& mean = saved[1];
+    const auto& var = saved[2];
+    const tensor_list batches(saved.begin() + 4, saved.end());
+    const auto n = static_cast<int64_t>(batches.size());
     const double eps = ctx->saved_data["eps"].toDouble();
-    const bool affine = saved[1].defined();
+    const bool affine = saved[0].defined();
     const bool biased = ctx->saved_data["biased"].toBool();
-    auto weight = affine ? saved[1] : at::ones_like(mean);
-    auto dy = grads[0].contiguous(x.suggest_memory_format());
-
+    auto weight = affine ? saved[0] : at::ones_like(mean[0]);
     auto found = ctx->saved_data.find("group");
     const bool alone = found == ctx->saved_data.end();
-    const auto none = at::Tensor();
-    if (alone && x.scalar_type() != mean.scalar_type()) {
-      // Of half precision the engine's fused kernel computes inside in full precision: what follows would have to copy.
-      auto all = at::native_batch_norm_backward(
-          dy, x, weight, std::nullopt, std::nullopt, mean, (var + eps).rsqrt(), /*train=*/true, eps, {true, affine, biased});
-      return {std::get<0>(all), std::get<1>(all), std::get<2>(all), none, none, none, none, none};
-    }
+    // Of half precision the engine's fused kernel computes inside in full precision: what follows would have to copy.
+    const bool fused = alone && batches[0].scalar_type() != mean.scalar_type();
 
-    // Evaluation-mode backward gives sum(dy * xhat) and sum(dy) in one fused pass.
-    auto sums = at::native_batch_norm_backward(
-        dy, x, weight, mean, var, std::nullopt, std::nullopt, /*train=*/false, eps, {false, true, true});
-    auto d_weight = std::get<1>(sums);
-    auto d_bias = std::get<2>(sums);
-    auto total = at::cat({d_weight, d_bias}).to(mean.scalar_type());
-    if (!alone) {
-      // One gather and a sum in rank order: for so few numbers half the round trips of an all-reduce.
-      auto group = group_of(found->second);
-      auto all = at::empty({group->getSize() * total.numel()}, total.options());
-      mcl_wait(group->_allgather_base(all, total), total.is_cpu());
-      total = all.view({group->getSize(), total.numel()}).sum(0);
+    tensor_list dx, sums;
+    at::Tensor d_weight, d_bias;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto& x = batches[i];
+      grads[i] = grads[i].contiguous(x.suggest_memory_format());
+      // Evaluation-mode backward gives sum(dy * xhat) and sum(dy) in one fused pass.
+      auto none = std::optional<at::Tensor>();
+      auto [d, w, b] = fused
+          ? at::native_batch_norm_backward(
+                grads[i], x, weight, none, none, mean[i], (var[i] + eps).rsqrt(), /*train=*/true, eps,
+                {true, affine, biased})
+          : at::native_batch_norm_backward(
+                grads[i], x, weight, mean[i], var[i], none, none, /*train=*/false, eps, {false, true, true});
+      dx.push_back(d);
+      d_weight = i && w.defined() ? d_weight + w : w;
+      d_bias = i && b.defined() ? d_bias + b : b;
+      if (!fused) {
+        sums.insert(sums.end(), {w, b});
+      }
     }
-    total = total / saved[4];
-    auto mean_dy_xhat = total.narrow(0, 0, mean.numel());
-    auto mean_dy = total.narrow(0, mean.numel(), mean.numel());
+    if (!fused) {
+      auto total = at::cat(sums).to(mean.scalar_type());
+      if (!alone) {
+        // One gather and a sum in rank order: for so few numbers half the round trips of an all-reduce.
+        total = gathered(total, group_of(found->second)).sum(0);
+      }
+      total = total.view({n, 2, mean.size(1)}) / saved[3].unsqueeze(1);
+      auto inv = (var + eps).rsqrt();
+      // dx = inv * w * (dy - mean_dy - xhat * mean_dy_xhat), written as a*dy + b*x + c a channel.
+      auto a = inv * weight;
+      auto b = -a * inv * total.select(1, 0);
+      auto c = -a * total.select(1, 1) - b * mean;
+      // Of half precision in full precision: b * x and c may cancel.
+      const auto type = mean.scalar_type();
+      for (int64_t i = 0; i < n; ++i) {
+        const auto& x = batches[i];
+        auto d = at::addcmul(per_channel(c[i], x), x.to(type), per_channel(b[i], x));
+        dx[i] = d.addcmul_(grads[i].to(type), per_channel(a[i], x)).to(x.scalar_type());
+      }
+    }
+    const at::Tensor none;
+    return {dx[0], n > 1 ? dx[1] : none, affine ? d_weight : none, biased ? d_bias : none, none, none, none};
+  }
 
-    // dx = inv * w * (dy - mean_dy - xhat * mean_dy_xhat), written as a*dy + b*x + c a channel.
-    auto inv = (var + eps).rsqrt();
-    auto a = inv * weight;
-    auto b = -a * inv * mean_dy_xhat;
-    auto c = -a * mean_dy - b * mean;
-    // Of half precision in full precision: b * x and c may cancel.
-    const auto type = mean.scalar_type();
-    auto dx = at::addcmul(per_channel(c, x), x.to(type), per_channel(b, x));
-    dx = dx.addcmul_(dy.to(type), per_channel(a, x)).to(x.scalar_type());
-    return {dx, affine ? d_weight : none, biased ? d_bias : none, none, none, none, none, none};
+  // What every rank has, by rank: [ranks, numbers].
+  static at::Tensor gathered(const at::Tensor& mine, const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
+    auto all = at::empty({group->getSize() * mine.numel()}, mine.options());
+    auto own = mine;
+    mcl_wait(group->_allgather_base(all, own), mine.is_cpu());
+    return all.view({group->getSize(), mine.numel()});
   }
 };
 
@@ -167,21 +191,34 @@ std::vector<at::Tensor> collect(at::Tensor* const* tensors, int n) {
 
 extern "C" {
 
-// group may be null (this process's rows alone); weight and bias may be null (no affine part). Updates the running
-// statistics in place.
+// Normalises `n` batches (1 or 2) side by side, each by its own statistics, and answers those: [n, 2, C], mean and
+// unbiased variance. group may be null (this process's rows alone); weight and bias may be null (no affine part).
 int mcl_batch_norm(
     const MclGroup* group,
-    at::Tensor* x,
+    at::Tensor* const* batches,
+    int n,
     at::Tensor* weight,
     at::Tensor* bias,
-    at::Tensor* running_mean,
-    at::Tensor* running_var,
-    double momentum,
     double eps,
-    at::Tensor** out) {
+    at::Tensor** out,
+    at::Tensor** statistics) {
   MCL_GUARD({
-    *out = new at::Tensor(BatchNorm::apply(
-        *x, given(weight), given(bias), *running_mean, *running_var, momentum, eps, group ? group->group : nullptr));
+    TORCH_CHECK(n == 1 || n == 2, "one batch or two are normalised at once, not ", n);
+    auto x = collect(batches, n);
+    for (auto& batch : x) {
+      TORCH_CHECK(
+          batch.dim() >= 2 && batch.size(1) == x[0].size(1) && batch.scalar_type() == x[0].scalar_type(),
+          "batches side by side must have the same channels and kind");
+    }
+    auto options = x[0].options().dtype(at::toOpMathType(x[0].scalar_type())).requires_grad(false);
+    auto kept = at::empty({n, 2, x[0].size(1)}, options);
+    auto second = given(n > 1 ? batches[1] : nullptr);
+    auto normalised =
+        BatchNorm::apply(x[0], second, given(weight), given(bias), kept, eps, group ? group->group : nullptr);
+    for (int i = 0; i < n; ++i) {
+      out[i] = new at::Tensor(normalised[i]);
+    }
+    *statistics = new at::Tensor(kept);
   })
 }
 

@@ -80,14 +80,13 @@ unsafe extern "C" {
 
     pub fn mcl_batch_norm(
         group: *const MclGroup,
-        x: *mut C_tensor,
+        batches: *const *mut C_tensor,
+        n: c_int,
         weight: *mut C_tensor,
         bias: *mut C_tensor,
-        running_mean: *mut C_tensor,
-        running_var: *mut C_tensor,
-        momentum: f64,
         eps: f64,
         out: *mut *mut C_tensor,
+        statistics: *mut *mut C_tensor,
     ) -> c_int;
     pub fn mcl_ready_order(
         loss: *mut C_tensor,

@@ -429,39 +429,43 @@ pub fn ready_order(loss: &Tensor, params: &[Tensor]) -> Result<Vec<usize>, Engin
     Ok(order.into_iter().filter_map(|i| usize::try_from(i).ok()).collect())
 }
 
-/// Batch norm over all ranks' rows, or this process's alone without a group: `[n, C]` or `[n, C, h, w]`, any n a rank;
-/// running statistics are updated in place (unbiased variance of the global count).
+/// Batch norm over all ranks' rows, or this process's alone without a group, of one or two batches side by side: each is
+/// normalised by its own statistics, in its place, and their numbers travel together. `[n, C]` or `[n, C, h, w]`, any n a
+/// rank. Answers the statistics, [batches, 2, C]: mean and unbiased variance.
 ///
 /// # Errors
 /// When a peer is gone or shapes do not fit.
 pub fn batch_norm(
     group: Option<&Group>,
-    x: &Tensor,
+    batches: &mut [Tensor],
     weight: Option<&Tensor>,
     bias: Option<&Tensor>,
-    running_mean: &Tensor,
-    running_var: &Tensor,
-    momentum: f64,
     eps: f64,
 ) -> Result<Tensor, EngineError> {
     let optional = |t: Option<&Tensor>| t.map_or(null_mut(), raw);
-    let mut out = null_mut();
-    // SAFETY: all tensors are live; the autograd node keeps an owning pointer to the group.
+    let pointers = raws(batches);
+    let mut out = vec![null_mut(); pointers.len()];
+    let mut statistics = null_mut();
+    // SAFETY: all tensors are live; `out` has room for as many tensors as there are batches; the autograd node keeps an
+    // owning pointer to the group.
     check(unsafe {
         ffi::mcl_batch_norm(
             group.map_or(null(), |group| group.0.as_ptr().cast_const()),
-            raw(x),
+            pointers.as_ptr(),
+            count(pointers.len())?,
             optional(weight),
             optional(bias),
-            raw(running_mean),
-            raw(running_var),
-            momentum,
             eps,
-            &raw mut out,
+            out.as_mut_ptr(),
+            &raw mut statistics,
         )
     })?;
-    // SAFETY: on success `out` is a new tensor that Rust now owns.
-    Ok(unsafe { Tensor::from_ptr(out) })
+    for (batch, out) in batches.iter_mut().zip(out) {
+        // SAFETY: on success every entry is a new tensor that Rust now owns.
+        *batch = unsafe { Tensor::from_ptr(out) };
+    }
+    // SAFETY: as above.
+    Ok(unsafe { Tensor::from_ptr(statistics) })
 }
 
 /// Sizes of ProcessGroupGloo, its Options and its AsyncWork as the shim was compiled.

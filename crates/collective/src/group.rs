@@ -261,18 +261,14 @@ impl Group {
 /// When a peer is lost or shapes do not fit.
 pub fn batch_norm(
     group: Option<&Group>,
-    x: &Tensor,
+    batches: &mut [Tensor],
     weight: Option<&Tensor>,
     bias: Option<&Tensor>,
-    running_mean: &Tensor,
-    running_var: &Tensor,
-    momentum: f64,
     eps: f64,
 ) -> Result<Tensor, CollectiveError> {
     let inner = group.map(|group| &*group.inner);
     let membership = group.map_or_else(Membership::alone, Group::membership);
-    sys::batch_norm(inner, x, weight, bias, running_mean, running_var, momentum, eps)
-        .map_err(|e| told("batch norm", membership, e))
+    sys::batch_norm(inner, batches, weight, bias, eps).map_err(|e| told("batch norm", membership, e))
 }
 
 fn c_number(n: u32) -> i32 {

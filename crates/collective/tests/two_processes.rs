@@ -84,6 +84,39 @@ fn sums_maxima_gathers_and_broadcasts() {
     });
 }
 
+/// Leaves of a graph: both sides' rows, scale and shift.
+struct Leaves {
+    sides: [Tensor; 2],
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Leaves {
+    fn new(sides: &[Tensor; 2], weight: &Tensor, bias: &Tensor) -> Self {
+        let leaf = |t: &Tensor| t.detach().copy().set_requires_grad(true);
+        Self { sides: sides.each_ref().map(leaf), weight: leaf(weight), bias: leaf(bias) }
+    }
+
+    fn affine(&self, on: bool) -> [Option<&Tensor>; 2] {
+        if on { [Some(&self.weight), Some(&self.bias)] } else { [None, None] }
+    }
+
+    /// Both sides normalised by the engine, each with [mean, unbiased variance].
+    fn plainly(&self, affine: bool) -> [(Tensor, Tensor); 2] {
+        let [w, b] = self.affine(affine);
+        self.sides.each_ref().map(|x| {
+            let own = Tensor::zeros([2, x.size()[1]], F64);
+            let (mean, var) = (own.select(0, 0), own.select(0, 1));
+            (Tensor::batch_norm(x, w, b, Some(&mean), Some(&var), true, 1.0, 1e-5, false), own)
+        })
+    }
+}
+
+/// Rows of both sides under weights, so that every output's gradient is another.
+fn weighted(sides: &[Tensor; 2], by: &[Tensor; 2]) -> Tensor {
+    sides.iter().zip(by).map(|(y, w)| (y * w).sum(Kind::Double)).sum()
+}
+
 #[test]
 fn synchronised_norm_equals_norm_of_the_whole_batch_with_uneven_rows() {
     ranks("synchronised_norm_equals_norm_of_the_whole_batch_with_uneven_rows", 2, |store, rank, children| {
@@ -91,36 +124,33 @@ fn synchronised_norm_equals_norm_of_the_whole_batch_with_uneven_rows() {
         for (shape, affine) in [(vec![8_i64, 3, 5, 4], true), (vec![8, 3], true), (vec![8, 3], false)] {
             tch::manual_seed(5);
             // A mean far from zero: E[x^2] - mean^2 would lose eight digits here.
-            let all = Tensor::randn(&shape, F64) + 1e4;
-            let weights = Tensor::randn(&shape, F64);
+            let all = [1e4, -3.0].map(|mean| Tensor::randn(&shape, F64) + mean);
+            let weights = [0, 1].map(|_| Tensor::randn(&shape, F64));
             let (w, b) = (Tensor::randn([3], F64), Tensor::randn([3], F64));
-            let run = |x: &Tensor, w: &Tensor, b: &Tensor, group: Option<&Group>| {
-                let (mean, var) = (Tensor::zeros([3], F64), Tensor::ones([3], F64));
-                let (w, b) = if affine { (Some(w), Some(b)) } else { (None, None) };
-                let y = match group {
-                    Some(g) => batch_norm(Some(g), x, w, b, &mean, &var, 0.1, 1e-5).unwrap(),
-                    None => Tensor::batch_norm(x, w, b, Some(&mean), Some(&var), true, 0.1, 1e-5, false),
-                };
-                (y, mean, var)
-            };
-            let leaf = |t: &Tensor| t.copy().set_requires_grad(true);
             let (first, n) = if rank == 0 { (0, 3) } else { (3, 5) };
-            let (x, w1, b1) = (leaf(&all.narrow(0, first, n)), leaf(&w), leaf(&b));
-            let (y, mean, var) = run(&x, &w1, &b1, Some(&group));
-            backward(&(&y * weights.narrow(0, first, n)).sum(Kind::Double), group.membership()).unwrap();
-            let (xr, wr, br) = (leaf(&all), leaf(&w), leaf(&b));
-            let (yr, mean_r, var_r) = run(&xr, &wr, &br, None);
-            (&yr * &weights).sum(Kind::Double).backward();
+            let share = |all: &[Tensor; 2]| all.each_ref().map(|t| t.narrow(0, first, n));
+            let mine = Leaves::new(&share(&all), &w, &b);
+            let [w1, b1] = mine.affine(affine);
+            let mut y = mine.sides.each_ref().map(Tensor::shallow_clone);
+            let statistics = batch_norm(Some(&group), &mut y, w1, b1, 1e-5).unwrap();
+            backward(&weighted(&y, &share(&weights)), group.membership()).unwrap();
+            let whole = Leaves::new(&all, &w, &b);
+            let expected = whole.plainly(affine);
+            weighted(&expected.each_ref().map(|(y, _)| y.shallow_clone()), &weights).backward();
             let close = |what: &str, a: &Tensor, b: &Tensor| {
                 let error = largest(&(a - b)) / largest(b).max(1e-6);
                 assert!(error < 1e-9, "{what} of {shape:?}: {error:e}");
             };
-            close("y", &y, &yr.narrow(0, first, n));
-            close("dx", &x.grad(), &xr.grad().narrow(0, first, n));
-            close("running mean", &mean, &mean_r);
-            close("running var", &var, &var_r);
+            for (side, (whole_y, own)) in (0_i64..).zip(&expected) {
+                let at = usize::try_from(side).unwrap();
+                close("y", &y[at], &whole_y.narrow(0, first, n));
+                close("dx", &mine.sides[at].grad(), &whole.sides[at].grad().narrow(0, first, n));
+                let [found, own] = [statistics.select(0, side), own.shallow_clone()];
+                close("mean", &found.select(0, 0), &own.select(0, 0));
+                close("variance", &found.select(0, 1), &own.select(0, 1));
+            }
             if affine {
-                for (mine, whole) in [(&w1, &wr), (&b1, &br)] {
+                for (mine, whole) in [(&mine.weight, &whole.weight), (&mine.bias, &whole.bias)] {
                     let total = mine.grad().copy();
                     group.all_reduce(&total, ReduceOp::Sum).unwrap();
                     close("parameter gradient", &total, &whole.grad());
@@ -138,42 +168,35 @@ fn synchronised_norm_of_half_precision_is_that_of_the_whole_batch() {
         tch::manual_seed(6);
         let shape = [8_i64, 3, 5, 4];
         let half = |t: Tensor| t.to_kind(Kind::BFloat16);
-        let (all, weights) = (half(Tensor::randn(shape, F64) + 12), half(Tensor::randn(shape, F64)));
+        let wide = |t: &Tensor| t.to_kind(Kind::Double);
+        let all = [12.0, 0.5].map(|mean| half(Tensor::randn(shape, F64) + mean));
+        let weights = [0, 1].map(|_| half(Tensor::randn(shape, F64)));
         let scale = Tensor::arange(3, F64) + 0.5;
-        let leaf = |t: &Tensor, kind: Kind| t.to_kind(kind).detach().copy().set_requires_grad(true);
-        let fresh = |kind: Kind| [Tensor::zeros([3], (kind, F64.1)), Tensor::ones([3], (kind, F64.1))];
-        let (first, n) = if rank == 0 { (0, 3) } else { (3, 5) };
-        let (x, w) = (leaf(&all.narrow(0, first, n), Kind::BFloat16), leaf(&scale, Kind::Float));
-        let [mean, var] = fresh(Kind::Float);
-        let y = batch_norm(Some(&group), &x, Some(&w), None, &mean, &var, 0.1, 1e-5).unwrap();
-        let sum = (&y * weights.narrow(0, first, n)).sum(Kind::Double);
-        backward(&sum, group.membership()).unwrap();
-        let (xr, wr, [mean_r, var_r]) =
-            (leaf(&all, Kind::Double), leaf(&scale, Kind::Double), fresh(Kind::Double));
         let zero = Tensor::zeros([3], F64);
-        let yr = Tensor::batch_norm(
-            &xr,
-            Some(&wr),
-            Some(&zero),
-            Some(&mean_r),
-            Some(&var_r),
-            true,
-            0.1,
-            1e-5,
-            false,
-        );
-        (&yr * weights.to_kind(Kind::Double)).sum(Kind::Double).backward();
-        let total = w.grad().copy();
+        let (first, n) = if rank == 0 { (0, 3) } else { (3, 5) };
+        let share = |all: &[Tensor; 2]| all.each_ref().map(|t| t.narrow(0, first, n));
+        let mine = Leaves::new(&share(&all), &scale.to_kind(Kind::Float), &zero);
+        let mut y = mine.sides.each_ref().map(Tensor::shallow_clone);
+        let statistics = batch_norm(Some(&group), &mut y, Some(&mine.weight), None, 1e-5).unwrap();
+        assert_eq!((y[0].kind(), statistics.kind()), (Kind::BFloat16, Kind::Float));
+        backward(&weighted(&y, &share(&weights)), group.membership()).unwrap();
+        let whole = Leaves::new(&all.each_ref().map(wide), &scale, &zero);
+        let expected = whole.plainly(true);
+        let wide_weights = weights.each_ref().map(wide);
+        weighted(&expected.each_ref().map(|(y, _)| y.shallow_clone()), &wide_weights).backward();
+        let total = mine.weight.grad().copy();
         group.all_reduce(&total, ReduceOp::Sum).unwrap();
-        let whole = |t: Tensor| t.narrow(0, first, n);
-        for (what, found, expected, bound) in [
-            ("y", y, whole(yr), 4e-3),
-            ("dx", x.grad(), whole(xr.grad()), 4e-3),
-            ("dw", total, wr.grad(), 1e-3),
-            ("running mean", mean, mean_r, 1e-5),
-            ("running var", var, var_r, 1e-4),
-        ] {
-            let error = largest(&(found.to_kind(Kind::Double) - &expected)) / largest(&expected);
+        let mut checks = vec![("dw", total, whole.weight.grad(), 1e-3)];
+        for (side, (whole_y, own)) in expected.into_iter().enumerate() {
+            let found = statistics.select(0, i64::try_from(side).unwrap());
+            let dx = whole.sides[side].grad().narrow(0, first, n);
+            checks.push(("y", y[side].shallow_clone(), whole_y.narrow(0, first, n), 4e-3));
+            checks.push(("dx", mine.sides[side].grad(), dx, 4e-3));
+            checks.push(("mean", found.select(0, 0), own.select(0, 0), 1e-5));
+            checks.push(("variance", found.select(0, 1), own.select(0, 1), 1e-4));
+        }
+        for (what, found, expected, bound) in checks {
+            let error = largest(&(wide(&found) - &expected)) / largest(&expected);
             assert!(error < bound, "{what}: {error:e}");
         }
         finish(children);

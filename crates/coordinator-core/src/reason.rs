@@ -268,8 +268,20 @@ pub enum Failure {
     },
 }
 
+/// Each cause once, in the order in which they came, with how often.
 fn all(causes: &[EndCause]) -> String {
-    causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    let mut distinct: Vec<(String, u32)> = Vec::new();
+    for cause in causes.iter().map(ToString::to_string) {
+        match distinct.iter_mut().find(|(known, _)| *known == cause) {
+            Some((_, times)) => *times += 1,
+            None => distinct.push((cause, 1)),
+        }
+    }
+    let told = distinct.into_iter().map(|(cause, times)| match times {
+        1 => cause,
+        _ => format!("{cause} ({times} times)"),
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// What is asked of the checkpoint service.
@@ -469,4 +481,21 @@ fn silence(silent: &[(WorkerName, Duration)]) -> String {
 
 fn since(cause: Option<&EndCause>) -> String {
     cause.map(|c| format!(" (after: {c})")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_came_again_is_told_once() {
+        let gone = |name: &str| EndCause::RanksGone { worker: WorkerName::new(name) };
+        let failure = Failure::NoStart { times: 5, causes: vec![gone("b"), gone("a"), gone("b"), gone("b")] };
+        let text = failure.to_string();
+        assert_eq!(
+            text,
+            "5 processes in a row died on every device before they were ready: worker b came back without its ranks (3 \
+             times); worker a came back without its ranks"
+        );
+    }
 }

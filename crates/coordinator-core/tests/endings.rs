@@ -92,7 +92,7 @@ fn generations_without_a_step_fail_the_job() {
         text.starts_with("5 generations in a row ended without a new step: rank 0 on w1 ended with signal 9"),
         "{text}"
     );
-    assert_eq!(text.matches("signal 9").count(), 5);
+    assert!(text.matches("signal 9").count() == 1 && text.ends_with("(5 times)"), "{text}");
 }
 
 #[test]

@@ -10,10 +10,11 @@ use mcl_coordinator_core::Event;
 use mcl_failpoint::{Failpoint, pass};
 use mcl_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use mcl_proto::{MAX_MESSAGE_BYTES, v1};
+use mcl_transport::{Dial, Identity};
 use mcl_types::{FencingToken, Retention, RunId, Term, Tier};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// For a connection.
@@ -56,10 +57,15 @@ impl Drop for Checkpoints {
 
 impl Checkpoints {
     /// Announces the term, then does what is asked, one by one.
-    pub(crate) fn start(url: &str, speaker: Speaker, adoption: u64, inbox: mpsc::Sender<Input>) -> Self {
+    pub(crate) fn start(
+        url: &str,
+        identity: Option<Identity>,
+        speaker: Speaker,
+        adoption: u64,
+        inbox: mpsc::Sender<Input>,
+    ) -> Self {
         let (asks, asked) = mpsc::unbounded_channel();
-        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let caller = Caller { url, speaker, adoption, channel: None };
+        let caller = Caller { url: url.to_owned(), identity, speaker, adoption, channel: None };
         Self { asks, task: tokio::spawn(caller.work(asked, inbox)) }
     }
 
@@ -80,6 +86,7 @@ pub(crate) struct Speaker {
 
 struct Caller {
     url: String,
+    identity: Option<Identity>,
     speaker: Speaker,
     /// For which of the jobs that this coordinator took up.
     adoption: u64,
@@ -218,10 +225,9 @@ impl Caller {
         let channel = match &self.channel {
             Some(channel) => channel.clone(),
             None => {
-                let endpoint = Endpoint::from_shared(self.url.clone()).map_err(|e| {
-                    Status::unavailable(format!("`{}` is not the URL of a service: {e}", self.url))
-                })?;
-                endpoint.connect_timeout(CONNECT).tcp_nodelay(true).connect_lazy()
+                let dial = Dial::new(&self.url, self.identity.as_ref())
+                    .map_err(|e| Status::unavailable(format!("`{}`: {e}", self.url)))?;
+                dial.with(|e| e.connect_timeout(CONNECT).tcp_nodelay(true)).connect_lazy()
             }
         };
         self.channel = Some(channel.clone());
@@ -229,7 +235,8 @@ impl Caller {
     }
 }
 
-/// Whether the same call may go well later: the service is away, its disk is full or ails.
+/// Whether the same call may go well later: the service is away, its disk is full or ails, or it does not take our
+/// certificate, which may be replaced while we run.
 const fn may_pass(code: Code) -> bool {
     matches!(
         code,
@@ -239,5 +246,7 @@ const fn may_pass(code: Code) -> bool {
             | Code::Internal
             | Code::Unknown
             | Code::Cancelled
+            | Code::PermissionDenied
+            | Code::Unauthenticated
     )
 }

@@ -3,8 +3,8 @@
 use crate::chronicle::DrawSheet;
 use mcl_coordinator_core::{JobSpec, Settings};
 use mcl_plan::{PlanSpec, Schedule};
+use mcl_transport::Gate;
 use mcl_types::{Digest, Retention, RunId};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,10 @@ pub struct CoordinatorConfig {
     pub run_dir: PathBuf,
     /// Where ranks and coordinator reach the checkpoint service, such as `http://10.0.0.1:7071`.
     pub checkpoint_url: String,
-    /// Already bound: check the address with [`check_bind`] before.
+    /// Already bound: check the address with [`mcl_transport::check_bind`] before.
     pub listener: tokio::net::TcpListener,
+    /// Who is let in, and as whom the coordinator speaks to the checkpoint service.
+    pub gate: Gate,
     /// How often workers speak.
     pub heartbeat_interval: Duration,
     /// How long it waits for what.
@@ -37,6 +39,7 @@ impl CoordinatorConfig {
             run_dir: run_dir.into(),
             checkpoint_url: checkpoint_url.into(),
             listener,
+            gate: Gate::default(),
             heartbeat_interval: Duration::from_secs(1),
             settings: Settings::default(),
             sheets: None,
@@ -104,40 +107,5 @@ impl JobFacts {
         };
         spec.check().map_err(|e| e.to_string())?;
         Ok(spec)
-    }
-}
-
-/// An address beyond this machine, without leave.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "refusing to listen on {address}: other machines could reach it, and the coordinator neither encrypts nor \
-     authenticates; listen on 127.0.0.1, or on a trusted network give --insecure (`mcl coordinator --insecure`)"
-)]
-pub struct ExposedError {
-    address: SocketAddr,
-}
-
-/// Whether a coordinator may listen there.
-///
-/// # Errors
-/// When the address is not the loopback interface's and `insecure` was not given.
-pub fn check_bind(address: SocketAddr, insecure: bool) -> Result<(), ExposedError> {
-    if insecure || address.ip().to_canonical().is_loopback() { Ok(()) } else { Err(ExposedError { address }) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_without_leave() {
-        for inside in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-            assert!(check_bind(inside.parse().unwrap(), false).is_ok(), "{inside}");
-        }
-        for outside in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1"] {
-            let error = check_bind(outside.parse().unwrap(), false).unwrap_err().to_string();
-            assert!(error.contains("--insecure") && error.contains(outside), "{error}");
-            assert!(check_bind(outside.parse().unwrap(), true).is_ok());
-        }
     }
 }

@@ -12,6 +12,7 @@ use mcl_coordinator_core::{Event, Recovered, RecoveredJob, State, Status};
 use mcl_history::Happening;
 use mcl_proto::MAX_MESSAGE_BYTES;
 use mcl_proto::v1::coordinator_service_server::CoordinatorServiceServer;
+use mcl_transport::{Gate, Refusals};
 use mcl_types::RunId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,21 +22,18 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 /// Inputs that may wait for the loop; whoever has more waits for it.
 const INBOX: usize = 1024;
 /// How long last words may take to reach their readers.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// A peer that vanished without a word is noticed after twice this.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// An opened coordinator: it owns its run directory, and serves once [`Coordinator::serve`] is called.
 pub struct Coordinator {
     rim: Rim,
     service: Service,
     listener: TcpListener,
+    gate: Gate,
     progress: watch::Receiver<Progress>,
 }
 
@@ -43,6 +41,7 @@ pub struct Coordinator {
 #[derive(Clone)]
 pub struct CoordinatorHandle {
     service: Service,
+    gate: Gate,
     progress: watch::Receiver<Progress>,
 }
 
@@ -63,7 +62,7 @@ impl Coordinator {
     /// # Errors
     /// When another coordinator uses the directory, or what is in it cannot be read.
     pub async fn open(config: CoordinatorConfig, interpret: Interpret) -> Result<Self, CoordinatorError> {
-        let CoordinatorConfig { run_dir: root, checkpoint_url, listener, heartbeat_interval, settings, sheets } =
+        let CoordinatorConfig { run_dir: root, checkpoint_url, listener, gate, heartbeat_interval, settings, sheets } =
             config;
         let (answers, inbox) = mpsc::channel(INBOX);
         let memory = Shared::default();
@@ -100,6 +99,7 @@ impl Coordinator {
             refused: Vec::new(),
             reading: false,
             checkpoint_url,
+            identity: gate.identity().cloned(),
             tempo: heartbeat_interval,
             heartbeat_interval,
             inbox,
@@ -122,7 +122,7 @@ impl Coordinator {
             rim.adopt(spec.run_id, facts);
             rim.scribe.happened(Happening::TakenOver { term: term.get() });
         }
-        Ok(Self { rim, service, listener, progress: watched })
+        Ok(Self { rim, service, listener, gate, progress: watched })
     }
 
     /// Where it listens.
@@ -135,7 +135,11 @@ impl Coordinator {
 
     /// A way to speak to it from this process.
     pub fn handle(&self) -> CoordinatorHandle {
-        CoordinatorHandle { service: self.service.clone(), progress: self.progress.clone() }
+        CoordinatorHandle {
+            service: self.service.clone(),
+            gate: self.gate.clone(),
+            progress: self.progress.clone(),
+        }
     }
 
     /// Its progress, as it changes.
@@ -152,21 +156,18 @@ impl Coordinator {
         self,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<JobOutcome, CoordinatorError> {
-        let Self { rim, service, listener, .. } = self;
+        let Self { rim, service, listener, gate, .. } = self;
         let service = CoordinatorServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CoordinatorServiceServer<Service>>().await;
 
         let asked = Notify::new();
-        let serving = Server::builder()
-            .http2_keepalive_interval(Some(KEEP_ALIVE))
-            .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        let serving = gate
+            .server()
+            .layer(gate.layer())
             .add_service(health_service)
             .add_service(service)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                asked.notified(),
-            );
+            .serve_with_incoming_shutdown(gate.admit(listener), asked.notified());
         tokio::pin!(serving, shutdown);
 
         // Dropped with this future, which ends the loop.
@@ -237,6 +238,16 @@ impl CoordinatorHandle {
     /// Its progress, as it changes.
     pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
+    }
+
+    /// Connections and calls that were refused, by kind.
+    pub fn refusals(&self) -> &Refusals {
+        self.gate.refusals()
+    }
+
+    /// Connections there are.
+    pub fn connections(&self) -> usize {
+        self.gate.connections()
     }
 }
 

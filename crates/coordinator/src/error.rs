@@ -69,6 +69,12 @@ pub enum CoordinatorError {
         /// The run directory.
         dir: PathBuf,
     },
+    /// Something else lies where a run's directory would be.
+    #[error("{} is not a directory: submit under another name", path.display())]
+    Taken {
+        /// What lies there.
+        path: PathBuf,
+    },
     /// The journal does not open or does not take a record.
     #[error("journal {}: {source}; free space on that disk or repair it, then start again: what was written before stands", path.display())]
     Journal {

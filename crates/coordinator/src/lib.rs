@@ -4,8 +4,7 @@
 //! into an event, lets the core decide and performs the effects in order. Invariants: what the core wants
 //! durable is durable before the next effect is begun; a step is acknowledged to ranks only once metrics and
 //! ledger are on the disk; nobody else writes to the run directory. Left out: every decision (the core),
-//! reading jobs and datasets (the caller's [`Interpret`]), encryption and authentication (see
-//! [`check_bind`]).
+//! reading jobs and datasets (the caller's [`Interpret`]), encryption, roles and limits (`mcl-transport`).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -26,9 +25,10 @@ mod service;
 mod tempo;
 mod verify;
 mod wire;
+mod words;
 
 pub use chronicle::{DrawSheet, Sheet};
-pub use config::{CoordinatorConfig, ExposedError, Interpret, JobFacts, check_bind};
+pub use config::{CoordinatorConfig, Interpret, JobFacts};
 pub use coordinator::{Coordinator, CoordinatorHandle, HandleError};
 pub use error::{CoordinatorError, JobOutcome};
 pub use journal::is_free;

@@ -127,8 +127,9 @@ impl Rim {
         self.scribe.begin(&home, run_id.as_str(), &facts.job_toml, self.state.committed());
         self.adoption += 1;
         let speaker = Speaker { run_id: run_id.clone(), term, incarnation: self.journal.incarnation() };
+        let identity = self.identity.clone();
         let checkpoints =
-            Checkpoints::start(&self.checkpoint_url, speaker, self.adoption, self.answers.clone());
+            Checkpoints::start(&self.checkpoint_url, identity, speaker, self.adoption, self.answers.clone());
         self.running = Some(Running { run_id, facts, plans, checkpoints });
     }
 

@@ -134,6 +134,9 @@ impl Rim {
         }
         let Some(record) = self.runs.iter().find(|r| r.spec.run_id == *run_id).cloned() else {
             let dir = self.home(run_id);
+            if dir.exists() && !dir.is_dir() {
+                return Err(CoordinatorError::Taken { path: dir });
+            }
             // Whose steps those are is in another journal: beginning anew would overwrite them.
             let foreign = RunDir::is_used(&dir)?;
             return if foreign { Err(CoordinatorError::Foreign { dir }) } else { Ok(None) };

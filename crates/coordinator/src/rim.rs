@@ -15,6 +15,7 @@ use crate::service::{Input, Outgoing};
 use crate::wire::Overview;
 use mcl_coordinator_core::{Event, Phase, Reason, SessionId, State, ToWorker, step};
 use mcl_proto::v1;
+use mcl_transport::Identity;
 use mcl_types::RunId;
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::{Discriminant, discriminant};
@@ -78,6 +79,8 @@ pub(crate) struct Rim {
     /// The head of the queue is being read.
     pub(crate) reading: bool,
     pub(crate) checkpoint_url: String,
+    /// As whom the checkpoint service is spoken to.
+    pub(crate) identity: Option<Identity>,
     pub(crate) heartbeat_interval: Duration,
     /// How often workers are told to speak now: the interval, stretched with their number.
     pub(crate) tempo: Duration,

@@ -8,6 +8,7 @@ use crate::wire::{self, Overview};
 use mcl_coordinator_core::{Event, Phase, SessionId, SubmitError};
 use mcl_proto::v1::coordinator_service_server::CoordinatorService;
 use mcl_proto::{PROTOCOL, v1};
+use mcl_transport::{ConnectionInfo, Refusal};
 use mcl_types::{Digest, RunId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -146,7 +147,8 @@ impl CoordinatorService for Service {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
         let (outgoing, stream) = mpsc::channel(OUTGOING);
-        tokio::spawn(pump(session, request.into_inner(), outgoing, self.inbox.clone()));
+        let info = request.extensions().get::<ConnectionInfo>().cloned();
+        tokio::spawn(pump(session, info, request.into_inner(), outgoing, self.inbox.clone()));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -218,15 +220,17 @@ impl CoordinatorService for Service {
 /// One stream, from its hello to its end.
 async fn pump(
     session: SessionId,
+    info: Option<ConnectionInfo>,
     mut requests: Streaming<v1::SessionRequest>,
     outgoing: Outgoing,
     inbox: mpsc::Sender<Input>,
 ) {
-    let hello = match tokio::time::timeout(HELLO, first_message(&mut requests)).await {
+    let hello = match tokio::time::timeout(HELLO, first_message(info.as_ref(), &mut requests)).await {
         Ok(Ok(hello)) => hello,
-        Ok(Err(reason)) => return refuse(requests, outgoing, reason).await,
+        Ok(Err(refused)) => return refuse(info, requests, outgoing, refused).await,
         Err(_) => {
-            return refuse(requests, outgoing, format!("no hello within {} s", HELLO.as_secs())).await;
+            let reason = format!("no hello within {} s", HELLO.as_secs());
+            return refuse(info, requests, outgoing, (Refusal::NoHello, reason)).await;
         }
     };
     let worker = hello.worker.clone();
@@ -237,7 +241,7 @@ async fn pump(
         return;
     }
     let reason = tokio::select! {
-        reason = forward(session, &mut requests, &inbox) => Some(reason),
+        reason = forward(session, info.as_ref(), &mut requests, &inbox) => Some(reason),
         () = outgoing.closed() => Some("the worker hung up".to_owned()),
         _ = &mut closed => None,
     };
@@ -248,23 +252,47 @@ async fn pump(
 }
 
 async fn first_message(
+    info: Option<&ConnectionInfo>,
     requests: &mut Streaming<v1::SessionRequest>,
-) -> Result<mcl_coordinator_core::Hello, String> {
-    let message = requests.message().await.map_err(|e| e.to_string())?.and_then(|r| r.message);
+) -> Result<mcl_coordinator_core::Hello, Refused> {
+    let message = requests.message().await.map_err(|status| unreadable(&status))?.and_then(|r| r.message);
     let Some(v1::session_request::Message::Hello(hello)) = message else {
-        return Err("the first message is no hello: the worker speaks another protocol".to_owned());
+        let reason = "the first message is no hello: the worker speaks another protocol".to_owned();
+        return Err((Refusal::NoHello, reason));
     };
-    if hello.protocol != PROTOCOL {
-        return Err(format!(
-            "worker {} speaks protocol {}, this coordinator speaks {PROTOCOL}: install the same version on both",
-            hello.worker, hello.protocol
-        ));
+    let protocol = hello.protocol;
+    let hello = wire::hello(hello).map_err(|e| (Refusal::NoHello, e.to_string()))?;
+    if protocol != PROTOCOL {
+        let reason = format!(
+            "worker {} speaks protocol {protocol}, this coordinator speaks {PROTOCOL}: install the same version on both",
+            hello.worker
+        );
+        return Err((Refusal::WrongProtocol, reason));
     }
-    wire::hello(hello).map_err(|e| e.to_string())
+    let named = info.map_or(Ok(()), |info| info.check_worker(hello.worker.as_str()));
+    named.map_err(|reason| (Refusal::WrongName, reason))?;
+    Ok(hello)
 }
 
-async fn refuse(requests: Streaming<v1::SessionRequest>, outgoing: Outgoing, reason: String) {
-    tracing::warn!(reason, "stream refused");
+/// Why a stream is not taken: as it is counted, and as the worker is told.
+type Refused = (Refusal, String);
+
+/// A stream that broke, or a message that makes no sense.
+fn unreadable(status: &Status) -> Refused {
+    (mcl_transport::unreadable(status).unwrap_or(Refusal::NoHello), status.to_string())
+}
+
+async fn refuse(
+    info: Option<ConnectionInfo>,
+    requests: Streaming<v1::SessionRequest>,
+    outgoing: Outgoing,
+    (refusal, reason): Refused,
+) {
+    // Counted, and told to the log with others: whoever is refused may come again and again.
+    match info {
+        Some(info) => info.refused_because(refusal, &reason),
+        None => tracing::warn!(reason, "stream refused"),
+    }
     let message = Some(v1::session_response::Message::Refused(v1::Refused { reason }));
     let _ = outgoing.send(Ok(v1::SessionResponse { message })).await;
     drop(outgoing);
@@ -280,6 +308,7 @@ async fn part(mut requests: Streaming<v1::SessionRequest>) {
 /// Passes heartbeats on until the stream ends; says why it did.
 async fn forward(
     session: SessionId,
+    info: Option<&ConnectionInfo>,
     requests: &mut Streaming<v1::SessionRequest>,
     inbox: &mpsc::Sender<Input>,
 ) -> String {
@@ -292,7 +321,13 @@ async fn forward(
                 None => v1::Heartbeat::default(),
             },
             Ok(None) => return "the worker ended it".to_owned(),
-            Err(status) => return status.to_string(),
+            Err(status) => {
+                let (refusal, reason) = unreadable(&status);
+                if let Some(info) = info.filter(|_| refusal != Refusal::NoHello) {
+                    info.refused_because(refusal, &reason);
+                }
+                return reason;
+            }
         };
         let (leaving, sequence) = (heartbeat.leaving, heartbeat.sequence);
         let events: Result<Vec<_>, _> = heartbeat.events.into_iter().map(wire::rank_event).collect();

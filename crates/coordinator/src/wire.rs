@@ -4,6 +4,7 @@
 //! stream that brought it, since a peer that speaks another protocol would only repeat itself.
 
 use crate::config::JobFacts;
+use crate::words;
 use mcl_coordinator_core::{
     FailureKind, Hello, Holding, LaneReport, Origin, ProcessId, RankEvent, RankPost, RankProcess, RankSaid,
     Status, StepReport, ToWorker,
@@ -18,12 +19,13 @@ pub(crate) fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
     if hello.worker.is_empty() {
         return Err(WireError::Missing { field: "worker" });
     }
+    let devices = hello.devices.into_iter().map(|device| words::name("devices", device));
     Ok(Hello {
-        worker: WorkerName::new(hello.worker),
-        build: hello.build,
-        libtorch: hello.libtorch,
-        devices: hello.devices,
-        advertise: hello.advertise,
+        worker: WorkerName::new(words::name("worker", hello.worker)?),
+        build: words::name("build", hello.build)?,
+        libtorch: words::name("libtorch", hello.libtorch)?,
+        devices: devices.collect::<Result<_, _>>()?,
+        advertise: words::name("advertise", hello.advertise)?,
         highest: hello.highest.map(FencingToken::from).unwrap_or_default(),
         processes: hello.processes.into_iter().map(rank_process).collect(),
         leaving: hello.leaving,
@@ -56,11 +58,12 @@ pub(crate) fn rank_event(event: v1::RankEvent) -> Result<RankEvent, WireError> {
                 trained_in: Generation::new(ready.trained_in),
                 recorded_from: ready.recorded_from,
             };
-            RankSaid::Ready { store_address: ready.store_address, holding }
+            RankSaid::Ready { store_address: words::name("store_address", ready.store_address)?, holding }
         }
         Event::Paused(paused) => RankSaid::Paused { step: paused.step },
         Event::Broken(broken) => {
-            RankSaid::Broken { message: broken.message, step: broken.step, activity: broken.activity }
+            let activity = words::name("activity", broken.activity)?;
+            RankSaid::Broken { message: words::text(broken.message), step: broken.step, activity }
         }
         Event::Recounted(recounted) => {
             RankSaid::Recounted(recounted.steps.into_iter().map(recounted_step).collect::<Result<_, _>>()?)
@@ -85,11 +88,15 @@ pub(crate) fn rank_event(event: v1::RankEvent) -> Result<RankEvent, WireError> {
                 v1::FailureKind::Fatal => FailureKind::Fatal,
                 v1::FailureKind::Other | v1::FailureKind::Unspecified => FailureKind::Other,
             };
-            RankSaid::Failed { kind, message: failed.message, step: failed.step }
+            RankSaid::Failed { kind, message: words::text(failed.message), step: failed.step }
         }
-        Event::Exited(exited) => RankSaid::Exited { status: exited.status, last_words: exited.last_words },
+        Event::Exited(exited) => RankSaid::Exited {
+            status: words::text(exited.status),
+            last_words: words::text(exited.last_words),
+        },
     };
-    Ok(RankEvent { generation, rank, device: event.device, process: ProcessId(event.process), said })
+    let device = words::name("device", event.device)?;
+    Ok(RankEvent { generation, rank, device, process: ProcessId(event.process), said })
 }
 
 fn recounted_step(step: v1::RecountedStep) -> Result<(Generation, StepReport), WireError> {

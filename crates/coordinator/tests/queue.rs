@@ -158,3 +158,22 @@ async fn steps_that_nobody_knows_of_are_not_overwritten() {
     let refused = submit(&mut client, "a", 20).await.unwrap_err();
     assert!(refused.message().contains("knows nothing of"), "not let into the queue either: {refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_would_be_no_directory_of_its_own_is_refused_and_harms_nobody() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Store::start().await);
+    let (_served, mut client) = start(dir.path(), &store).await;
+    let long = "x".repeat(65);
+    for bad in ["", ".", "..", "../up", "a/b", "/etc", "a\\b", "a\0b", "\u{ff0e}\u{ff0e}", "\u{430}", &long] {
+        let refused = submit(&mut client, bad, 20).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{bad:?}: {refused}");
+        let refused = cancel(&mut client, Some(bad)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{bad:?}: {refused}");
+    }
+    // The journal lies in the folder of runs.
+    let taken = submit(&mut client, "coordinator.redb", 20).await.unwrap_err();
+    assert!(taken.message().contains("not a directory"), "{taken}");
+    assert_eq!(submit(&mut client, "a", 20).await.unwrap(), (0, 0), "it serves on");
+    let inside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!inside.iter().any(|name| name.to_string_lossy().contains("up")), "{inside:?}");
+}

@@ -90,18 +90,45 @@ pub enum AnnotationsError {
         /// The id that is missing.
         id: u64,
     },
+    /// A picture's file that is not below the folder of pictures.
+    #[error(
+        "{}: image {image} names the file `{}`, expected a path below the folder of pictures, without `..` and `\\`",
+        path.display(), file_name.escape_debug()
+    )]
+    Outside {
+        /// The file.
+        path: PathBuf,
+        /// The picture's id.
+        image: u64,
+        /// Its file, as named.
+        file_name: String,
+    },
 }
+
+/// Whether a name of a file leads nowhere but below the folder that it is joined to.
+fn is_below(name: &str) -> bool {
+    let plain = |part: &str| !matches!(part, "" | "." | "..");
+    name.len() <= LONGEST_NAME && !name.contains(['\0', '\\']) && name.split('/').all(plain)
+}
+
+/// As long as Linux lets a path be.
+const LONGEST_NAME: usize = 4096;
 
 impl Annotations {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// When it cannot be read, has another layout, or an object names an unknown picture or class.
+    /// When it cannot be read, has another layout, a picture's file is not below its folder, or an object names an
+    /// unknown picture or class.
     pub fn load(path: &Path) -> Result<Self, AnnotationsError> {
         let io = |source| AnnotationsError::Io { path: path.to_owned(), source };
         let text = fs::read(path).map_err(io)?;
         let layout = |source| AnnotationsError::Layout { path: path.to_owned(), source };
         let loaded: Self = serde_json::from_slice(&text).map_err(layout)?;
+        if let Some(image) = loaded.images.iter().find(|image| !is_below(&image.file_name)) {
+            let (image, file_name) = (image.id, image.file_name.clone());
+            return Err(AnnotationsError::Outside { path: path.to_owned(), image, file_name });
+        }
         let images: std::collections::BTreeSet<u64> = loaded.images.iter().map(|i| i.id).collect();
         let categories = loaded.category_indices();
         for a in &loaded.annotations {
@@ -174,6 +201,44 @@ mod tests {
         assert_eq!(Annotations::image_path(&path, &a.images[0]), dir.path().join("images/x.jpg"));
         fs::write(dir.path().join("x.jpg"), b"").unwrap();
         assert_eq!(Annotations::image_path(&path, &a.images[0]), dir.path().join("x.jpg"));
+    }
+
+    #[test]
+    fn files_outside_the_folder_of_pictures_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let load = |name: &str| {
+            let image = AnnotatedImage { id: 7, file_name: name.to_owned(), width: 1, height: 1 };
+            Annotations { images: vec![image], ..Annotations::default() }.save(&path).unwrap();
+            Annotations::load(&path)
+        };
+        let long = "x".repeat(5000);
+        let bad = [
+            "",
+            "..",
+            "../x.jpg",
+            "a/../../x.jpg",
+            "/etc/passwd",
+            "a//b",
+            "./x",
+            "a\0b",
+            "..\\x.jpg",
+            "a/",
+            &long,
+        ];
+        for name in bad {
+            let said = load(name).unwrap_err().to_string();
+            assert!(said.contains("image 7") && said.contains("below the folder"), "{name:?}: {said}");
+        }
+        // Letters that only look like dots and slashes are letters.
+        for name in
+            ["x.jpg", "train2017/0001.jpg", "..x", "a/...", "\u{2024}\u{2024}/x", "\u{ff0e}\u{ff0e}\u{2215}x"]
+        {
+            let loaded = load(name).unwrap();
+            let found = Annotations::image_path(&path, &loaded.images[0]);
+            assert!(found.starts_with(dir.path().join("images")), "{name:?}: {}", found.display());
+            assert!(found.components().all(|c| c != std::path::Component::ParentDir), "{name:?}");
+        }
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! The residual network (arXiv 1512.03385, MCL_SPEC section 1), stride in the 3x3 convolution of a bottleneck.
 
 use crate::blueprint::Blueprint;
-use crate::layer::{Conv, ConvInit, relu};
+use crate::layer::{Conv, ConvInit, Sides, again, both, each, relu};
 use crate::norm::BatchNorm;
 use crate::pyramid::channels_last;
 use crate::{Depth, ModelError, ModelSpec, Pass};
-use tch::Tensor;
 
 /// Stem, then layer1..layer4: [n, 3, S, S] -> C2..C5.
 #[derive(Debug)]
@@ -33,24 +32,29 @@ impl Backbone {
         Ok(Self { conv1, bn1, layers })
     }
 
-    /// [n, 3, S, S] -> (C2, C3, C4, C5) = [n, C_i, S/4, S/4] .. [n, 8 C, S/32, S/32], C as in
+    /// By side, [n, 3, S, S] -> (C2, C3, C4, C5) = [n, C_i, S/4, S/4] .. [n, 8 C, S/32, S/32], C as in
     /// [`ModelSpec::backbone_channels`].
     ///
     /// # Errors
     /// When the engine or the normaliser fails.
-    pub fn forward(&self, pictures: &Tensor, pass: &Pass) -> Result<[Tensor; 4], ModelError> {
-        let x = relu(self.bn1.forward(&self.conv1.forward(&channels_last(pictures)?)?, pass)?)?;
-        let x = x.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?;
+    pub fn forward<const N: usize>(
+        &self,
+        pictures: &Sides<N>,
+        pass: &Pass,
+    ) -> Result<[Sides<N>; 4], ModelError> {
+        let x = each(pictures, channels_last)?;
+        let x = relu(self.bn1.forward(self.conv1.forward(&x)?, pass)?)?;
+        let x = each(&x, |x| Ok(x.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?))?;
         let [layer1, layer2, layer3, layer4] = &self.layers;
         let c2 = run(layer1, x, pass)?;
-        let c3 = run(layer2, c2.shallow_clone(), pass)?;
-        let c4 = run(layer3, c3.shallow_clone(), pass)?;
-        let c5 = run(layer4, c4.shallow_clone(), pass)?;
+        let c3 = run(layer2, again(&c2), pass)?;
+        let c4 = run(layer3, again(&c3), pass)?;
+        let c5 = run(layer4, again(&c4), pass)?;
         Ok([c2, c3, c4, c5])
     }
 }
 
-fn run(layer: &[Block], x: Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+fn run<const N: usize>(layer: &[Block], x: Sides<N>, pass: &Pass) -> Result<Sides<N>, ModelError> {
     layer.iter().try_fold(x, |x, block| block.forward(&x, pass))
 }
 
@@ -93,19 +97,19 @@ impl Block {
     }
 
     /// [n, from, h, w] -> [n, to, h / stride, w / stride].
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
-        let mut y = x.shallow_clone();
+    fn forward<const N: usize>(&self, x: &Sides<N>, pass: &Pass) -> Result<Sides<N>, ModelError> {
+        let mut y = again(x);
         for (place, (conv, bn)) in self.convs.iter().enumerate() {
-            y = bn.forward(&conv.forward(&y)?, pass)?;
+            y = bn.forward(conv.forward(&y)?, pass)?;
             if place + 1 < self.convs.len() {
                 y = relu(y)?;
             }
         }
         let identity = match &self.downsample {
-            Some((conv, bn)) => bn.forward(&conv.forward(x)?, pass)?,
-            None => x.shallow_clone(),
+            Some((conv, bn)) => bn.forward(conv.forward(x)?, pass)?,
+            None => again(x),
         };
         // In the memory of `y`: a normalisation does not keep its output for the backward pass.
-        relu(y.f_add_(&identity)?)
+        relu(both(&y, &identity, |y, x| Ok(y.shallow_clone().f_add_(x)?))?)
     }
 }

@@ -3,12 +3,15 @@
 //! A training step is a transaction: it writes to a staged copy, which replaces the committed set
 //! together with the optimiser's update or is dropped. All running means and variances lie in one tensor
 //! and all call counters in another, so that staging, averaging over lanes and sending are one operation
-//! each. Counting is done in plain numbers and reaches the tensor only in [`BufferSet::seal`].
+//! each. Counting is done in plain numbers and reaches the tensor only in [`BufferSet::seal`]. A layer that is called more
+//! than once for either of two sides averages all calls of the first before any of the second, as if they had come one
+//! after another: statistics wait for [`BufferSet::settle`] until then.
 
 use crate::ModelError;
 use crate::arrival::numbers_on_device;
 use crate::blueprint::NormSite;
-use std::cell::Cell;
+use crate::norm::MOMENTUM;
+use std::cell::{Cell, RefCell};
 use tch::{Device, Kind, Tensor};
 
 /// Running means, running variances and call counters of a whole model.
@@ -26,6 +29,10 @@ pub struct BufferSet {
 pub(crate) struct Slot {
     mean: Tensor,
     var: Tensor,
+    /// Mean and variance as they lie in memory: [2, C].
+    both: Tensor,
+    /// Of calls not yet averaged in, [sides, 2, C] each.
+    waiting: RefCell<Vec<Tensor>>,
     count: Tensor,
     calls: Cell<i64>,
 }
@@ -40,8 +47,26 @@ impl Slot {
     pub(crate) const fn count(&self) -> &Tensor {
         &self.count
     }
-    pub(crate) fn count_call(&self) {
-        self.calls.set(self.calls.get() + 1);
+
+    /// Takes the statistics of one call, [sides, 2, C].
+    pub(crate) fn record(&self, statistics: Tensor) -> Result<(), ModelError> {
+        let sides = statistics.size3()?.0;
+        self.waiting.borrow_mut().push(statistics);
+        self.calls.set(self.calls.get() + sides);
+        if sides == 1 { self.settle() } else { Ok(()) }
+    }
+
+    fn settle(&self) -> Result<(), ModelError> {
+        let calls = self.waiting.take();
+        let sides = calls.first().map_or(Ok(0), |call| call.size3().map(|s| s.0))?;
+        tch::no_grad(|| {
+            for side in 0..sides {
+                for call in &calls {
+                    let _ = self.both.shallow_clone().f_lerp_(&call.f_select(0, side)?, MOMENTUM)?;
+                }
+            }
+            Ok(())
+        })
     }
 }
 
@@ -67,6 +92,8 @@ impl BufferSet {
             slots.push(Slot {
                 mean: running.f_narrow(0, at, c)?,
                 var: running.f_narrow(0, at + c, c)?,
+                both: running.f_narrow(0, at, 2 * c)?.f_view([2, c])?,
+                waiting: RefCell::default(),
                 count: counts.f_select(0, index)?,
                 calls: Cell::new(0),
             });
@@ -80,6 +107,7 @@ impl BufferSet {
     /// # Errors
     /// When the device is out of memory.
     pub fn fork(&self) -> Result<Self, ModelError> {
+        self.settle()?;
         let channels: Vec<i64> = self.slots.iter().map(|s| s.mean.size().iter().product()).collect();
         let mut running = self.running.f_empty_like()?;
         running.f_copy_(&self.running)?;
@@ -112,11 +140,20 @@ impl BufferSet {
         Ok(())
     }
 
+    /// Averages in what a pass over several sides has left: first all of side 0, then of side 1.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub(crate) fn settle(&self) -> Result<(), ModelError> {
+        self.slots.iter().try_for_each(Slot::settle)
+    }
+
     /// Moves the calls counted since the last time into the counters.
     ///
     /// # Errors
     /// When the engine fails; nothing has changed then.
     pub fn seal(&self) -> Result<(), ModelError> {
+        self.settle()?;
         if self.slots.iter().all(|s| s.calls.get() == 0) {
             return Ok(());
         }

@@ -2,10 +2,10 @@
 
 use crate::blueprint::Blueprint;
 use crate::fpn::{PyramidMaps, merge};
+use crate::layer::{Sides, each};
 use crate::pyramid::PyramidLayout;
 use crate::spec::MAX_LEVELS;
 use crate::{Backbone, ComputeMode, Fpn, ModelError, ModelSpec, Pass, Projector};
-use tch::Tensor;
 
 /// Index of P5, the coarsest output.
 const TOP: usize = MAX_LEVELS - 1;
@@ -40,36 +40,36 @@ impl Encoder {
         &self.projector
     }
 
-    /// Projected outputs of every picture: [n, 3, S, S] -> by output (P2, P3, P4, P5), from `finest` on,
+    /// Projected outputs of every picture: by side, [n, 3, S, S] -> by output (P2, P3, P4, P5), from `finest` on,
     /// [n, patches, D]; the projector sees P2 first.
     ///
     /// # Errors
     /// When the engine or the normaliser fails.
-    pub fn project_all(
+    pub fn project_all<const N: usize>(
         &self,
-        pictures: &Tensor,
+        pictures: &Sides<N>,
         finest: usize,
         pass: &Pass,
-    ) -> Result<PyramidMaps, ModelError> {
+    ) -> Result<PyramidMaps<N>, ModelError> {
         let maps = self.fpn.forward(&self.backbone.forward(pictures, pass)?, finest, pass)?;
-        let mut projected: PyramidMaps = [None, None, None, None];
+        let mut projected: PyramidMaps<N> = [None, None, None, None];
         for (out, map) in projected.iter_mut().zip(&maps) {
             *out = map.as_ref().map(|map| self.projector.forward(map, pass)).transpose()?;
         }
         Ok(projected)
     }
 
-    /// Embeddings that the losses read: [P, 3, S, S] -> by level, [lanes * tiles, D].
+    /// Embeddings that the losses read: by side, [P, 3, S, S] -> by level, [lanes * tiles, D].
     ///
     /// # Errors
     /// When the batch is not as `layout` says, or the engine or the normaliser fails.
-    pub fn online(
+    pub fn online<const N: usize>(
         &self,
-        pictures: &Tensor,
+        pictures: &Sides<N>,
         layout: &PyramidLayout,
         mode: ComputeMode,
         pass: &Pass,
-    ) -> Result<Vec<Tensor>, ModelError> {
+    ) -> Result<Vec<Sides<N>>, ModelError> {
         let finest = match mode {
             ComputeMode::Official => 0,
             ComputeMode::Exact => ModelSpec::output_of(layout.levels() - 1),
@@ -81,36 +81,36 @@ impl Encoder {
                 let output = projected.get(ModelSpec::output_of(level)).and_then(Option::as_ref);
                 let output = output.ok_or_else(|| not_computed(level))?;
                 let (first, count) = layout.group(level);
-                flat_rows(&output.f_narrow(0, first, count)?)
+                flat_rows(&part(output, first, count)?)
             })
             .collect()
     }
 
     /// Mode E: backbone and the coarsest lateral once over all pictures, each finer lateral only over the
     /// groups that need it, output convolution and projector only over the group that reads the output.
-    fn online_selective(
+    fn online_selective<const N: usize>(
         &self,
-        pictures: &Tensor,
+        pictures: &Sides<N>,
         layout: &PyramidLayout,
         pass: &Pass,
-    ) -> Result<Vec<Tensor>, ModelError> {
+    ) -> Result<Vec<Sides<N>>, ModelError> {
         let features = self.backbone.forward(pictures, pass)?;
-        let mut merged: Option<Tensor> = None;
+        let mut merged: Option<Sides<N>> = None;
         let mut maps = Vec::with_capacity(layout.levels());
         for level in 0..layout.levels() {
             let index = ModelSpec::output_of(level);
             let (first, count) = layout.group(level);
             let rest = layout.pictures() - first;
-            let lateral = self.fpn.lateral(index, &features[index].f_narrow(0, first, rest)?, pass)?;
+            let lateral = self.fpn.lateral(index, &part(&features[index], first, rest)?, pass)?;
             // What was merged so far begins with the group of the level above; this level's laterals do not.
             let here = match merged {
                 None => lateral,
                 Some(above) => {
                     let skip = layout.group(level - 1).1;
-                    merge(&lateral, &above.f_narrow(0, skip, rest)?)?
+                    merge(&lateral, &part(&above, skip, rest)?)?
                 }
             };
-            maps.push(self.fpn.output(index, &here.f_narrow(0, 0, count)?, pass)?);
+            maps.push(self.fpn.output(index, &part(&here, 0, count)?, pass)?);
             merged = Some(here);
         }
         // P2 goes first through the shared projector, as in the other modes.
@@ -123,32 +123,39 @@ impl Encoder {
     }
 
     /// P5 embeddings of the full-size pictures, neither normalised nor cut from the graph:
-    /// [P, 3, S, S] -> [lanes * N, D].
+    /// by side, [P, 3, S, S] -> [lanes * N, D].
     ///
     /// # Errors
     /// When the batch is not as `layout` says, or the engine or the normaliser fails.
-    pub fn top(
+    pub fn top<const N: usize>(
         &self,
-        pictures: &Tensor,
+        pictures: &Sides<N>,
         layout: &PyramidLayout,
         mode: ComputeMode,
         pass: &Pass,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<Sides<N>, ModelError> {
         let full = layout.full_pictures();
         let projected = match mode {
             ComputeMode::Official => self.project_all(pictures, 0, pass)?,
             ComputeMode::Exact => self.project_all(pictures, TOP, pass)?,
-            ComputeMode::Selective => self.project_all(&pictures.f_narrow(0, 0, full)?, TOP, pass)?,
+            ComputeMode::Selective => self.project_all(&part(pictures, 0, full)?, TOP, pass)?,
         };
         let top = projected[TOP].as_ref().ok_or_else(|| not_computed(0))?;
-        flat_rows(&top.f_narrow(0, 0, full)?)
+        flat_rows(&part(top, 0, full)?)
     }
 }
 
-/// [n, patches, D] -> [n * patches, D].
-fn flat_rows(output: &Tensor) -> Result<Tensor, ModelError> {
-    let (pictures, patches, size) = output.size3()?;
-    Ok(output.f_reshape([pictures * patches, size])?)
+/// `count` pictures of every side.
+fn part<const N: usize>(x: &Sides<N>, first: i64, count: i64) -> Result<Sides<N>, ModelError> {
+    each(x, |x| Ok(x.f_narrow(0, first, count)?))
+}
+
+/// [n, patches, D] -> [n * patches, D] a side.
+fn flat_rows<const N: usize>(output: &Sides<N>) -> Result<Sides<N>, ModelError> {
+    each(output, |output| {
+        let (pictures, patches, size) = output.size3()?;
+        Ok(output.f_reshape([pictures * patches, size])?)
+    })
 }
 
 fn not_computed(level: usize) -> ModelError {

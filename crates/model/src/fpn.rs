@@ -1,11 +1,10 @@
 //! The feature pyramid (arXiv 1612.03144, MCL_SPEC section 1): no activation anywhere.
 
 use crate::blueprint::Blueprint;
-use crate::layer::{Conv, ConvInit};
+use crate::layer::{Conv, ConvInit, Sides, both};
 use crate::norm::BatchNorm;
 use crate::spec::MAX_LEVELS;
 use crate::{ModelError, ModelSpec, Pass};
-use tch::Tensor;
 
 /// Lateral 1x1 and output 3x3 convolutions of P2..P5.
 #[derive(Debug)]
@@ -31,30 +30,40 @@ impl Fpn {
     }
 
     /// [n, C_i, h, w] -> [n, F, h, w], the lateral branch of C(index + 2).
-    pub(crate) fn lateral(&self, index: usize, feature: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+    pub(crate) fn lateral<const N: usize>(
+        &self,
+        index: usize,
+        feature: &Sides<N>,
+        pass: &Pass,
+    ) -> Result<Sides<N>, ModelError> {
         let (conv, bn) = &self.lateral_convs[index];
-        bn.forward(&conv.forward(feature)?, pass)
+        bn.forward(conv.forward(feature)?, pass)
     }
 
     /// [n, F, h, w] -> [n, F, h, w], P(index + 2) from its accumulated lateral.
-    pub(crate) fn output(&self, index: usize, merged: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+    pub(crate) fn output<const N: usize>(
+        &self,
+        index: usize,
+        merged: &Sides<N>,
+        pass: &Pass,
+    ) -> Result<Sides<N>, ModelError> {
         let (conv, bn) = &self.fpn_convs[index];
-        bn.forward(&conv.forward(merged)?, pass)
+        bn.forward(conv.forward(merged)?, pass)
     }
 
-    /// C2..C5 -> P2..P5, [n, F, S/4, S/4] .. [n, F, S/32, S/32]; outputs finer than `finest`
+    /// By side, C2..C5 -> P2..P5, [n, F, S/4, S/4] .. [n, F, S/32, S/32]; outputs finer than `finest`
     /// (0 for P2) are not computed, and neither are their laterals.
     ///
     /// # Errors
     /// When the engine or the normaliser fails.
-    pub fn forward(
+    pub fn forward<const N: usize>(
         &self,
-        features: &[Tensor; 4],
+        features: &[Sides<N>; 4],
         finest: usize,
         pass: &Pass,
-    ) -> Result<PyramidMaps, ModelError> {
-        let mut maps: PyramidMaps = [None, None, None, None];
-        let mut above: Option<Tensor> = None;
+    ) -> Result<PyramidMaps<N>, ModelError> {
+        let mut maps: PyramidMaps<N> = [None, None, None, None];
+        let mut above: Option<Sides<N>> = None;
         for index in (finest..MAX_LEVELS).rev() {
             let lateral = self.lateral(index, &features[index], pass)?;
             let merged = match &above {
@@ -68,11 +77,13 @@ impl Fpn {
     }
 }
 
-/// (P2, P3, P4, P5); `None` where nothing reads it.
-pub type PyramidMaps = [Option<Tensor>; MAX_LEVELS];
+/// (P2, P3, P4, P5) of every side; `None` where nothing reads it.
+pub type PyramidMaps<const N: usize> = [Option<Sides<N>>; MAX_LEVELS];
 
 /// The lateral plus the nearest upsampling of the coarser, already merged one: [n, F, h, w].
-pub(crate) fn merge(lateral: &Tensor, above: &Tensor) -> Result<Tensor, ModelError> {
-    let (_, _, height, width) = lateral.size4()?;
-    Ok(lateral.f_add(&above.f_upsample_nearest2d([height, width], None, None)?)?)
+pub(crate) fn merge<const N: usize>(lateral: &Sides<N>, above: &Sides<N>) -> Result<Sides<N>, ModelError> {
+    both(lateral, above, |lateral, above| {
+        let (_, _, height, width) = lateral.size4()?;
+        Ok(lateral.f_add(&above.f_upsample_nearest2d([height, width], None, None)?)?)
+    })
 }

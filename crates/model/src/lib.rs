@@ -8,7 +8,7 @@
 //! One step, as the trainer drives it:
 //! 1. [`Model::stage_buffers`], [`Pyramid::assemble`] for q and k;
 //! 2. [`Model::targets`] of both sides, gathered over ranks in lane order;
-//! 3. [`Model::online`] for q, then for k; [`Model::predict`]; [`level_losses`]; backward;
+//! 3. [`Model::online`], [`Model::predict`], of both sides; [`level_losses`]; backward;
 //! 4. with the optimiser's update: [`BufferSet::seal`], [`Model::commit_buffers`].
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::float_cmp))]
@@ -37,6 +37,7 @@ pub use buffers::BufferSet;
 pub use encoder::Encoder;
 pub use error::ModelError;
 pub use fpn::{Fpn, PyramidMaps};
+pub use layer::Sides;
 pub use loss::{Contrast, LevelLoss, LevelLosses, l2_normalized, level_loss, level_losses};
 pub use model::{GoldenKeyInit, Model, MomentumPair};
 pub use norm::{BatchNormalizer, EPSILON, FrozenBatchNorm, LocalBatchNorm, MOMENTUM, Pass};

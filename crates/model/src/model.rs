@@ -5,6 +5,7 @@
 //! in place only, so handles stay good; running statistics are replaced by [`Model::commit_buffers`].
 
 use crate::blueprint::{Blueprint, Parameter};
+use crate::layer::{Sides, each};
 use crate::loss::{l2_normalized, widened};
 use crate::norm::Pass;
 use crate::pyramid::PyramidLayout;
@@ -148,70 +149,79 @@ impl Model {
         Ok(())
     }
 
-    /// Online embeddings of one side: [P, 3, S, S] -> by level, [lanes * tiles, D].
+    /// Online embeddings: by side, [P, 3, S, S] -> by level, [lanes * tiles, D].
     ///
     /// # Errors
-    /// When the batch is not as `layout` says, or the engine or the normaliser fails.
-    pub fn online(
+    /// When a batch is not as `layout` says, or the engine or the normaliser fails.
+    pub fn online<const N: usize>(
         &self,
-        pictures: &Tensor,
+        pictures: &Sides<N>,
         layout: &PyramidLayout,
         mode: ComputeMode,
         pass: &Pass,
-    ) -> Result<Vec<Tensor>, ModelError> {
+    ) -> Result<[Vec<Tensor>; N], ModelError> {
         self.check_batch(pictures, layout)?;
-        self.encoder_q.online(pictures, layout, mode, pass)
+        let levels = self.encoder_q.online(pictures, layout, mode, pass)?;
+        pass.buffers.settle()?;
+        Ok(by_side(levels))
     }
 
-    /// Targets of one side, without a graph: [P, 3, S, S] -> [lanes * N, D], L2-normalised rows of P5.
+    /// Targets without a graph: by side, [P, 3, S, S] -> [lanes * N, D], L2-normalised rows of P5.
     ///
     /// # Errors
     /// As [`Model::online`].
-    pub fn targets(
+    pub fn targets<const N: usize>(
         &self,
-        pictures: &Tensor,
+        pictures: &Sides<N>,
         layout: &PyramidLayout,
         mode: ComputeMode,
         pass: &Pass,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<Sides<N>, ModelError> {
         self.check_batch(pictures, layout)?;
-        tch::no_grad(|| l2_normalized(&widened(&self.encoder_k.top(pictures, layout, mode, pass)?)?))
+        tch::no_grad(|| {
+            let top = self.encoder_k.top(pictures, layout, mode, pass)?;
+            pass.buffers.settle()?;
+            each(&top, |top| l2_normalized(&widened(top)?))
+        })
     }
 
-    /// Predictions of both sides, level by level, q before k: by level, [lanes * tiles, D].
+    /// Predictions of both sides: by side and level, [lanes * tiles, D].
     ///
     /// # Errors
     /// When the number of levels is another, or the engine or the normaliser fails.
-    pub fn predict(
+    pub fn predict<const N: usize>(
         &self,
-        q: &[Tensor],
-        k: &[Tensor],
+        rows: &[Vec<Tensor>; N],
         pass: &Pass,
-    ) -> Result<(Vec<Tensor>, Vec<Tensor>), ModelError> {
+    ) -> Result<[Vec<Tensor>; N], ModelError> {
         let levels = self.predictors.len();
-        if q.len() != levels || k.len() != levels {
+        if let Some(other) = rows.iter().map(Vec::len).find(|found| *found != levels) {
             return Err(ModelError::Batch {
                 what: "levels of embeddings".to_owned(),
-                found: format!("{} and {}", q.len(), k.len()),
+                found: other.to_string(),
                 expected: levels.to_string(),
             });
         }
-        let mut predictions = (Vec::with_capacity(levels), Vec::with_capacity(levels));
-        for ((predictor, q), k) in self.predictors.iter().zip(q).zip(k) {
-            predictions.0.push(predictor.forward(q, pass)?);
-            predictions.1.push(predictor.forward(k, pass)?);
+        let mut predictions = Vec::with_capacity(levels);
+        for (level, predictor) in self.predictors.iter().enumerate() {
+            predictions
+                .push(predictor.forward(&rows.each_ref().map(|side| side[level].shallow_clone()), pass)?);
         }
-        Ok(predictions)
+        pass.buffers.settle()?;
+        Ok(by_side(predictions))
     }
 
-    fn check_batch(&self, pictures: &Tensor, layout: &PyramidLayout) -> Result<(), ModelError> {
+    fn check_batch(&self, pictures: &[Tensor], layout: &PyramidLayout) -> Result<(), ModelError> {
         let side = self.spec.image_size;
         crate::error::check_shape(
             "levels of the layout",
             &[size(layout.levels())],
             &[size(self.spec.levels)],
         )?;
-        crate::error::check_shape("pyramid batch", &pictures.size(), &[layout.pictures(), 3, side, side])
+        pictures.iter().try_for_each(|pictures| {
+            let expected = [layout.pictures(), 3, side, side];
+            crate::error::check_shape("pyramid batch", &pictures.size(), &expected)
+        })
     }
 
     /// Trainable parameters (online encoder and predictors) in name order.
@@ -305,6 +315,16 @@ impl Model {
         self.buffers = staged;
         Ok(())
     }
+}
+
+fn by_side<const N: usize>(levels: Vec<Sides<N>>) -> [Vec<Tensor>; N] {
+    let mut all = std::array::from_fn(|_| Vec::with_capacity(levels.len()));
+    for level in levels {
+        for (side, rows) in all.iter_mut().zip(level) {
+            side.push(rows);
+        }
+    }
+    all
 }
 
 fn has_prefix(name: &str, prefix: &str) -> bool {

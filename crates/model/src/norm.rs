@@ -5,6 +5,7 @@
 //! collective; this crate has the two that need none.
 
 use crate::blueprint::{Blueprint, InitRule};
+use crate::layer::Sides;
 use crate::{BufferSet, ModelError};
 use tch::Tensor;
 
@@ -15,27 +16,20 @@ pub const EPSILON: f64 = 1e-5;
 
 /// How batch normalisation is carried out in one pass.
 pub trait BatchNormalizer {
-    /// Normalises each channel of `x` ([rows, C] or [n, C, h, w]) and updates `running_mean` and
-    /// `running_var` (`[C]`) in place where it tracks them: `r = (1 - momentum) r + momentum batch`, with the
-    /// unbiased batch variance; normalisation itself uses the biased one.
+    /// Normalises each channel of every batch ([rows, C] or [n, C, h, w]) in its place. Batches side by side do not mix.
+    /// Answers the statistics that it normalised by, [batches, 2, C]: the mean and the unbiased variance (normalisation
+    /// itself uses the biased one); `None` where it used `running` ([2, C] in two halves), which then stays as it is.
     ///
     /// # Errors
     /// When there are too few values, or the engine or a peer fails.
     fn normalize(
         &self,
-        x: &Tensor,
+        batches: &mut [Tensor],
         weight: Option<&Tensor>,
         bias: Option<&Tensor>,
-        running_mean: &Tensor,
-        running_var: &Tensor,
-        momentum: f64,
+        running: [&Tensor; 2],
         eps: f64,
-    ) -> Result<Tensor, ModelError>;
-
-    /// Whether a call updates the running statistics, and so counts in `num_batches_tracked`.
-    fn tracks(&self) -> bool {
-        true
-    }
+    ) -> Result<Option<Tensor>, ModelError>;
 }
 
 /// Training with the statistics of the batch at hand.
@@ -56,17 +50,22 @@ impl LocalBatchNorm {
 impl BatchNormalizer for LocalBatchNorm {
     fn normalize(
         &self,
-        x: &Tensor,
+        batches: &mut [Tensor],
         weight: Option<&Tensor>,
         bias: Option<&Tensor>,
-        running_mean: &Tensor,
-        running_var: &Tensor,
-        momentum: f64,
+        [mean, _]: [&Tensor; 2],
         eps: f64,
-    ) -> Result<Tensor, ModelError> {
-        Self::check(x)?;
-        let (mean, var) = (Some(running_mean), Some(running_var));
-        Ok(x.f_batch_norm(weight, bias, mean, var, true, momentum, eps, true)?)
+    ) -> Result<Option<Tensor>, ModelError> {
+        let mut statistics = Vec::with_capacity(batches.len());
+        for x in batches {
+            Self::check(x)?;
+            // A running average in which the new values count for all is the batch's own.
+            let own = Tensor::f_zeros([2, mean.size1()?], (mean.kind(), mean.device()))?;
+            let (m, v) = (own.f_select(0, 0)?, own.f_select(0, 1)?);
+            *x = x.f_batch_norm(weight, bias, Some(&m), Some(&v), true, 1.0, eps, true)?;
+            statistics.push(own);
+        }
+        Ok(Some(Tensor::f_stack(&statistics, 0)?))
     }
 }
 
@@ -77,20 +76,16 @@ pub struct FrozenBatchNorm;
 impl BatchNormalizer for FrozenBatchNorm {
     fn normalize(
         &self,
-        x: &Tensor,
+        batches: &mut [Tensor],
         weight: Option<&Tensor>,
         bias: Option<&Tensor>,
-        running_mean: &Tensor,
-        running_var: &Tensor,
-        momentum: f64,
+        [mean, var]: [&Tensor; 2],
         eps: f64,
-    ) -> Result<Tensor, ModelError> {
-        let (mean, var) = (Some(running_mean), Some(running_var));
-        Ok(x.f_batch_norm(weight, bias, mean, var, false, momentum, eps, true)?)
-    }
-
-    fn tracks(&self) -> bool {
-        false
+    ) -> Result<Option<Tensor>, ModelError> {
+        for x in batches {
+            *x = x.f_batch_norm(weight, bias, Some(mean), Some(var), false, 0.0, eps, true)?;
+        }
+        Ok(None)
     }
 }
 
@@ -130,17 +125,21 @@ impl BatchNorm {
         Self { affine: None, slot: plan.norm(path, channels) }
     }
 
-    /// Shape-preserving: [rows, C] or [n, C, h, w].
-    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+    /// Shape-preserving: [rows, C] or [n, C, h, w] a side.
+    pub(crate) fn forward<const N: usize>(
+        &self,
+        mut x: Sides<N>,
+        pass: &Pass,
+    ) -> Result<Sides<N>, ModelError> {
         let slot = pass.buffers.slot(self.slot)?;
         let (weight, bias) = match &self.affine {
             Some((weight, bias)) => (Some(weight), Some(bias)),
             None => (None, None),
         };
-        let y = pass.norm.normalize(x, weight, bias, slot.mean(), slot.var(), MOMENTUM, EPSILON)?;
-        if pass.norm.tracks() {
-            slot.count_call();
+        let running = [slot.mean(), slot.var()];
+        if let Some(statistics) = pass.norm.normalize(&mut x, weight, bias, running, EPSILON)? {
+            slot.record(statistics)?;
         }
-        Ok(y)
+        Ok(x)
     }
 }

@@ -1,10 +1,9 @@
 //! The predictors (MCL_SPEC section 1): one perceptron a level, for both directions.
 
 use crate::blueprint::Blueprint;
-use crate::layer::{Linear, relu};
+use crate::layer::{Linear, Sides, relu};
 use crate::norm::BatchNorm;
 use crate::{ModelError, ModelSpec, Pass};
-use tch::Tensor;
 
 /// Standard deviation of a predictor's weights at the start.
 const INIT_STD: f64 = 0.01;
@@ -27,12 +26,12 @@ impl Predictor {
         })
     }
 
-    /// [rows, D] -> [rows, D], not normalised.
+    /// By side, [rows, D] -> [rows, D], not normalised.
     ///
     /// # Errors
     /// When the engine or the normaliser fails.
-    pub fn forward(&self, rows: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
-        let hidden = relu(self.norm.forward(&self.hidden.forward(rows)?, pass)?)?;
+    pub fn forward<const N: usize>(&self, rows: &Sides<N>, pass: &Pass) -> Result<Sides<N>, ModelError> {
+        let hidden = relu(self.norm.forward(self.hidden.forward(rows)?, pass)?)?;
         self.output.forward(&hidden)
     }
 }

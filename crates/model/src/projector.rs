@@ -2,7 +2,7 @@
 
 use crate::blueprint::Blueprint;
 use crate::error::check_shape;
-use crate::layer::{Conv, ConvInit, Linear, relu};
+use crate::layer::{Conv, ConvInit, Linear, Sides, both, each, relu};
 use crate::norm::BatchNorm;
 use crate::{ModelError, ModelSpec, Pass};
 use tch::{Kind, Tensor};
@@ -38,21 +38,23 @@ impl Projector {
         Ok(Self { patch: spec.patch_side(), channels: spec.fpn_channels, cls_convs, hidden, output })
     }
 
-    /// [n, F, r A, r A] -> [n, r r, D]: one embedding a patch, patches row-major within a picture.
+    /// By side, [n, F, r A, r A] -> [n, r r, D]: one embedding a patch, patches row-major within a picture.
     ///
     /// # Errors
     /// When the map is not a whole number of patches, or the engine or the normaliser fails.
-    pub fn forward(&self, map: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
-        let pictures = map.size().first().copied().unwrap_or(0);
-        let mut x = patches(map, self.channels, self.patch)?;
+    pub fn forward<const N: usize>(&self, map: &Sides<N>, pass: &Pass) -> Result<Sides<N>, ModelError> {
+        let mut x = each(map, |map| patches(map, self.channels, self.patch))?;
         for (conv, bn) in &self.cls_convs {
-            x = relu(bn.forward(&conv.forward(&x)?, pass)?)?;
+            x = relu(bn.forward(conv.forward(&x)?, pass)?)?;
         }
-        let pooled = x.f_mean_dim([2_i64, 3].as_slice(), false, None)?;
-        let hidden = relu(self.hidden.1.forward(&self.hidden.0.forward(&pooled)?, pass)?)?;
-        let rows = self.output.1.forward(&self.output.0.forward(&hidden)?, pass)?;
-        let (count, size) = rows.size2()?;
-        Ok(rows.f_reshape([pictures, count / pictures.max(1), size])?)
+        let pooled = each(&x, |x| Ok(x.f_mean_dim([2_i64, 3].as_slice(), false, None)?))?;
+        let hidden = relu(self.hidden.1.forward(self.hidden.0.forward(&pooled)?, pass)?)?;
+        let rows = self.output.1.forward(self.output.0.forward(&hidden)?, pass)?;
+        both(&rows, map, |rows, map| {
+            let pictures = map.size().first().copied().unwrap_or(0);
+            let (count, size) = rows.size2()?;
+            Ok(rows.f_reshape([pictures, count / pictures.max(1), size])?)
+        })
     }
 }
 

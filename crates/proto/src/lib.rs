@@ -15,6 +15,9 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Bytes of a checkpoint slice in one message.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
+/// What the services are generated from (`google.protobuf.FileDescriptorSet`): every call there is.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/files.bin"));
+
 /// Generated code, package mcl.v1.
 #[expect(missing_docs, clippy::all, reason = "generated")]
 pub mod v1 {

@@ -88,7 +88,7 @@ pub(crate) fn run(a: &BenchCheckpointArguments) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let client = {
         let _inside = runtime.enter();
-        CheckpointClient::lazy(&a.service)?
+        CheckpointClient::lazy(&a.service, None)?
     };
     let mut bench = Bench { trainer, steps: 0, buffer: SliceBuffer::default(), runtime, client };
     bench.step()?;

@@ -123,7 +123,7 @@ fn warm_up(model: &mut Model, judge: &Judge, pictures: &Boxes) -> Result<()> {
         judge.bar.inc(1);
         let batch = judge.crops(chunk)?;
         let pass = Pass::new(&LocalBatchNorm, &buffers);
-        let _ = no_grad(|| judge.encoder(model).backbone().forward(&batch, &pass))?;
+        let _ = no_grad(|| judge.encoder(model).backbone().forward(&[batch], &pass))?;
     }
     Ok(model.commit_buffers(buffers)?)
 }
@@ -164,7 +164,7 @@ impl Judge {
             self.bar.inc(1);
             let batch = self.crops(chunk)?;
             let pass = Pass::new(&FrozenBatchNorm, model.buffers());
-            let [_, _, _, c5] = no_grad(|| self.encoder(model).backbone().forward(&batch, &pass))?;
+            let [_, _, _, [c5]] = no_grad(|| self.encoder(model).backbone().forward(&[batch], &pass))?;
             rows.push(c5.f_mean_dim([2_i64, 3].as_slice(), false, None)?);
         }
         Ok(mcl_model::l2_normalized(&Tensor::f_cat(&rows, 0)?)?)
@@ -178,7 +178,7 @@ impl Judge {
             self.bar.inc(1);
             let (one, width, height) = picture.whole()?;
             let pass = Pass::new(&FrozenBatchNorm, model.buffers());
-            let [_, c3, c4, c5] = no_grad(|| self.encoder(model).backbone().forward(&one, &pass))?;
+            let [_, [c3], [c4], [c5]] = no_grad(|| self.encoder(model).backbone().forward(&[one], &pass))?;
             for index in 0..picture.boxes.len() {
                 let frame = picture.scaled_box(index, width, height);
                 let parts: Vec<Tensor> = [(&c3, 8.0), (&c4, 16.0), (&c5, 32.0)]

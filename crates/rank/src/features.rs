@@ -31,7 +31,7 @@ pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
     if let Some(warning) = warning(&model, a.weights.encoder)? {
         eprintln!("warning: {warning}");
     }
-    let maps = no_grad(|| maps(&model, a.weights.encoder, &input(&a.picture)?))?;
+    let maps = no_grad(|| maps(&model, a.weights.encoder, input(&a.picture)?))?;
     write(&maps, &a.out)?;
     if a.json {
         let shapes: serde_json::Map<_, _> =
@@ -77,15 +77,18 @@ fn input(file: &Path) -> Result<Tensor> {
 }
 
 /// The input and every map, by name: C2..C5 [1, C, H/4, W/4] .. [1, 8C, H/32, W/32], P2..P5 [1, F, H/4, W/4] ..
-fn maps(model: &Model, which: Which, picture: &Tensor) -> Result<Vec<(String, Tensor)>> {
+fn maps(model: &Model, which: Which, picture: Tensor) -> Result<Vec<(String, Tensor)>> {
     let encoder = which.of(model);
     let pass = Pass::new(&FrozenBatchNorm, model.buffers());
-    let stages = encoder.backbone().forward(picture, &pass)?;
+    let input = [picture];
+    let stages = encoder.backbone().forward(&input, &pass)?;
     let outputs = encoder.fpn().forward(&stages, 0, &pass)?;
-    let stages = stages.into_iter().zip(2..).map(|(map, n)| (format!("c{n}"), map));
+    let stages = stages.into_iter().zip(2..).map(|([map], n)| (format!("c{n}"), map));
     let mut maps: Vec<(String, Tensor)> = stages.collect();
-    maps.extend(outputs.into_iter().zip(2..).filter_map(|(map, n)| Some((format!("p{n}"), map?))));
-    maps.push(("picture".to_owned(), picture.shallow_clone()));
+    let outputs = outputs.into_iter().zip(2..).filter_map(|(map, n)| Some((map?, n)));
+    maps.extend(outputs.map(|([map], n)| (format!("p{n}"), map)));
+    let [picture] = input;
+    maps.push(("picture".to_owned(), picture));
     Ok(maps)
 }
 
@@ -138,7 +141,7 @@ mod tests {
         let mut model = Model::new(spec, Kind::Float, Device::Cpu).unwrap();
         model.initialize(mcl_types::Seed::new(1)).unwrap();
         let picture = Tensor::rand([1, 3, 64, 96], (Kind::Float, Device::Cpu));
-        let maps = no_grad(|| maps(&model, Which::Momentum, &picture)).unwrap();
+        let maps = no_grad(|| maps(&model, Which::Momentum, picture.shallow_clone())).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("maps.safetensors");
         write(&maps, &file).unwrap();

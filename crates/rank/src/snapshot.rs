@@ -94,9 +94,11 @@ pub(crate) struct Snapshots {
 impl Snapshots {
     pub(crate) fn new(configure: &v1::Configure, orders: Arc<Orders>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        // The worker names it, where it has one itself.
+        let identity = mcl_transport::Identity::from_environment()?;
         let client = {
             let _inside = runtime.enter();
-            CheckpointClient::lazy(&configure.checkpoint_url)?
+            CheckpointClient::lazy(&configure.checkpoint_url, identity.as_ref())?
         };
         let (run, buffer) = (mcl_proto::run_id(&configure.run_id)?, SliceBuffer::default());
         Ok(Self { runtime, client, run, orders, buffer, pending: None })
@@ -299,7 +301,7 @@ mod tests {
                 tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let client = {
                 let _inside = service.enter();
-                CheckpointClient::lazy(&checkpoint_url).unwrap()
+                CheckpointClient::lazy(&checkpoint_url, None).unwrap()
             };
             let orders = Arc::new(Orders::default());
             orders.hear(Command::Join(v1::Join {
@@ -333,7 +335,7 @@ mod tests {
             self.service.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 tokio::spawn(serve(listener, config, std::future::pending()));
-                CheckpointClient::connect(self.client.url(), PATIENCE).await.unwrap();
+                CheckpointClient::connect(self.client.url(), None, PATIENCE).await.unwrap();
             });
         }
 

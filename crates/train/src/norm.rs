@@ -2,32 +2,32 @@
 
 use mcl_collective::{Group, batch_norm};
 use mcl_model::{BatchNormalizer, LocalBatchNorm, ModelError};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-/// Statistics of all ranks' rows; of this rank's alone where it is the only one.
-pub(crate) struct SyncBatchNorm<'a> {
-    pub(crate) group: Option<&'a Group>,
+/// Who computes the norms of a training step.
+pub(crate) enum TrainingNorm<'a> {
+    /// The engine's operator, by this rank's rows: on a GPU cuDNN's, the faster one there.
+    Engine,
+    /// Ours, by all ranks' rows, both sides in one conversation; by this rank's without a group.
+    Joint(Option<&'a Group>),
 }
 
-impl BatchNormalizer for SyncBatchNorm<'_> {
+impl BatchNormalizer for TrainingNorm<'_> {
     fn normalize(
         &self,
-        x: &Tensor,
+        batches: &mut [Tensor],
         weight: Option<&Tensor>,
         bias: Option<&Tensor>,
-        running_mean: &Tensor,
-        running_var: &Tensor,
-        momentum: f64,
+        running: [&Tensor; 2],
         eps: f64,
-    ) -> Result<Tensor, ModelError> {
-        if self.group.is_none() {
-            // On a GPU alone cuDNN's is the faster one. On a CPU one rank and several compute alike.
-            if x.device() != Device::Cpu {
-                return LocalBatchNorm.normalize(x, weight, bias, running_mean, running_var, momentum, eps);
-            }
-            LocalBatchNorm::check(x)?;
+    ) -> Result<Option<Tensor>, ModelError> {
+        let Self::Joint(group) = self else {
+            return LocalBatchNorm.normalize(batches, weight, bias, running, eps);
+        };
+        if group.is_none() {
+            batches.iter().try_for_each(LocalBatchNorm::check)?;
         }
-        batch_norm(self.group, x, weight, bias, running_mean, running_var, momentum, eps)
-            .map_err(|e| ModelError::Group(Box::new(e)))
+        let statistics = batch_norm(*group, batches, weight, bias, eps);
+        statistics.map(Some).map_err(|e| ModelError::Group(Box::new(e)))
     }
 }

@@ -6,7 +6,7 @@
 //! step's running statistics, and what is committed is their mean over all lanes of the job; a call counter counts a
 //! step's calls, not its lanes.
 
-use crate::norm::SyncBatchNorm;
+use crate::norm::TrainingNorm;
 use crate::step::{LaneInput, StepInput, StepProbe};
 use crate::{TrainError, Trainer};
 use mcl_collective::ReduceOp;
@@ -15,7 +15,7 @@ use mcl_model::{
 };
 use mcl_types::Rank;
 use std::ops::Range;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// Over what batch statistics are formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -86,18 +86,30 @@ impl Trainer {
         Ok(Pyramid::assemble(layout, &sides)?)
     }
 
-    fn numbers(&self, pictures: &Tensor) -> Result<Tensor, TrainError> {
-        if pictures.kind() == Kind::Uint8 {
-            return Ok(self.normalization.apply(pictures)?);
-        }
-        Ok(pictures.shallow_clone())
+    /// Both sides' pictures as the model takes them.
+    fn numbers(&self, part: &Part) -> Result<[Tensor; 2], TrainError> {
+        let of = |side: &Tensor| match side.kind() {
+            Kind::Uint8 => self.normalization.apply(side),
+            _ => Ok(side.shallow_clone()),
+        };
+        let [q, k] = &part.pictures;
+        Ok([of(q)?, of(k)?])
     }
 
-    /// Which ranks a part's norms speak with.
-    const fn norm(&self) -> SyncBatchNorm<'_> {
+    /// Which ranks a part's norms speak with. On a CPU one rank and several compute alike.
+    fn norm(&self) -> TrainingNorm<'_> {
+        match (self.settings.norm, &self.group) {
+            (NormScope::Job, Some(group)) => TrainingNorm::Joint(Some(group)),
+            _ if self.model.device() == Device::Cpu => TrainingNorm::Joint(None),
+            _ => TrainingNorm::Engine,
+        }
+    }
+
+    /// What [`Trainer::norm`] is where there are other ranks, without them: gradients come in the order of its graph.
+    pub(crate) fn rehearsed_norm(&self) -> TrainingNorm<'_> {
         match self.settings.norm {
-            NormScope::Job => SyncBatchNorm { group: self.group.as_ref() },
-            NormScope::Lane => SyncBatchNorm { group: None },
+            NormScope::Job => TrainingNorm::Joint(None),
+            NormScope::Lane => self.norm(),
         }
     }
 
@@ -106,11 +118,7 @@ impl Trainer {
         let norm = self.norm();
         let pass = Pass::new(&norm, &part.buffers);
         let _half = self.autocast()?;
-        let of = |side: usize| -> Result<Tensor, TrainError> {
-            let pictures = self.numbers(&part.pictures[side])?;
-            Ok(self.model.targets(&pictures, part.layout, self.settings.compute, &pass)?)
-        };
-        Ok([of(0)?, of(1)?])
+        Ok(self.model.targets(&self.numbers(part)?, part.layout, self.settings.compute, &pass)?)
     }
 
     /// A part's losses, given both sides' targets of all lanes of the job.
@@ -123,22 +131,18 @@ impl Trainer {
         let norm = self.norm();
         let pass = Pass::new(&norm, &part.buffers);
         let half = self.autocast()?;
-        let online = |side: usize| -> Result<Vec<Tensor>, TrainError> {
-            let pictures = self.numbers(&part.pictures[side])?;
-            Ok(self.model.online(&pictures, part.layout, self.settings.compute, &pass)?)
-        };
-        let [online_q, online_k] = [online(0)?, online(1)?];
-        let (pred_q, pred_k) = self.model.predict(&online_q, &online_k, &pass)?;
+        let online = self.model.online(&self.numbers(part)?, part.layout, self.settings.compute, &pass)?;
+        let predictions = self.model.predict(&online, &pass)?;
         drop(half);
-        let [labels_q, labels_k] = &part.labels;
+        let ([pred_q, pred_k], [labels_q, labels_k]) = (&predictions, &part.labels);
         let losses = level_losses(
             self.model.spec(),
             part.layout.lane_count(),
-            &Contrast { predictions: &pred_q, targets: tk, labels: labels_q },
-            &Contrast { predictions: &pred_k, targets: tq, labels: labels_k },
+            &Contrast { predictions: pred_q, targets: tk, labels: labels_q },
+            &Contrast { predictions: pred_k, targets: tq, labels: labels_k },
         )?;
         if let Some(probe) = probe {
-            probe.add_rows(&[online_q, online_k], &[pred_q, pred_k], &part.labels)?;
+            probe.add_rows(&online, &predictions, &part.labels)?;
             probe.targets = vec![tk.shallow_clone(), tq.shallow_clone()];
             probe.add_cosines(&losses)?;
         }

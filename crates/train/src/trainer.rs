@@ -10,7 +10,7 @@ use mcl_collective::{
     Autocast, Group, Membership, Reducer, autocast, drop_gradient, on_gradient, ready_order,
 };
 use mcl_failpoint::Failpoint;
-use mcl_model::{BufferSet, ComputeMode, LocalBatchNorm, Model, Normalization, Pass, PyramidLayout};
+use mcl_model::{BufferSet, ComputeMode, Model, Normalization, Pass, PyramidLayout};
 use mcl_types::{Digest, LaneLayout, Rank, Seed, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -257,13 +257,12 @@ impl Trainer {
         let shape = [layout.pictures(), 3, spec.image_size, spec.image_size];
         let pictures = Tensor::f_randn(shape, (self.model.kind(), device))?;
         let buffers = self.model.stage_buffers()?;
-        let pass = Pass::new(&LocalBatchNorm, &buffers);
+        let norm = self.rehearsed_norm();
+        let pass = Pass::new(&norm, &buffers);
         let half = self.autocast()?;
-        let online = [
-            self.model.online(&pictures, &layout, self.settings.compute, &pass)?,
-            self.model.online(&pictures, &layout, self.settings.compute, &pass)?,
-        ];
-        let (q, k) = self.model.predict(&online[0], &online[1], &pass)?;
+        let both = [pictures.shallow_clone(), pictures];
+        let online = self.model.online(&both, &layout, self.settings.compute, &pass)?;
+        let [q, k] = self.model.predict(&online, &pass)?;
         drop(half);
         let mut total = Tensor::f_zeros([], (self.model.kind(), device))?;
         for rows in q.iter().chain(&k) {

@@ -75,7 +75,7 @@ fn plainly(lanes: u32, compute: ComputeMode) -> (Vec<Tensor>, Tensor, Vec<f64>) 
         let pass = Pass::new(&LocalBatchNorm, buffers);
         let both = sides(layout, lane).map(|s| Pyramid::assemble(layout, &[s]).unwrap());
         for (kept, pyramid) in targets.iter_mut().zip(&both) {
-            kept.push(model.targets(&pyramid.pictures, layout, compute, &pass).unwrap());
+            kept.extend(model.targets(&[pyramid.pictures.shallow_clone()], layout, compute, &pass).unwrap());
         }
         pyramids.push(both);
     }
@@ -84,8 +84,11 @@ fn plainly(lanes: u32, compute: ComputeMode) -> (Vec<Tensor>, Tensor, Vec<f64>) 
     let mut values = Vec::new();
     for ((layout, buffers), [q, k]) in layouts.iter().zip(&buffers).zip(&pyramids) {
         let pass = Pass::new(&LocalBatchNorm, buffers);
-        let online = [q, k].map(|p| model.online(&p.pictures, layout, compute, &pass).unwrap());
-        let (pred_q, pred_k) = model.predict(&online[0], &online[1], &pass).unwrap();
+        let online = [q, k].map(|p| {
+            let [rows] = model.online(&[p.pictures.shallow_clone()], layout, compute, &pass).unwrap();
+            rows
+        });
+        let [pred_q, pred_k] = model.predict(&online, &pass).unwrap();
         let losses = level_losses(
             model.spec(),
             1,
@@ -144,7 +147,7 @@ fn calls(model: &Model, compute: ComputeMode) -> i64 {
     let layout = PyramidLayout::new(model.spec(), N, 0..1).unwrap();
     let buffers = model.stage_buffers().unwrap();
     let pass = Pass::new(&LocalBatchNorm, &buffers);
-    let pictures = Tensor::rand([layout.pictures(), 3, 32, 32], F64);
+    let pictures = [Tensor::rand([layout.pictures(), 3, 32, 32], F64)];
     for _ in 0..2 {
         let _ = model.online(&pictures, &layout, compute, &pass).unwrap();
         let _ = model.targets(&pictures, &layout, compute, &pass).unwrap();

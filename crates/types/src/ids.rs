@@ -114,13 +114,25 @@ impl RunId {
         let fits = (1..=64).contains(&name.len())
             && !name.starts_with('.')
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-        if fits { Ok(Self(name)) } else { Err(RunIdError { found: name }) }
+        if fits { Ok(Self(name)) } else { Err(RunIdError { found: shown(&name) }) }
     }
     /// The bare name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
+
+/// Enough of a bad name to know it by, and nothing that steers a terminal.
+fn shown(name: &str) -> String {
+    let mut shown: String = name.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    if name.chars().nth(SHOWN).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+/// Characters of a bad name that an error repeats.
+const SHOWN: usize = 80;
 
 impl TryFrom<String> for RunId {
     type Error = RunIdError;
@@ -147,8 +159,17 @@ mod tests {
 
     #[test]
     fn run_names_cannot_leave_their_folder() {
-        for bad in ["", "..", ".hidden", "a/b", "a\\b", "a b", "\u{fc}", &"x".repeat(65)] {
+        // Among them what looks like a dot, a slash or an `a` and is none.
+        let alike =
+            ["\u{2024}\u{2024}", "\u{ff0e}\u{ff0e}", "a\u{2215}b", "a\u{ff0f}b", "\u{430}", "a\u{200b}b"];
+        let plain =
+            ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a b", "a\0b", "a\nb", "a:b", "\u{fc}", "a/../b"];
+        for bad in plain.into_iter().chain(alike).chain([&*"x".repeat(65), &*"x".repeat(1 << 20)]) {
             assert!(RunId::new(bad).is_err(), "{bad:?} was accepted");
+            let said = RunId::new(bad).unwrap_err().to_string();
+            assert!(said.len() < 1000 && !said.contains(char::is_control), "{said}");
+            let json = serde_json::to_string(bad).unwrap();
+            assert!(serde_json::from_str::<RunId>(&json).is_err(), "{bad:?} was accepted from a file");
         }
         for good in ["demo", "r50-imagenet_2.1", "0"] {
             assert!(RunId::new(good).is_ok(), "{good:?} was refused");

@@ -35,6 +35,12 @@ pub enum StoreLocationError {
         /// How it begins.
         scheme: String,
     },
+    /// A password in an address: addresses are in job files, logs and statuses.
+    #[error("`{found}`: expected no password in an address; credentials come from the environment")]
+    Secret {
+        /// The address without it.
+        found: String,
+    },
     /// An address without a bucket, or with more than a path after it.
     #[error(
         "`{found}`: expected {scheme}://bucket or {scheme}://bucket/prefix, without `?`, `#`, empty or dotted parts"
@@ -84,12 +90,29 @@ impl FromStr for StoreLocation {
             return Err(StoreLocationError::Scheme { found, scheme });
         };
         let rest = rest.trim_end_matches('/');
+        let host = rest.split('/').next().unwrap_or_default();
+        if host.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+            return Err(StoreLocationError::Secret { found: shown(scheme, rest) });
+        }
         let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['?', '#', '\\']);
         if !rest.split('/').all(plain) {
-            return Err(StoreLocationError::Bucket { found: text.to_owned(), scheme });
+            return Err(StoreLocationError::Bucket { found: shown(scheme, rest), scheme });
         }
         Ok(Self::Object(format!("{scheme}://{rest}")))
     }
+}
+
+/// An address as an error may repeat it: without a password, and without a query, where signatures stand.
+fn shown(scheme: &str, rest: &str) -> String {
+    let end = rest.find(['?', '#']).unwrap_or(rest.len());
+    let (path, more) = rest.split_at(end);
+    let public = match path.rsplit_once('@').and_then(|(user, place)| Some((user.split_once(':')?.0, place)))
+    {
+        Some((user, place)) => format!("{user}:...@{place}"),
+        None => path.to_owned(),
+    };
+    let cut = more.chars().next().map_or_else(String::new, |c| format!("{c}..."));
+    format!("{scheme}://{public}{cut}").escape_debug().to_string()
 }
 
 impl TryFrom<String> for StoreLocation {
@@ -146,6 +169,15 @@ mod tests {
         let inside = parse("s3://bucket/a").unwrap().join("run").to_string();
         assert_eq!(inside, "s3://bucket/a/run");
         assert_eq!(parse("a").unwrap().join("b"), StoreLocation::Folder("a/b".into()));
+    }
+
+    #[test]
+    fn secrets_in_addresses_are_refused_and_not_repeated() {
+        for bad in ["s3://AKIA:hunter2@bucket/a", "s3://b/a?X-Amz-Signature=hunter2", "az://c@a/b#hunter2"] {
+            let said = parse(bad).unwrap_err().to_string();
+            assert!(!said.contains("hunter2") && said.contains("..."), "{said}");
+        }
+        assert!(parse("az://container@account/a:b").is_ok());
     }
 
     #[test]

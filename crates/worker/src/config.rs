@@ -1,5 +1,6 @@
 //! What a worker is told, and how it may end well.
 
+use mcl_transport::Identity;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,8 +9,11 @@ use std::time::Duration;
 pub struct WorkerConfig {
     /// Its name, unique in its cluster.
     pub name: String,
-    /// Where the coordinator is, such as `http://10.0.0.1:7070`; without a scheme, `http` is meant.
+    /// Where the coordinator is, such as `https://10.0.0.1:7070`; without a scheme, `https` is meant where there is an
+    /// identity, and `http` where there is none.
     pub coordinator_url: String,
+    /// As whom it speaks; none: without TLS. Ranks need theirs in `rank_env`.
+    pub identity: Option<Identity>,
     /// "cpu", "cpu:N" (a further CPU slot) or "cuda:N": one rank process each, so each name once.
     pub devices: Vec<String>,
     /// The `mcl-rank` binary.

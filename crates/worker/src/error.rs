@@ -7,8 +7,8 @@ use std::time::Duration;
 /// Why a worker could not start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The coordinator's address is none.
-    #[error("coordinator address `{url}` does not parse: {reason}; expected one like http://10.0.0.1:7070")]
+    /// The coordinator's address is none, or does not go with the identity.
+    #[error("coordinator address `{url}` cannot be used: {reason}")]
     Address {
         /// As given.
         url: String,

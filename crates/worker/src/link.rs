@@ -7,12 +7,12 @@ use crate::WorkerError;
 use crate::event::{Attempt, Event};
 use mcl_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use mcl_proto::v1::{Hello, SessionRequest, session_request};
+use mcl_transport::{Dial, Identity};
 use std::error::Error;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 
 /// Messages that may wait for the network. A stream that lets more pile up is given up; everything that
 /// matters is sent again on the next.
@@ -23,24 +23,22 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Where the coordinator is.
-pub(crate) fn endpoint(url: &str) -> Result<Endpoint, WorkerError> {
-    let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let address = |reason: String| WorkerError::Address { url: url.to_owned(), reason };
-    let endpoint = Endpoint::from_shared(full).map_err(|e| address(chain(&e)))?;
-    if endpoint.uri().host().is_none_or(str::is_empty) {
-        return Err(address("it names no host".to_owned()));
-    }
-    Ok(endpoint
-        .connect_timeout(ATTEMPT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true))
+pub(crate) fn dial(url: &str, identity: Option<&Identity>) -> Result<Dial, WorkerError> {
+    let dial = Dial::new(url, identity)
+        .map_err(|e| WorkerError::Address { url: url.to_owned(), reason: e.to_string() })?;
+    Ok(dial.with(|endpoint| {
+        endpoint
+            .connect_timeout(ATTEMPT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+    }))
 }
 
 /// Opens a stream after a pause and passes on what comes, until it ends.
 pub(crate) async fn run(
-    endpoint: Endpoint,
+    dial: Dial,
     attempt: Attempt,
     hello: Hello,
     after: Duration,
@@ -48,7 +46,7 @@ pub(crate) async fn run(
     events: mpsc::Sender<Event>,
 ) {
     tokio::time::sleep(after).await;
-    let reason = match open_and_pump(endpoint, attempt, hello, queue, &events).await {
+    let reason = match open_and_pump(dial, attempt, hello, queue, &events).await {
         Ok(()) => "the coordinator ended the stream".to_owned(),
         Err(reason) => reason,
     };
@@ -57,13 +55,13 @@ pub(crate) async fn run(
 }
 
 async fn open_and_pump(
-    endpoint: Endpoint,
+    dial: Dial,
     attempt: Attempt,
     hello: Hello,
     queue: mpsc::Receiver<SessionRequest>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), String> {
-    let channel = endpoint.connect().await.map_err(|e| chain(&e))?;
+    let channel = dial.connect().await.map_err(|e| chain(&e))?;
     let mut client = CoordinatorServiceClient::new(channel)
         .max_decoding_message_size(mcl_proto::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(mcl_proto::MAX_MESSAGE_BYTES);
@@ -114,10 +112,10 @@ mod tests {
     #[test]
     fn addresses_may_leave_the_scheme_out_but_not_the_host() {
         for good in ["http://127.0.0.1:7070", "127.0.0.1:7070", "coordinator:7070", "http://[::1]:1"] {
-            assert!(endpoint(good).is_ok(), "{good}");
+            assert!(dial(good, None).is_ok(), "{good}");
         }
         for bad in ["", "http://", "http://a b:1"] {
-            assert!(matches!(endpoint(bad), Err(WorkerError::Address { .. })), "{bad}");
+            assert!(matches!(dial(bad, None), Err(WorkerError::Address { .. })), "{bad}");
         }
     }
 }

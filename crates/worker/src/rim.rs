@@ -10,6 +10,7 @@ use crate::state::{Identity, State};
 use crate::{Farewell, WorkerConfig, WorkerError, WorkerOutcome, link};
 use mcl_failpoint::{Failpoint, pass};
 use mcl_proto::v1::{Configure, Hello, RankCommand, SessionRequest, rank_command, session_request};
+use mcl_transport::Dial;
 use mcl_types::FencingToken;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -17,7 +18,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
-use tonic::transport::Endpoint;
 
 /// Events that may wait for the loop; whoever has more waits for it.
 const EVENTS: usize = 1024;
@@ -36,13 +36,13 @@ pub async fn run(
     config.rank_program = check(&config)?;
     let fence = Fence::new(config.state_dir.as_deref(), &config.name);
     let highest = fence.load()?;
-    let endpoint = link::endpoint(&config.coordinator_url)?;
+    let dial = link::dial(&config.coordinator_url, config.identity.as_ref())?;
     let (mut state, effects) = State::new(Identity::new(&config), highest, first_process());
     let (sender, mut events) = mpsc::channel(EVENTS);
     let mut rim = Rim {
         config,
         fence,
-        endpoint,
+        dial,
         events: sender,
         tasks: JoinSet::new(),
         ranks: BTreeMap::new(),
@@ -91,7 +91,7 @@ struct Stream {
 struct Rim {
     config: WorkerConfig,
     fence: Fence,
-    endpoint: Endpoint,
+    dial: Dial,
     events: mpsc::Sender<Event>,
     tasks: JoinSet<()>,
     ranks: BTreeMap<ProcessId, RankHandle>,
@@ -177,7 +177,7 @@ impl Rim {
         }
         let (outgoing, queue) = mpsc::channel(link::OUTGOING);
         let events = self.events.clone();
-        let task = self.tasks.spawn(link::run(self.endpoint.clone(), attempt, hello, after, queue, events));
+        let task = self.tasks.spawn(link::run(self.dial.clone(), attempt, hello, after, queue, events));
         self.stream = Some(Stream { attempt, outgoing, task });
     }
 

@@ -14,6 +14,7 @@ use mcl_checkpoint_core::{Manifest, SliceView, write_slice};
 use mcl_config::Job;
 use mcl_data::dataset::TarIndex;
 use mcl_data::{Decoder, Limits, Picture};
+use mcl_transport::{Certificate, Role};
 use mcl_types::StoreLocation;
 use std::path::Path;
 
@@ -40,7 +41,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "manifest", run: manifest, seeds: seeds::manifests, spare: MIB },
     Target { name: "slice", run: slice, seeds: seeds::slices, spare: MIB },
     Target { name: "tar_index", run: tar_index, seeds: seeds::tars, spare: MIB },
@@ -48,6 +49,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "messages", run: messages, seeds: seeds::messages, spare: MIB },
     Target { name: "frames", run: frames, seeds: seeds::frames, spare: MIB },
     Target { name: "weights", run: weights, seeds: seeds::weights, spare: MIB },
+    Target { name: "certificate", run: certificate, seeds: seeds::certificates, spare: MIB },
     Target { name: "picture", run: picture, seeds: seeds::pictures, spare: PICTURE },
 ];
 
@@ -114,6 +116,15 @@ pub fn weights(bytes: &[u8]) {
     let Ok(file) = imported.to_safetensors() else { return };
     let read = mcl_export::import(&file).expect("what was imported can be imported");
     assert_eq!(read.tensors, imported.tensors, "written and read again they are others");
+}
+
+/// A certificate, bare and as PEM.
+pub fn certificate(bytes: &[u8]) {
+    let _ = Certificate::read_pem(bytes);
+    let Ok(read) = Certificate::read(bytes) else { return };
+    let now = std::time::SystemTime::UNIX_EPOCH;
+    assert!(read.holder.roles.len() <= Role::ALL.len());
+    let _ = (read.left(now), read.warning(now), read.holder.to_string());
 }
 
 /// A picture of at most [`PIXELS`]; twice with one decoder, whose memory the first must not spoil.

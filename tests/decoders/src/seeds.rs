@@ -5,6 +5,8 @@ use mcl_data::dataset::TarIndex;
 use mcl_proto::v1;
 use mcl_types::{Digest, RunId, Step};
 use prost::Message;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use std::path::{Path, PathBuf};
 
 fn project() -> PathBuf {
@@ -152,6 +154,13 @@ pub fn weights() -> Vec<Vec<u8>> {
     let tensor = |name: &str| (name.to_owned(), Dtype::F32, vec![1], [0_u8; 4].as_slice());
     all.push(write_slice(&[tensor("backbone.conv1.weight"), tensor("neck.x")]).expect("a file"));
     all
+}
+
+/// A service's, with roles, a name and hosts; bare and as PEM.
+pub fn certificates() -> Vec<Vec<u8>> {
+    let pem = std::fs::read(project().join("tests/decoders/certificate.pem")).expect("a certificate");
+    let bare = CertificateDer::from_pem_slice(&pem).expect("a certificate");
+    vec![bare.to_vec(), pem]
 }
 
 /// Ill-formed and well-formed pictures of every format.

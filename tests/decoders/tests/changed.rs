@@ -134,6 +134,10 @@ fn good_inputs_are_accepted() {
     assert_eq!(index.samples.len(), 3);
     let imported = seeds::weights().iter().filter(|file| mcl_export::import(file).is_ok()).count();
     assert!(imported >= 5, "{imported} files of weights");
+    let [bare, pem] = &seeds::certificates()[..] else { panic!("a certificate twice") };
+    let read = mcl_transport::Certificate::read(bare).unwrap();
+    assert_eq!(mcl_transport::Certificate::read_pem(pem).unwrap(), std::slice::from_ref(&read));
+    assert_eq!((read.holder.roles.len(), read.hosts.len()), (2, 5));
     let limits = mcl_data::Limits { max_pixels: PIXELS };
     let decoded = seeds::pictures().iter().filter(|file| mcl_data::decode(file, limits).is_ok()).count();
     assert!(decoded >= 10, "{decoded} pictures");

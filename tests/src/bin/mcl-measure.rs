@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use mcl_system_tests::Sandbox;
 use mcl_system_tests::measure::{Amount, measure};
+use mcl_system_tests::siege::besiege;
 use std::time::Duration;
 
 /// Kill and stop parts of a small cluster, one at a time, and tell how long it takes to go on, as one JSON object. To
@@ -15,10 +17,20 @@ struct Arguments {
     /// Minutes that the coordinator stays away in one piece; 0: not at all.
     #[arg(long, default_value_t = 10.0)]
     outage_minutes: f64,
+    /// Instead: so many hostile connections to a coordinator with certificates that trains meanwhile.
+    #[arg(long, value_name = "CONNECTIONS")]
+    hostile: Option<usize>,
 }
+
+/// How long hostile connections are held: longer than a handshake may take.
+const HOLD: Duration = Duration::from_secs(20);
 
 fn main() {
     let arguments = Arguments::parse();
+    if let Some(connections) = arguments.hostile {
+        mcl_system_tests::siege::allow_connections();
+        return println!("{:#}", besiege(&Sandbox::new(), connections, HOLD));
+    }
     let outage = Duration::from_secs_f64(arguments.outage_minutes * 60.0);
     println!("{:#}", measure(Amount { times: arguments.times, outage }));
 }

@@ -1,5 +1,6 @@
 //! Arguments of `mcl bench`.
 
+use super::TlsArguments;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -67,6 +68,9 @@ pub(crate) struct BenchCoordinatorArguments {
     /// A coordinator that runs on this machine; default: one of its own.
     #[arg(long)]
     pub(crate) coordinator: Option<String>,
+    // With --coordinator: of a certificate that has the roles worker and operator.
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// Its process, to look at its CPU time and memory.
     #[arg(long, requires = "coordinator")]
     pub(crate) pid: Option<u32>,

@@ -76,7 +76,6 @@ impl Object {
 }
 
 /// A bucket, and how it is asked.
-#[derive(Debug)]
 pub(super) struct Client {
     store: Arc<dyn ObjectStore>,
     /// Scheme and bucket.
@@ -88,6 +87,13 @@ pub(super) struct Client {
     runtime: Handle,
     stopped: Mutex<bool>,
     stopping: Condvar,
+}
+
+impl std::fmt::Debug for Client {
+    /// Without the store itself, which may show its credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl Client {

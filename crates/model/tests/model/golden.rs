@@ -219,16 +219,16 @@ fn golden_a_inside() {
     };
     for (side, pyramid) in [("q", &batch.q), ("k", &batch.k)] {
         let _no_grad = tch::no_grad_guard();
-        let pictures = &pyramid.pictures;
+        let pictures = &[pyramid.pictures.shallow_clone()];
         let features = model.encoder_q().backbone().forward(pictures, &with).unwrap();
         let maps = model.encoder_q().fpn().forward(&features, 0, &with).unwrap();
         let online = model.encoder_q().project_all(pictures, 0, &with).unwrap();
         let momentum = model.encoder_k().project_all(pictures, 0, &with).unwrap();
         for output in 0..4 {
-            put(format!("C{}.{side}", output + 2), &features[output]);
-            put(format!("P{}.{side}", output + 2), maps[output].as_ref().unwrap());
-            put(format!("enc_q_out.P{}.{side}", output + 2), online[output].as_ref().unwrap());
-            put(format!("enc_k_out.P{}.{side}", output + 2), momentum[output].as_ref().unwrap());
+            put(format!("C{}.{side}", output + 2), &features[output][0]);
+            for (of, found) in [("P", &maps), ("enc_q_out.P", &online), ("enc_k_out.P", &momentum)] {
+                put(format!("{of}{}.{side}", output + 2), &found[output].as_ref().unwrap()[0]);
+            }
         }
     }
     assert_eq!(errors.len(), debug.len());

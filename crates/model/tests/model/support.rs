@@ -104,16 +104,17 @@ pub fn pass(
 ) -> Outcome {
     let buffers = model.stage_buffers().unwrap();
     let (with, layout) = (Pass::new(norm, &buffers), &batch.layout);
-    let q = model.online(&batch.q.pictures, layout, mode, &with).unwrap();
-    let k = model.online(&batch.k.pictures, layout, mode, &with).unwrap();
-    let own = [&batch.q, &batch.k].map(|side| model.targets(&side.pictures, layout, mode, &with).unwrap());
+    let pictures = [&batch.q, &batch.k].map(|side| side.pictures.shallow_clone());
+    let online = model.online(&pictures, layout, mode, &with).unwrap();
+    let own = model.targets(&pictures, layout, mode, &with).unwrap();
     let all = targets.unwrap_or(&own);
-    let (pq, pk) = model.predict(&q, &k, &with).unwrap();
+    let predictions = model.predict(&online, &with).unwrap();
+    let [pq, pk] = &predictions;
     let losses = level_losses(
         model.spec(),
         layout.lane_count(),
-        &Contrast { predictions: &pq, targets: &all[1], labels: &batch.q.labels },
-        &Contrast { predictions: &pk, targets: &all[0], labels: &batch.k.labels },
+        &Contrast { predictions: pq, targets: &all[1], labels: &batch.q.labels },
+        &Contrast { predictions: pk, targets: &all[0], labels: &batch.k.labels },
     )
     .unwrap();
     losses.total(1.0).unwrap().backward();
@@ -125,7 +126,7 @@ pub fn pass(
             tensor.shallow_clone().zero_grad();
         }
     }
-    Outcome { losses, online: [q, k], predictions: [pq, pk], targets: own, gradients, buffers }
+    Outcome { losses, online, predictions, targets: own, gradients, buffers }
 }
 
 /// max|a - b| / max(max|b|, 1e-6).

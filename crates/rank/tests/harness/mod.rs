@@ -93,7 +93,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let checkpoints = {
             let _inside = runtime.enter();
-            CheckpointClient::lazy(&format!("http://{}", listener.local_addr().unwrap())).unwrap()
+            CheckpointClient::lazy(&format!("http://{}", listener.local_addr().unwrap()), None).unwrap()
         };
         let mut job = JOB.replace("LANES", &lanes.to_string());
         for (line, other) in lines {
@@ -112,7 +112,7 @@ impl World {
         self.runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             tokio::spawn(serve(listener, config, std::future::pending()));
-            CheckpointClient::connect(self.checkpoints.url(), PATIENCE).await.unwrap();
+            CheckpointClient::connect(self.checkpoints.url(), None, PATIENCE).await.unwrap();
         });
     }
 

@@ -284,6 +284,7 @@ pub fn config(address: SocketAddr) -> WorkerConfig {
     WorkerConfig {
         name: "w1".into(),
         coordinator_url: format!("http://{address}"),
+        identity: None,
         devices: vec!["cpu".into(), "cpu:1".into()],
         rank_program: env!("CARGO_BIN_EXE_mcl-fake-rank").into(),
         rank_env: vec![("FAKE_RANK_SEES".into(), "lighthouse".into())],
