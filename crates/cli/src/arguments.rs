@@ -333,12 +333,14 @@ mod tests {
     use clap::CommandFactory;
 
     /// Verbs that are no queries, and why they take no --json.
-    const WITHOUT_JSON: [(&str, &str); 7] = [
+    const WITHOUT_JSON: [(&str, &str); 9] = [
         ("mcl coordinator", "a daemon: --log json"),
         ("mcl checkpoint-server", "a daemon: --log json"),
         ("mcl worker", "a daemon: --log json"),
         ("mcl bench step", "passes its arguments on: those after -- choose what it prints"),
         ("mcl bench loader", "passes its arguments on: those after -- choose what it prints"),
+        ("mcl certs init", "writes files: `mcl certs show --json` tells what is in them"),
+        ("mcl certs issue", "writes files: `mcl certs show --json` tells what is in them"),
         ("mcl completions", "prints a script"),
         ("mcl man", "writes files for man"),
     ];
