@@ -182,13 +182,13 @@ pub async fn attack(
             }
         });
     }
-    drop(begun);
     let mut fared = Fared::default();
-    while let Some(attacked) = counted.recv().await {
-        if attacked {
-            fared.attacked += 1;
-        } else {
-            fared.turned_away += 1;
+    // Not until the channel ends: each keeps its end of it as long as its connection.
+    for _ in 0..count {
+        match counted.recv().await {
+            Some(true) => fared.attacked += 1,
+            Some(false) => fared.turned_away += 1,
+            None => break,
         }
     }
     ready.send_replace(true);

@@ -69,7 +69,7 @@ impl Trunk {
         tcp.set_nodelay(true).map_err(|e| connect(&e))?;
         // The connection ends with its streams and this trunk; what broke it is seen by the streams.
         let sender = if let Some(identity) = &self.identity {
-            let tls = identity.secure(tcp, &self.host()).await.map_err(|e| connect(&e))?;
+            let tls = identity.secure(tcp, self.host()).await.map_err(|e| connect(&e))?;
             let (sender, connection) = client::handshake(tls).await.map_err(|e| connect(&e))?;
             tokio::spawn(connection);
             sender
@@ -83,9 +83,8 @@ impl Trunk {
     }
 
     /// What the coordinator's certificate has to be for.
-    fn host(&self) -> String {
-        let host = self.authority.rsplit_once(':').map_or(self.authority.as_str(), |(host, _)| host);
-        host.trim_start_matches('[').trim_end_matches(']').to_owned()
+    fn host(&self) -> &str {
+        self.authority.rsplit_once(':').map_or(&self.authority, |(host, _)| host)
     }
 
     async fn request(

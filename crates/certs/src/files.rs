@@ -86,7 +86,7 @@ pub fn issue(
         return Err(CertsError::Wanted(format!(
             "a certificate of {} days would outlive its authority, which ends in {} days: take fewer --days, or make a new authority",
             wanted.days,
-            own.left(SystemTime::now()) / (24 * 3600)
+            own.days_left(SystemTime::now())
         )));
     }
     issue_from(&authority, &folder.join(name), wanted, force)

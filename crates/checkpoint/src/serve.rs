@@ -110,7 +110,6 @@ pub(crate) async fn serve_store(
     let gate = &config.gate;
     let serving = gate
         .server()
-        .layer(gate.layer())
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .add_service(health_service)

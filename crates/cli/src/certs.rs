@@ -10,9 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-/// Seconds of a day.
-const DAY: i64 = 24 * 3600;
-
 pub(crate) fn certs(command: &CertsCommand) -> Result<ExitCode> {
     match command {
         CertsCommand::Init(a) => init(a),
@@ -99,12 +96,11 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn as_json(file: &Path, c: &Certificate) -> serde_json::Value {
-    let left = c.left(SystemTime::now());
     serde_json::json!({
         "file": file, "subject": c.subject, "issuer": c.issuer, "authority": c.authority,
         "roles": c.holder.roles.iter().map(|role| role.as_str()).collect::<Vec<_>>(),
         "name": c.holder.name.as_ref().map(ToString::to_string), "hosts": c.hosts,
-        "begins": c.begins, "ends": c.ends, "days_left": left.div_euclid(DAY),
+        "begins": c.begins, "ends": c.ends, "days_left": c.days_left(SystemTime::now()),
         "warning": c.warning(SystemTime::now()),
     })
 }
@@ -113,7 +109,7 @@ fn as_json(file: &Path, c: &Certificate) -> serde_json::Value {
 pub(crate) fn told(c: &Certificate) -> String {
     let what = if c.authority { format!("authority {}", c.subject) } else { c.holder.to_string() };
     let hosts = if c.hosts.is_empty() { String::new() } else { format!(" at {}", c.hosts.join(", ")) };
-    let left = c.left(SystemTime::now());
-    let end = if left < 0 { "ENDED".to_owned() } else { format!("ends in {} days", left / DAY) };
+    let now = SystemTime::now();
+    let end = if c.left(now) < 0 { "ENDED".to_owned() } else { format!("ends in {} days", c.days_left(now)) };
     format!("{what}{hosts}, {end}")
 }

@@ -158,7 +158,6 @@ impl Coordinator {
         let asked = Notify::new();
         let serving = gate
             .server()
-            .layer(gate.layer())
             .add_service(health_service)
             .add_service(service)
             .serve_with_incoming_shutdown(gate.admit(listener), asked.notified());

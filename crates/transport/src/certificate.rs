@@ -2,16 +2,17 @@
 
 use crate::role::Holder;
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-/// A certificate that ends within this is warned of.
-pub const ENDS_SOON: Duration = Duration::from_secs(14 * DAY);
-const DAY: u64 = 24 * 3600;
+/// A certificate that ends within so many days is warned of.
+pub const ENDS_SOON: i64 = 14;
+/// Seconds of a day.
+const DAY: i64 = 24 * 3600;
 
 /// A certificate, for people and decisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,15 +87,21 @@ impl Certificate {
         self.ends.saturating_sub(seconds(now))
     }
 
+    /// Days until it ends, begun ones included: one that was issued for 365 has 365. Negative or 0 once it has ended.
+    pub fn days_left(&self, now: SystemTime) -> i64 {
+        let left = self.left(now);
+        left.div_euclid(DAY) + i64::from(left.rem_euclid(DAY) > 0)
+    }
+
     /// What is wrong with its time, if anything.
     pub fn warning(&self, now: SystemTime) -> Option<String> {
         let left = self.left(now);
-        let days = left / DAY as i64;
+        let days = self.days_left(now);
         if seconds(now) < self.begins {
             Some(format!("the certificate of {} is not good yet: look at this machine's clock", self.subject))
         } else if left < 0 {
             Some(format!("the certificate of {} has ended {} days ago: issue a new one", self.subject, -days))
-        } else if left <= ENDS_SOON.as_secs() as i64 {
+        } else if days <= ENDS_SOON {
             Some(format!("the certificate of {} ends in {days} days: issue a new one", self.subject))
         } else {
             None

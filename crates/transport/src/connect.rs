@@ -139,20 +139,25 @@ impl tower_service::Service<Uri> for Connector {
 
 /// A connection whose other side is believed. The caller's deadline is over all of it.
 async fn open(identity: &Identity, uri: &Uri) -> Result<TlsStream<TcpStream>, ConnectError> {
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name = ServerName::try_from(host.clone()).map_err(|_| ConnectError::Host(host.clone()))?;
-    let tcp = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await;
+    let host = uri.host().unwrap_or_default();
+    let tcp = TcpStream::connect((bare(host), uri.port_u16().unwrap_or(443))).await;
     let tcp = tcp.map_err(ConnectError::Tcp)?;
     tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
-    secure(identity, tcp, name, host).await
+    secure(identity, tcp, host).await
+}
+
+/// An IPv6 address without the brackets that it has in addresses of services.
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 async fn secure(
     identity: &Identity,
     tcp: TcpStream,
-    name: ServerName<'static>,
-    host: String,
+    host: &str,
 ) -> Result<TlsStream<TcpStream>, ConnectError> {
+    let host = bare(host).to_owned();
+    let name = ServerName::try_from(host.clone()).map_err(|_| ConnectError::Host(host.clone()))?;
     let connector = TlsConnector::from(identity.current().await.client.clone());
     let stream = connector.connect(name, tcp).await;
     let stream = stream.map_err(|source| ConnectError::Tls { host: host.clone(), source })?;
@@ -161,12 +166,11 @@ async fn secure(
 }
 
 impl Identity {
-    /// A TLS connection over one that is open already, for those who speak HTTP/2 themselves.
+    /// A TLS connection over one that is open already, for those who speak HTTP/2 themselves. `host` is as in an address.
     ///
     /// # Errors
     /// When the other side is not a service of the cluster, or hangs up.
     pub async fn secure(&self, tcp: TcpStream, host: &str) -> std::io::Result<TlsStream<TcpStream>> {
-        let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-        secure(self, tcp, name, host.to_owned()).await.map_err(std::io::Error::other)
+        secure(self, tcp, host).await.map_err(std::io::Error::other)
     }
 }

@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 use tokio_stream::Stream;
 use tonic::transport::Server;
+use tower_layer::Stack;
 
 /// How every HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -69,17 +70,13 @@ impl Gate {
         self.identity.as_ref()
     }
 
-    /// A server within the limits; the caller adds [`Gate::layer`] and its services.
-    pub fn server(&self) -> Server {
+    /// A server within the limits and behind the rules; the caller adds its services.
+    pub fn server(&self) -> Server<Stack<GuardLayer, tower_layer::Identity>> {
         Server::builder()
+            .layer(GuardLayer)
             .max_concurrent_streams(self.limits.streams)
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
-    }
-
-    /// What looks at every call.
-    pub const fn layer(&self) -> GuardLayer {
-        GuardLayer::new()
     }
 
     /// The connections that are let in. Dropping it closes the listener.

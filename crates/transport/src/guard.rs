@@ -13,15 +13,7 @@ use tower_service::Service;
 
 /// See the module.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct GuardLayer {
-    _private: (),
-}
-
-impl GuardLayer {
-    pub(crate) const fn new() -> Self {
-        Self { _private: () }
-    }
-}
+pub struct GuardLayer;
 
 impl<S> Layer<S> for GuardLayer {
     type Service = Guard<S>;

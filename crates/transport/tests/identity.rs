@@ -56,7 +56,7 @@ fn the_end_is_seen_coming() {
     let soon = cluster.issue_as("soon", &Wanted { name: Some(name), ..Wanted::new(Role::Worker, 10) });
     let warnings = soon.warnings();
     assert!(
-        warnings.len() == 1 && warnings[0].contains("w7") && warnings[0].contains("ends in 9 days"),
+        warnings.len() == 1 && warnings[0].contains("w7") && warnings[0].contains("ends in 10 days"),
         "{warnings:?}"
     );
     assert_eq!(cluster.issue("late", &[Role::Worker]).warnings(), Vec::<String>::new());

@@ -8,7 +8,9 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The coordinator's address is none, or does not go with the identity.
-    #[error("coordinator address `{url}` cannot be used: {reason}")]
+    #[error(
+        "coordinator address `{url}` cannot be used: {reason}; expected one like https://10.0.0.1:7070 with certificates, http://10.0.0.1:7070 without"
+    )]
     Address {
         /// As given.
         url: String,

@@ -72,7 +72,7 @@ impl Service {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_, health) = tonic_health::server::health_reporter();
-        let serving = gate.server().layer(gate.layer()).add_service(health);
+        let serving = gate.server().add_service(health);
         let incoming = gate.admit(listener);
         let task = tokio::spawn(async move { serving.serve_with_incoming(incoming).await.unwrap() });
         Self { gate, address, task }
