@@ -152,8 +152,8 @@ def write(path, rows, told, wide):
         lines.append(f"| {name} | {world} | {sync:.1f} | {lane:.2f} | {reduce:.1f} |")
     lines += [
         "",
-        "So it is latency of the many small gathers, not bandwidth, that ends scaling with synchronised norms. `norm = \"lane\"` has none",
-        "of them (it averages running statistics once a step); sending both sides' statistics together would halve them.",
+        "So it is latency of the many small gathers, not bandwidth, that ends scaling with synchronised norms; both sides' statistics",
+        "travel in one gather already. `norm = \"lane\"` has none of them (it averages running statistics once a step).",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
