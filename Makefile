@@ -5,7 +5,7 @@ TOOLS := .libtorch/tools/bin
 export PATH := $(CURDIR)/$(TOOLS):$(PATH)
 RUN_GOLDENS ?= $(if $(MCL_GOLDENS),$(MCL_GOLDENS),tests/goldens$(if $(wildcard ../shared/goldens),:../shared/goldens))
 
-.PHONY: help setup tools build demo test interop fuzz bench scale-out bench-cluster chaos check audit deploy-check fmt nccl gpu-check release clean
+.PHONY: help setup tools build demo test interop fuzz bench scale-out bench-cluster chaos check audit deploy-check docs fmt nccl gpu-check release clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ audit: tools ## known weaknesses in dependencies (fetches the RustSec database)
 
 deploy-check: build ## deploy/ against a real sshd, a real SLURM, systemd, compose and Kubernetes' schemas (root installs what lacks)
 	@bash deploy/check/all.sh
+
+docs: setup ## bring the tables of docs/config.md up to date with the job file's types
+	cargo run --quiet -p mcl-config --example reference docs/config.md
 
 fmt: ## format
 	cargo fmt --all

@@ -5,12 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv="${INTEROP_VENV:-$PWD/.interop/venv}"
 python="$venv/bin/python"
-if [ ! -f "$venv/.complete-2" ]; then
+if [ ! -f "$venv/.complete-3" ]; then
   echo "python: fetching torch, torchvision, timm and what they need with pip (some GB, once)" >&2
   python3 -m venv "$venv" >&2
   "$python" -m pip install --quiet -r tests/interop/requirements.txt >&2
   # Files of arrays must open in the numpy before 2 too.
   "$python" -m pip install --quiet --no-deps --target "$venv/numpy-1" numpy==1.26.4 >&2
-  touch "$venv/.complete-2"
+  touch "$venv/.complete-3"
 fi
 echo "$python"

@@ -17,3 +17,11 @@ if ! command -v cargo-deny >/dev/null; then
   echo "tools: building cargo-deny (some minutes, once)"
   install --version 0.19.0 cargo-deny
 fi
+# The page is tested in a real browser (tests/tests/page.rs), which says what to install where this could not.
+if ! command -v chromedriver >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "tools: installing chromium and chromium-driver (half a minute)"
+  browser=(--no-install-recommends chromium chromium-driver)
+  apt-get install -y -qq "${browser[@]}" >/dev/null 2>&1 \
+    || { apt-get update -qq >/dev/null 2>&1 && apt-get install -y -qq "${browser[@]}" >/dev/null 2>&1; } || true
+fi
+command -v chromedriver >/dev/null || echo "tools: chromium and chromedriver are missing: tests of the page will fail; apt-get install chromium chromium-driver"

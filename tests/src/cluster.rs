@@ -145,6 +145,8 @@ pub struct Cluster {
     pub workers: BTreeMap<String, Daemon>,
     /// Where daemons that are started from now on die: each knows its own.
     pub failpoint: Option<String>,
+    /// Where the coordinator has its page; none: at a free port.
+    pub page: Option<SocketAddr>,
     /// Folder of the certificates that everybody shows, by role; none: without TLS.
     pub certs: Option<PathBuf>,
     seats: BTreeMap<String, Seat>,
@@ -173,6 +175,7 @@ impl Cluster {
             checkpoint: None,
             workers: BTreeMap::new(),
             failpoint: None,
+            page: None,
             certs: None,
             seats: BTreeMap::new(),
             folder,
@@ -297,6 +300,9 @@ impl Cluster {
         let with_us: Vec<String> = DIES_WITH_US.map(str::to_owned).to_vec();
         let mut command = self.command(&with_us, &arguments);
         command.args(self.protection());
+        if let Some(page) = self.page {
+            command.args(["--page", &page.to_string()]);
+        }
         Daemon::start(command, &self.log(log))
     }
 

@@ -4,9 +4,12 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
+pub mod browser;
 pub mod chaos;
 pub mod cluster;
+pub mod documents;
 pub mod hostile;
+pub mod looking_on;
 pub mod measure;
 pub mod network;
 pub mod processes;
@@ -167,12 +170,15 @@ impl Sandbox {
 
     /// The same, left running.
     pub fn start(&self, run_dir: &str, workers: u32, overrides: &[&str]) -> Running {
-        let child = self
-            .command(&run_arguments(run_dir, &workers.to_string(), overrides))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        self.start_with(run_dir, workers, overrides, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn start_with(&self, run_dir: &str, workers: u32, overrides: &[&str], more: &[&str]) -> Running {
+        let workers = workers.to_string();
+        let mut arguments = run_arguments(run_dir, &workers, overrides);
+        arguments.extend(more);
+        let child = self.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         Running { child, run_dir: self.path(run_dir) }
     }
 

@@ -146,6 +146,15 @@ pub fn resident_bytes(pid: ProcessId) -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
+/// Processor time that it has used, in seconds.
+pub fn cpu_seconds(pid: ProcessId) -> Option<f64> {
+    let stat = std::fs::read_to_string(file(pid, "stat")).ok()?;
+    // Fields 14 and 15, after a name that may hold anything: hundredths of a second.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
+    let mut hundredths = || fields.next()?.parse::<f64>().ok();
+    Some((hundredths()? + hundredths()?) / 100.0)
+}
+
 /// Sends a signal; whether the process was there to get it.
 pub fn signal(pid: ProcessId, signal: Signal) -> bool {
     kill(Pid::from_raw(pid), signal).is_ok()

@@ -5,6 +5,7 @@ mod certs;
 mod checkpoint;
 mod data;
 mod eval;
+mod page;
 mod tls;
 
 pub(crate) use bench::{
@@ -14,6 +15,7 @@ pub(crate) use certs::{CertsCommand, InitArguments, IssueArguments};
 pub(crate) use checkpoint::{CheckpointCommand, Encoder, ExportArguments, Format, ImportArguments};
 pub(crate) use data::{DataCommand, Kind};
 pub(crate) use eval::EvalCommand;
+pub(crate) use page::PageArguments;
 pub(crate) use tls::{Listen, TlsArguments};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -23,7 +25,7 @@ use std::path::PathBuf;
 
 /// Distributed, elastic MCL pre-training.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(name = "mcl", version, about, propagate_version = true)]
 pub(crate) struct Arguments {
     /// How log lines look.
     #[arg(long, global = true, value_enum, default_value_t = Log::Text)]
@@ -81,9 +83,24 @@ pub(crate) enum Command {
     /// Measure parts of this program on this machine.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one for each verb.
+    Man(ManArguments),
     /// Make a small certificate authority for a cluster, and certificates of it.
     #[command(subcommand)]
     Certs(CertsCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArguments {
+    /// Folder for mcl.1, mcl-run.1 and so on; `man -l FOLDER/mcl.1` shows one.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -109,6 +126,8 @@ pub(crate) struct RunArguments {
     /// start, in RUN_DIR/tls; `mcl status --tls RUN_DIR/tls/operator` looks at it.
     #[arg(long)]
     pub(crate) private: bool,
+    #[command(flatten)]
+    pub(crate) page: PageArguments,
     /// End with a summary as one JSON object on standard output.
     #[arg(long)]
     pub(crate) json: bool,
@@ -133,6 +152,8 @@ pub(crate) struct CoordinatorArguments {
     /// Wait a moment for so many workers before the first generation.
     #[arg(long)]
     pub(crate) expected_workers: Option<u32>,
+    #[command(flatten)]
+    pub(crate) page: PageArguments,
     #[command(flatten)]
     pub(crate) listen: Listen,
 }

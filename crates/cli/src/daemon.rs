@@ -1,8 +1,10 @@
 //! The three daemons: coordinator, checkpoint service, worker.
 
 use crate::arguments::{CheckpointServerArguments, CoordinatorArguments, Listen, WorkerArguments};
+use crate::board;
 use crate::client::{load_job, runtime};
 use crate::exit::{INTERRUPTED, Usage};
+use crate::page::{self, PAGE};
 use crate::rank_program::{RankProgram, parse_devices};
 use crate::run_dir;
 use crate::spawn::{DONE, LISTENING};
@@ -24,6 +26,8 @@ use tokio::sync::mpsc;
 
 /// How often a standby looks whether the run directory is free: a successor has to serve within a second.
 const STANDBY_LOOK: Duration = Duration::from_millis(100);
+/// How long TensorBoard's files may take to be closed.
+const LAST_ROWS: Duration = Duration::from_secs(5);
 /// What a standby prints while it waits.
 const STANDING_BY: &str = "standing by for ";
 /// Connections that may wait to be accepted: a whole cluster comes at once after an outage, and each one that finds
@@ -180,6 +184,7 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         if a.standby {
             stand_by(home).await?;
         }
+        let page = page::bind(&a.page, gate.identity().is_some()).await?;
         let (listener, address) = bind(&a.listen)?;
         let mut config = CoordinatorConfig::new(home, &a.checkpoint, listener);
         config.gate = gate.clone();
@@ -192,8 +197,17 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         let interpret = |toml: &str| interpret(toml).map_err(|e| format!("{e:#}"));
         let coordinator = Coordinator::open(config, Arc::new(interpret)).await?;
         announce(address, &gate)?;
+        let page = match page {
+            Some(page) => {
+                println!("{PAGE}{}", page.url());
+                std::io::stdout().flush()?;
+                Some(page.serve(&coordinator))
+            }
+            None => None,
+        };
         let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(home)))?;
         let handle = coordinator.handle();
+        let board = board::keep(&coordinator);
         let submit = async {
             if let Some(job) = &job {
                 let refused = |e| anyhow::anyhow!("job refused by the coordinator at {address}: {e}");
@@ -201,10 +215,18 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
             }
             std::future::pending::<Result<JobOutcome>>().await
         };
-        tokio::select! {
-            outcome = coordinator.serve(asked_to_stop(a.listen.stop_with_stdin)) => finish(outcome?),
-            refused = submit => finish(refused?),
+        let outcome = tokio::select! {
+            outcome = coordinator.serve(asked_to_stop(a.listen.stop_with_stdin)) => outcome?,
+            refused = submit => refused?,
+        };
+        if let Some(page) = page {
+            page.end(&handle).await;
         }
+        // It ends with its coordinator, which is gone.
+        if !matches!(tokio::time::timeout(LAST_ROWS, board).await, Ok(Ok(()))) {
+            tracing::warn!("TensorBoard's files may lack the last steps: the next start makes up for them");
+        }
+        finish(outcome)
     })
 }
 

@@ -7,11 +7,9 @@ use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use mcl_config::Override;
 use mcl_data::generate::{GenerateSpec, PictureFormat};
-use mcl_data::montage::Side;
 use mcl_data::pack::{PackSpec, Shrink};
-use mcl_data::{BatchRequest, Dataset, Limits, Loader, LoaderSpec, MontageLayout, RemoteSpec};
-use mcl_plan::{EpochPlan, PlanSpec, substitute};
-use mcl_types::{Lane, Seed, Slot, Step, StoreLocation};
+use mcl_data::{Dataset, Limits, RemoteSpec};
+use mcl_types::{Seed, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -163,56 +161,8 @@ fn generate(out: &Path, spec: &GenerateSpec) -> Result<()> {
 fn preview(job: &Path, out: &Path, step: u64, lane: u32, overrides: &[Override]) -> Result<()> {
     let job = load_job(job, overrides)?;
     let dataset = Arc::new(mcl_job::open_dataset(&job)?);
-    let plan = mcl_job::plan_spec(&job, &dataset);
-    let schedule = mcl_job::schedule(&job, &plan)?;
-    if lane >= job.batch().lanes || step >= schedule.total_steps() {
-        bail!(Usage(format!(
-            "step {step}, lane {lane}: expected steps below {} and lanes below {}",
-            schedule.total_steps(),
-            job.batch().lanes
-        )));
-    }
-    let (step, lane) = (Step::new(step), Lane::new(lane));
-    let at = schedule.locate(step);
-    let samples = planned(&plan, &at, lane)?;
-    let request = BatchRequest { epoch: at.epoch, step, lane, samples };
-    let spec = LoaderSpec {
-        augment: mcl_job::augment_spec(&job),
-        image_size: job.model().image_size,
-        levels: job.method().levels.clone(),
-        mode: mcl_job::view_mode(&job),
-        seed: job.seed(),
-        ..LoaderSpec::default()
-    };
-    let replacements = plan;
-    let mut loader = Loader::start(
-        dataset,
-        spec,
-        vec![request],
-        Arc::new(move |epoch, step, lane, slot, attempt| {
-            substitute(&replacements, epoch, schedule.locate(step).step_in_epoch, lane, slot, attempt)
-        }),
-    )?;
-    let batch = loader.next()?.context("the loader gave no batch")?;
-    let layout =
-        MontageLayout::official(usize::try_from(job.batch().images_per_lane)?, &job.method().levels)?;
-    let drawn = |side: Side| (0..layout.levels()).map(move |level| (level, side)).collect::<Vec<_>>();
-    let permutations: Vec<Vec<usize>> = drawn(Side::Q)
-        .into_iter()
-        .chain(drawn(Side::K))
-        .map(|(level, side)| layout.permutation(job.seed(), (at.epoch, step, lane), level, side))
-        .collect();
-    let sheet = mcl_data::montage_sheet(&batch, job.model().image_size, &layout, &permutations)?;
+    let sheet = crate::montage::draw(&job, dataset, step, lane)?;
     std::fs::write(out, sheet).with_context(|| format!("writing {}", out.display()))?;
     println!("{}", out.display());
     Ok(())
-}
-
-fn planned(plan: &PlanSpec, at: &mcl_plan::Position, lane: Lane) -> Result<Vec<mcl_types::SampleIndex>> {
-    let epoch = EpochPlan::new(plan, at.epoch)?;
-    (0..plan.images_per_lane)
-        .map(|slot| {
-            epoch.sample(at.step_in_epoch, lane, Slot::new(slot)).context("the plan has no such slot")
-        })
-        .collect()
 }

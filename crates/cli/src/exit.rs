@@ -1,5 +1,6 @@
 //! Errors as exit codes and one clear message.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Failed while working.
@@ -20,6 +21,15 @@ impl std::fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+/// Prints to standard output. Whoever reads it may have had enough: `mcl ... | head` is no failure.
+pub(crate) fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
+}
 
 /// Prints the error once, with what caused it, and answers its exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {

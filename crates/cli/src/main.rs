@@ -8,6 +8,7 @@
 mod address;
 mod arguments;
 mod bench;
+mod board;
 mod certs;
 mod checkpoint;
 mod client;
@@ -18,9 +19,13 @@ mod exit;
 mod export;
 mod initial;
 mod ledger;
+mod manual;
+mod montage;
+mod page;
 mod private;
 mod progress;
 mod rank_program;
+mod row;
 mod run;
 mod run_dir;
 mod spawn;
@@ -89,5 +94,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(a) => rank_program::eval(&a),
         Command::Bench(a) => bench::bench(&a),
         Command::Certs(a) => certs::certs(&a),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man(a) => manual::man(&a),
     }
 }

@@ -3,6 +3,7 @@
 use crate::arguments::RunArguments;
 use crate::client::{Coordinator, load_job, runtime};
 use crate::exit::{INTERRUPTED, Usage};
+use crate::page::PAGE;
 use crate::private::Private;
 use crate::progress::Progress;
 use crate::rank_program::{RankProgram, parse_devices};
@@ -137,8 +138,14 @@ impl Fleet {
         let fixed = FixedPort("coordinator_port", job.network().coordinator_port);
         arguments.extend(fixed.listen());
         arguments.extend(self.private.arguments(Role::Service));
+        arguments.extend(page_arguments(a));
         let mut coordinator = Daemon::start(COORDINATOR, &arguments, &logs, show.clone())?;
         let url = coordinator.url().await.map_err(|e| fixed.named_in(e))?;
+        if a.page.address(a.private).is_some()
+            && let Some(page) = coordinator.says(PAGE).await
+        {
+            show(&format!("page: {page}"));
+        }
         self.services.push(coordinator);
         Ok(url)
     }
@@ -281,6 +288,24 @@ fn deal(devices: &[String], workers: u32) -> Vec<Vec<String>> {
         }
     }
     dealt
+}
+
+/// What the coordinator is told of its page.
+fn page_arguments(a: &RunArguments) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    if a.page.no_page {
+        arguments.push("--no-page".into());
+    }
+    if let Some(address) = a.page.page {
+        arguments.extend(["--page".into(), address.to_string().into()]);
+    }
+    if let Some(file) = &a.page.page_token_file {
+        arguments.extend(["--page-token-file".into(), file.into()]);
+    }
+    if a.page.page_insecure {
+        arguments.push("--page-insecure".into());
+    }
+    arguments
 }
 
 fn worker_arguments(

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// The resolved job of a run.
 pub(crate) const JOB: &str = "job.toml";
 /// One object a committed step.
-const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 
 /// `runs/<job file's name>` where none is given.
 pub(crate) fn default_for(job: &Path) -> PathBuf {

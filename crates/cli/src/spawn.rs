@@ -89,6 +89,12 @@ impl Daemon {
         bail!("{}", self.last_error().await);
     }
 
+    /// The rest of its next line, where that begins with `word`.
+    pub(crate) async fn says(&mut self, word: &str) -> Option<String> {
+        let line = tokio::time::timeout(START, self.output.as_mut()?.next_line()).await;
+        line.ok()?.ok()??.strip_prefix(word).map(str::to_owned)
+    }
+
     /// Whether it said so before it ended.
     pub(crate) async fn said(&mut self, line: &str) -> bool {
         let Some(lines) = self.output.as_mut() else { return false };

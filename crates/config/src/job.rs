@@ -368,15 +368,6 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_in_the_reference() {
-        let page = include_str!("../../../docs/config.md");
-        for key in JobFile::known_keys().iter().filter(|k| *k != "augment.jitter") {
-            let name = key.rsplit('.').next().unwrap();
-            assert!(page.contains(&format!("| `{name}` |")), "docs/config.md has no `{key}`");
-        }
-    }
-
-    #[test]
     fn pictures_may_lie_in_an_object_store() {
         let remote = SMALL.replace("pictures\"", "s3://bucket/a/\"\ncache_dir = \"cache\"\ncache_gb = 2.5");
         let job = Job::parse(&remote, "small.toml").unwrap();

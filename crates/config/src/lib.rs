@@ -8,12 +8,14 @@
 
 mod error;
 mod job;
+mod reference;
 mod sections;
 mod source;
 mod validate;
 
 pub use error::ConfigError;
 pub use job::{ENVIRONMENT_PREFIX, Job, Override};
+pub use reference::{NoTable, with_tables};
 pub use sections::{
     Augment, Batch, Checkpoint, Compute, Data, Elastic, Jitter, JobFile, Method, Model, Network, Norm,
     Objective, Optimizer, OptimizerKind, Precision, Shuffle, Train, Views,

@@ -5,17 +5,37 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// A key as the reference tells of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    /// Lines of its documentation.
+    pub(crate) meaning: &'static [&'static str],
+    /// What the default is called, where its value does not say it.
+    pub(crate) default: Option<&'static str>,
+}
+
+/// A section: its keys, each with what the reference (docs/config.md) says of it, its default, and what that is called
+/// there where the value does not say it.
 macro_rules! section {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $kind:ty = $default:expr,)* }) => {
+    (@called) => { None };
+    (@called $called:literal) => { Some($called) };
+    ($(#[$doc:meta])* $name:ident {
+        $($(#[doc = $meaning:literal])* $(#[serde($($serde:tt)*)])? $field:ident : $kind:ty = $default:expr $(=> $called:literal)?,)*
+    }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        pub struct $name { $($(#[$field_doc])* pub $field: $kind,)* }
+        pub struct $name { $($(#[doc = $meaning])* $(#[serde($($serde)*)])? pub $field: $kind,)* }
         impl Default for $name {
             fn default() -> Self { Self { $($field: $default,)* } }
         }
         impl $name {
-            pub(crate) const KEYS: &'static [&'static str] = &[$(stringify!($field),)*];
+            pub(crate) const KEYS: &'static [Key] = &[$(Key {
+                name: stringify!($field),
+                meaning: &[$($meaning),*],
+                default: section!(@called $($called)?),
+            },)*];
         }
     };
 }
@@ -99,28 +119,33 @@ choice!(
 section!(
     /// `[data]`: where pictures come from.
     Data {
-        /// Folder of pictures (nested at will), a .tar shard, a folder of .tar shards, or either kind of shards in an
-        /// object store (`s3://bucket/prefix`, `gs://...`, `az://...`).
+        /// Folder of pictures (nested at will), a `.tar` shard, or a folder of `.tar` shards. Not both kinds in one
+        /// folder. Or such shards in an object store: `s3://bucket/prefix`, `gs://...`, `az://...`, where the prefix is
+        /// that of the shards or of one shard.
         #[serde(with = "crate::source")]
-        source: StoreLocation = StoreLocation::Folder(PathBuf::new()),
-        /// How an epoch is mixed; default: windowed for tar shards, global for folders.
-        shuffle: Option<Shuffle> = None,
-        /// Views at full size then decimated, or straight at level size.
+        source: StoreLocation = StoreLocation::Folder(PathBuf::new()) => "required",
+        /// How an epoch is mixed. `global`: over the whole dataset. `windowed`: shards permuted, dealt to lanes,
+        /// samples mixed inside windows of at most 8 shards.
+        shuffle: Option<Shuffle> = None => "`\"windowed\"` for tar shards, else `\"global\"`",
+        /// `exact`: every view at full size, then decimated for its level, as in the official pipeline. `level`:
+        /// cropped straight to the level's size.
         views: Views = Views::Exact,
-        /// Threads that decode and augment, a rank.
+        /// Threads that decode and augment, a rank; at least 1.
         loader_threads: u32 = 1,
-        /// Lane batches made ahead of time, a rank.
+        /// Lane batches made ahead of time, a rank; at least 1.
         queue: u32 = 4,
-        /// Where parts of shards in an object store are kept; default: the user's folder for caches.
-        cache_dir: Option<PathBuf> = None,
-        /// Most gigabytes (10^9 bytes) kept there, by all ranks of the machine; default: 10.
-        cache_gb: Option<f64> = None,
+        /// Where parts of shards in an object store are kept, on each machine; all ranks of a machine share it, and
+        /// runs may.
+        cache_dir: Option<PathBuf> = None => "`mcl/pictures` in `$XDG_CACHE_HOME`, else in `~/.cache`, else in the folder for temporary files",
+        /// Most gigabytes (10^9 bytes) that are kept there by all who share it, at least 0.05; the least recently used
+        /// goes first.
+        cache_gb: Option<f64> = None => "10",
     }
 );
 section!(
     /// `[augment]`: strengths of the augmentations; defaults are the paper's.
     Augment {
-        /// Share of the picture's area a crop takes: [low, high].
+        /// Share of the picture's area that a crop takes, 0 < low <= high <= 1.
         crop_scale: [f64; 2] = [0.2, 1.0],
         /// Probability of a horizontal flip.
         flip: f64 = 0.5,
@@ -130,47 +155,47 @@ section!(
         jitter: Jitter = Jitter::default(),
         /// Probability of turning grey.
         grey_p: f64 = 0.2,
-        /// Probability of blur on the q views.
+        /// Probability of blur on a q view.
         blur_p_q: f64 = 1.0,
-        /// Probability of blur on the k views.
+        /// Probability of blur on a k view.
         blur_p_k: f64 = 0.1,
-        /// PIL radius of the blur: [low, high].
+        /// Radius of the blur as Pillow counts it, 0 <= low <= high <= 16.
         blur_sigma: [f64; 2] = [0.1, 2.0],
         /// Probability of solarising a q view.
         solarize_p_q: f64 = 0.0,
         /// Probability of solarising a k view.
         solarize_p_k: f64 = 0.2,
-        /// Probability of permuting the colour channels (not in the paper; small recipes).
+        /// Probability of permuting the colour channels; not in the paper.
         channel_permutation_p: f64 = 0.0,
-        /// Probability of inverting the picture (not in the paper; small recipes).
+        /// Probability of inverting the picture; not in the paper.
         invert_p: f64 = 0.0,
     }
 );
 section!(
     /// `[augment.jitter]`: each factor is drawn from 1 - x .. 1 + x, the hue shift from -x .. x turns.
     Jitter {
-        /// Brightness.
+        /// Strength of the change of brightness, 0 to 1.
         brightness: f64 = 0.4,
-        /// Contrast.
+        /// ... of contrast, 0 to 1.
         contrast: f64 = 0.4,
-        /// Saturation.
+        /// ... of saturation, 0 to 1.
         saturation: f64 = 0.2,
-        /// Hue, at most 0.5.
+        /// ... of the hue, 0 to 0.5.
         hue: f64 = 0.1,
     }
 );
 section!(
     /// `[model]`: the network's shape; defaults are the paper's ResNet-50.
     Model {
-        /// 18, 34, 50 or 101.
+        /// ResNet of 18, 34, 50 or 101 layers.
         depth: u32 = 50,
         /// Channels of the first stage; 64 is the usual ResNet.
         width: u32 = 64,
-        /// Side of a full view in pixels; a multiple of 32.
+        /// Side of a full view in pixels, a multiple of 32 up to 4096.
         image_size: u32 = 224,
         /// Channels of the feature pyramid and of the projector's convolutions.
         fpn_channels: u32 = 256,
-        /// Convolutions of the projector.
+        /// Convolutions of the projector, at least 1.
         projector_convs: u32 = 4,
         /// Hidden width of the projector's MLP.
         projector_hidden: u32 = 2048,
@@ -183,85 +208,95 @@ section!(
 section!(
     /// `[method]`: what is learned and how it is computed.
     Method {
-        /// The objective.
+        /// Multi-level contrastive learning. Not yet: `"mcl-supervised"`, `"moco-v2"`.
         objective: Objective = Objective::Mcl,
-        /// How much of the official graph is computed.
+        /// `official`: the whole graph. `exact`: less what cannot change loss or gradients; some running statistics of
+        /// the momentum encoder, which training does not use, differ. `selective`: only the rows that reach the loss,
+        /// so batch statistics are formed over fewer rows.
         compute: Compute = Compute::Exact,
-        /// Over what batch statistics are formed.
+        /// `sync`: batch statistics over all lanes, as in the paper; ranks exchange them in every norm. `lane`: each
+        /// lane for itself; norms exchange none (ranks average running statistics once a step), and a rank computes its
+        /// lanes one after another in the memory of one. Running statistics are then the mean over lanes.
         norm: Norm = Norm::Sync,
-        /// Temperature of the losses.
+        /// Temperature of the losses, above 0.
         temperature: f64 = 1.0,
-        /// Down-sampling ratios of the levels: 1, then 2, 4, 8 as far as wanted.
+        /// Down-sampling ratios: `[1]`, `[1, 2]`, `[1, 2, 4]` or `[1, 2, 4, 8]`.
         levels: Vec<u32> = vec![1, 2, 4, 8],
-        /// Weight of each level's loss.
+        /// Weight of each level's loss, above 0, one a level.
         level_weights: Vec<f64> = vec![0.5, 0.25, 0.125, 0.125],
-        /// The momentum encoder's momentum at the first step.
+        /// Momentum of the momentum encoder at the first step, 0 to 1.
         base_momentum: f64 = 0.99,
-        /// ... and at the last.
+        /// ... and at the end of the schedule; a cosine between.
         end_momentum: f64 = 1.0,
     }
 );
 section!(
     /// `[batch]`: the global batch, lanes x images_per_lane.
     Batch {
-        /// K, the logical ranks; the most workers that can take part.
+        /// K, the logical ranks, 1 to 65536. At most so many ranks take part; further devices are spares.
         lanes: u32 = 1,
-        /// N, pictures a lane and step.
+        /// N, pictures a lane and step, 1 to 65536. K x N must be at least 2, with `norm = "lane"` N.
         images_per_lane: u32 = 128,
     }
 );
 section!(
     /// `[train]`: how long, and with which numbers.
     Train {
-        /// Epochs to train; give this or `steps`.
-        epochs: Option<u64> = None,
-        /// Steps to train; give this or `epochs`.
-        steps: Option<u64> = None,
-        /// Length of the schedules in steps where it is not the length of the run (a run stopped early).
-        schedule_steps: Option<u64> = None,
+        /// Epochs to train; exactly one of `epochs` and `steps` is set.
+        epochs: Option<u64> = None => "unset",
+        /// Steps to train.
+        steps: Option<u64> = None => "unset",
+        /// Length of the schedules in steps, where it is not the length of the run; at least `steps`. A run that stops
+        /// early in a long schedule sets it.
+        schedule_steps: Option<u64> = None => "length of the run",
         /// Seed of everything random.
         seed: u64 = 0,
-        /// Threads of a rank's tensor operations.
+        /// Threads of a rank's tensor operations, 1 to 1024; part of what decides the bits.
         threads_per_rank: u32 = 1,
-        /// Width of the numbers.
+        /// `f32`; `bf16`: convolutions and matrix products in bf16, while weights, batch statistics, losses, updates
+        /// and checkpoints stay in f32; `f64` for parity checks.
         precision: Precision = Precision::F32,
     }
 );
 section!(
     /// `[optimizer]`: the update; defaults are the paper's.
     Optimizer {
-        /// The rule.
+        /// `lars`, `sgd` (momentum; lr outside the momentum buffer) or `adamw`.
         kind: OptimizerKind = OptimizerKind::Lars,
-        /// Learning rate after warm-up.
+        /// Learning rate after warm-up, above 0.
         lr: f64 = 16.0,
-        /// Learning rate at the end of the cosine.
+        /// Learning rate at the end of the cosine, 0 to `lr`.
         min_lr: f64 = 1e-4,
-        /// Steps of linear warm-up.
+        /// Steps of linear warm-up, multiplied onto the running cosine.
         warmup_steps: u64 = 3127,
-        /// Share of the learning rate at the first step.
+        /// Share of the learning rate at the first step, 0 to 1.
         warmup_ratio: f64 = 1e-4,
-        /// Weight decay; none on biases and most norms.
+        /// Weight decay. LARS excludes parameters by the official name pattern, which misses the scales named
+        /// `downsample.1` and `mlp.1`; SGD and AdamW decay only tensors of more than one dimension.
         weight_decay: f64 = 1e-5,
-        /// Momentum of LARS and SGD.
+        /// Momentum of LARS and SGD, 0 to 1.
         momentum: f64 = 0.9,
         /// Trust coefficient of LARS.
         eta: f64 = 1e-3,
-        /// Decay rates of AdamW's moments.
+        /// Decay rates of AdamW's moments, 0 to below 1.
         betas: [f64; 2] = [0.9, 0.999],
         /// AdamW's epsilon.
         eps: f64 = 1e-8,
-        /// Gradients are scaled down to this total norm; 0 switches it off.
+        /// Gradients are scaled down to this total norm after averaging; 0 switches it off.
         clip_norm: f64 = 500.0,
     }
 );
 section!(
     /// `[elastic]`: who must be there.
     Elastic {
-        /// Worker daemons without which training waits.
+        /// Workers with a ready process without which training waits, 1 to `lanes`. With as many as there are workers a
+        /// lost one is waited for; with fewer the others go on at once and take it in when it is back.
         min_workers: u32 = 1,
-        /// Most lanes one rank may carry; bounds its memory.
-        max_lanes_per_rank: Option<u32> = None,
-        /// Silence after which a worker is lost.
+        /// Most lanes one rank may carry; bounds its memory. With fewer devices than that needs, the job waits and says
+        /// so.
+        max_lanes_per_rank: Option<u32> = None => "unset",
+        /// Silence after which a worker is lost, and a rank process is killed by its worker; at least `"100ms"`.
+        /// Written as a number and a unit.
         #[serde(with = "humantime_serde")]
         lost_after: Duration = Duration::from_secs(10),
     }
@@ -269,31 +304,40 @@ section!(
 section!(
     /// `[network]`: addresses others reach this machine at, and ports for those behind firewalls.
     Network {
-        /// Address to advertise; default: loopback for one machine.
-        advertise: Option<String> = None,
-        /// Interface whose address to advertise.
-        interface: Option<String> = None,
-        /// Ports of the rendezvous store, one or a range; default: any. Read it with `Job::store_ports`.
-        store_ports: Option<String> = None,
-        /// Port of `mcl run`'s coordinator; default, and 0: any.
-        coordinator_port: Option<u16> = None,
-        /// Port of `mcl run`'s checkpoint service; default, and 0: any.
-        checkpoint_port: Option<u16> = None,
+        /// Address that the workers of `mcl run` advertise. A worker started by hand has `--advertise`; without it, it
+        /// advertises the address that it has towards the coordinator.
+        advertise: Option<String> = None => "loopback",
+        /// Network interface whose address to advertise, where `advertise` is not set; `--interface` by hand.
+        interface: Option<String> = None => "unset",
+        /// Port or range of ports for the store that ranks meet at, as in `"29500"` or `"29500-29509"`; tried in order.
+        store_ports: Option<String> = None => "any",
+        /// Port of `mcl run`'s coordinator on 127.0.0.1. A coordinator started by hand has `--listen`.
+        coordinator_port: Option<u16> = None => "0: any",
+        /// The same for its checkpoint service.
+        checkpoint_port: Option<u16> = None => "0: any",
     }
 );
 section!(
     /// `[checkpoint]`: how often, how many.
     Checkpoint {
-        /// Steps between checkpoints; the end and a drain always make one.
+        /// Steps between checkpoints, at least 1; the end and a drain always make one. Where an upload takes longer
+        /// than these steps, the snapshot is taken late. A failure costs at most the steps since the last visible one.
         every_steps: u64 = 500,
-        /// Steps between snapshots in the checkpoint service's memory, for the loss of all ranks; 0: none.
-        memory_every_steps: u64 = 0,
+        /// Steps between snapshots that are kept in the checkpoint service's memory: as fast as the network, gone with
+        /// the service. Where all ranks are lost at once, the run goes back to the newest one of both kinds. Of a run's
+        /// one is kept, until a later checkpoint is durable; the one before goes when a new one is whole, so `mcl
+        /// checkpoint-server --memory` is to be two states. What does not fit is refused, with a warning; but snapshots
+        /// of other runs that neither wrote nor read any for two minutes (cancelled ones) go first, least recently used
+        /// before others.
+        memory_every_steps: u64 = 0 => "0: none",
         /// Visible checkpoints to keep; 0 keeps all.
         keep: u32 = 3,
-        /// Besides, checkpoints stay whose step is a multiple of this; 0: none. Pinned ones always do.
-        keep_every: u64 = 0,
-        /// Where: a folder or `s3://bucket/prefix`, `gs://...`, `az://...`; default `checkpoints` in the run directory.
-        store: Option<StoreLocation> = None,
+        /// Besides, checkpoints stay whose step is a multiple of this. Pinned ones (`mcl checkpoint pin`) always do.
+        keep_every: u64 = 0 => "0: none",
+        /// Where `mcl run` keeps checkpoints: a folder, or `s3://bucket/prefix`, `gs://bucket/prefix`,
+        /// `az://container/prefix`; each run gets a folder of its name in it. A service started by hand has `--root`,
+        /// which takes the same.
+        store: Option<StoreLocation> = None => "`checkpoints` in the run directory",
     }
 );
 
@@ -331,21 +375,26 @@ pub struct JobFile {
 }
 
 impl JobFile {
+    /// Every section's name and keys, in the file's order.
+    pub(crate) const SECTIONS: [(&'static str, &'static [Key]); 11] = [
+        ("data", Data::KEYS),
+        ("augment", Augment::KEYS),
+        ("augment.jitter", Jitter::KEYS),
+        ("model", Model::KEYS),
+        ("method", Method::KEYS),
+        ("batch", Batch::KEYS),
+        ("train", Train::KEYS),
+        ("optimizer", Optimizer::KEYS),
+        ("elastic", Elastic::KEYS),
+        ("network", Network::KEYS),
+        ("checkpoint", Checkpoint::KEYS),
+    ];
+
     /// Every key as `section.key`.
     pub(crate) fn known_keys() -> Vec<String> {
-        let sections: [(&str, &[&str]); 11] = [
-            ("data", Data::KEYS),
-            ("augment", Augment::KEYS),
-            ("augment.jitter", Jitter::KEYS),
-            ("model", Model::KEYS),
-            ("method", Method::KEYS),
-            ("batch", Batch::KEYS),
-            ("train", Train::KEYS),
-            ("optimizer", Optimizer::KEYS),
-            ("elastic", Elastic::KEYS),
-            ("network", Network::KEYS),
-            ("checkpoint", Checkpoint::KEYS),
-        ];
-        sections.iter().flat_map(|(s, keys)| keys.iter().map(move |k| format!("{s}.{k}"))).collect()
+        let keys = |(section, keys): &(&str, &[Key])| -> Vec<String> {
+            keys.iter().map(|key| format!("{section}.{}", key.name)).collect()
+        };
+        Self::SECTIONS.iter().flat_map(keys).collect()
     }
 }

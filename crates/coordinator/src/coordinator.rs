@@ -3,10 +3,12 @@
 use crate::config::{CoordinatorConfig, Interpret, home};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::journal::{Found, Journal};
+use crate::observing::{Observation, Observers};
 use crate::progress::Progress;
 use crate::rim::Rim;
 use crate::run_dir::RunDir;
 use crate::service::{Rejected, Service};
+use crate::wire::Overview;
 use mcl_coordinator_core::{Event, Recovered, RecoveredJob, State, Status};
 use mcl_proto::MAX_MESSAGE_BYTES;
 use mcl_proto::v1::coordinator_service_server::CoordinatorServiceServer;
@@ -18,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 /// Inputs that may wait for the loop; whoever has more waits for it.
@@ -33,6 +35,7 @@ pub struct Coordinator {
     listener: TcpListener,
     gate: Gate,
     progress: watch::Receiver<Progress>,
+    observers: Observers,
 }
 
 /// Speaks to a coordinator of the same process, as its gRPC service does to others.
@@ -84,6 +87,7 @@ impl Coordinator {
         let state = State::recover(settings, term, recovered, Duration::ZERO)?;
         tracing::info!(term = term.get(), dir = %root.display(), committed, "run directory opened");
         let (progress, watched) = watch::channel(Progress::of(&state, Duration::ZERO));
+        let observers = Observers::new();
         let mut rim = Rim {
             state,
             started: Instant::now(),
@@ -110,13 +114,14 @@ impl Coordinator {
             acknowledging: BTreeMap::new(),
             sync_at: None,
             progress,
+            observers: observers.clone(),
             told: None,
             tell_at: Duration::ZERO,
         };
         if let (Some(facts), Some(spec)) = (facts, found.job) {
             rim.adopt(spec.run_id, facts);
         }
-        Ok(Self { rim, service, listener, gate, progress: watched })
+        Ok(Self { rim, service, listener, gate, progress: watched, observers })
     }
 
     /// Where it listens.
@@ -139,6 +144,11 @@ impl Coordinator {
     /// Its progress, as it changes.
     pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
+    }
+
+    /// What happens from its start on: first of all the job that it goes on with, where there is one.
+    pub fn observe(&self) -> broadcast::Receiver<Observation> {
+        self.observers.join()
     }
 
     /// Serves until the job is over, or until `shutdown`, which leaves the job to the next coordinator.
@@ -218,6 +228,22 @@ impl CoordinatorHandle {
     /// When the coordinator has ended.
     pub async fn resume(&self) -> Result<(), HandleError> {
         Ok(self.service.tell(Event::Resume).await?)
+    }
+
+    /// Stop for good, or take a job that waits out of the queue; none: the one that is run.
+    ///
+    /// # Errors
+    /// When no such job is run or waits, or the coordinator has ended.
+    pub async fn cancel(&self, run_id: Option<RunId>) -> Result<(), HandleError> {
+        Ok(self.service.cancel(run_id).await?)
+    }
+
+    /// What is going on, with jobs that wait and earlier runs.
+    ///
+    /// # Errors
+    /// When the coordinator has ended.
+    pub async fn overview(&self) -> Result<Overview, HandleError> {
+        Ok(self.service.status().await?)
     }
 
     /// What is going on.

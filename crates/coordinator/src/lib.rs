@@ -15,6 +15,7 @@ mod config;
 mod coordinator;
 mod error;
 mod journal;
+mod observing;
 mod performing;
 mod progress;
 mod queue;
@@ -30,7 +31,11 @@ pub use config::{CoordinatorConfig, Interpret, JobFacts};
 pub use coordinator::{Coordinator, CoordinatorHandle, HandleError};
 pub use error::{CoordinatorError, JobOutcome};
 pub use journal::is_free;
-pub use mcl_coordinator_core::{Phase, Status};
+pub use mcl_coordinator_core::{
+    DrainFor, EndCause, Phase, RankStatus, Reason, Status, StepMetrics, WorkerState, WorkerStatus,
+};
+pub use observing::{Adopted, Observation, Observed};
 pub use progress::Progress;
 pub use run_dir::PLAN_FILE;
 pub use verify::{LedgerError, verify_ledger};
+pub use wire::Overview;

@@ -16,8 +16,12 @@ use mcl_types::{Epoch, FencingToken, Retention, RunId};
 use std::path::PathBuf;
 
 impl Rim {
-    /// Does one thing; says how the job ended, where this ends it.
-    pub(crate) fn perform(&mut self, effect: Effect) -> Result<Option<JobOutcome>, CoordinatorError> {
+    /// Does one thing, of this time; says how the job ended, where this ends it.
+    pub(crate) fn perform(
+        &mut self,
+        effect: Effect,
+        time: f64,
+    ) -> Result<Option<JobOutcome>, CoordinatorError> {
         match effect {
             Effect::Persist(persisted) => self.persist(&persisted)?,
             Effect::Send { session, message } => self.send(session, message),
@@ -26,7 +30,7 @@ impl Rim {
             Effect::Commit { record, metrics } => {
                 let recounted = record.generation != self.state.generation();
                 let (run_dir, schedule) = self.current()?;
-                run_dir.commit(record, &metrics, schedule)?;
+                run_dir.commit(record, &metrics, time, schedule)?;
                 pass(if recounted { Failpoint::RecountAppended } else { Failpoint::LedgerAppended });
                 self.sync_soon();
             }
@@ -127,6 +131,7 @@ impl Rim {
         let checkpoints =
             Checkpoints::start(&self.checkpoint_url, identity, speaker, self.adoption, self.answers.clone());
         self.running = Some(Running { run_id, facts, plans, checkpoints });
+        self.tell_adoption();
     }
 
     fn current(&mut self) -> Result<(&mut RunDir, Schedule), CoordinatorError> {

@@ -4,9 +4,11 @@
 
 use crate::border::Plans;
 use crate::checkpoints::Checkpoints;
+use crate::clock::since_1970;
 use crate::config::{Interpret, JobFacts};
 use crate::error::{CoordinatorError, JobOutcome};
 use crate::journal::{Journal, RunRecord};
+use crate::observing::Observers;
 use crate::progress::Progress;
 use crate::queue::{Answer, Queued};
 use crate::run_dir::RunDir;
@@ -98,6 +100,7 @@ pub(crate) struct Rim {
     pub(crate) acknowledging: BTreeMap<SessionId, ToWorker>,
     pub(crate) sync_at: Option<Instant>,
     pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) observers: Observers,
     pub(crate) told: Option<(Phase, Discriminant<Reason>)>,
     pub(crate) tell_at: Duration,
 }
@@ -108,6 +111,8 @@ impl Rim {
         mut self,
         mut stop: watch::Receiver<bool>,
     ) -> Result<JobOutcome, CoordinatorError> {
+        self.tell_adoption();
+        self.tell_continuation();
         let result = self.turn(&mut stop).await;
         // Whether it leaves or breaks down, workers hear nothing of it: their ranks train on for the next one.
         if let Err(error) = &result {
@@ -172,7 +177,10 @@ impl Rim {
                 self.keep_tempo();
                 self.apply(event)
             }
-            Input::Checkpoint { adoption, event } if adoption == self.adoption => self.apply(event),
+            Input::Checkpoint { adoption, event } if adoption == self.adoption => {
+                self.tell_found(&event);
+                self.apply(event)
+            }
             Input::Checkpoint { .. } => Ok(None),
             Input::Submit { submission, answer } => self.submit(*submission, answer),
             Input::Read { run_id, facts } => self.read(&run_id, facts),
@@ -223,7 +231,9 @@ impl Rim {
         let effects = step(&mut self.state, event, self.started.elapsed());
         let mut over = None;
         for effect in effects {
-            over = self.perform(effect)?.or(over);
+            let (seen, time) = (self.foresee(&effect), since_1970().as_secs_f64());
+            over = self.perform(effect, time)?.or(over);
+            self.observers.tell_of(time, seen);
         }
         Ok(over)
     }

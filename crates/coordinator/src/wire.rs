@@ -267,12 +267,15 @@ impl Context<'_> {
 
 /// Everything that a person is told.
 #[derive(Debug)]
-pub(crate) struct Overview {
-    pub(crate) status: Status,
+pub struct Overview {
+    /// Of the job and its ranks.
+    pub status: Status,
     /// First in, first out.
-    pub(crate) queue: Vec<v1::QueuedJob>,
-    pub(crate) past_runs: Vec<v1::PastRun>,
-    pub(crate) checkpoint_url: String,
+    pub queue: Vec<v1::QueuedJob>,
+    /// Runs before the last one, oldest first.
+    pub past_runs: Vec<v1::PastRun>,
+    /// Where the checkpoint service is reached.
+    pub checkpoint_url: String,
 }
 
 /// What `GetStatus` answers.

@@ -40,4 +40,4 @@ pub use montage::MontageLayout;
 pub use picture::Picture;
 pub use preview::{PreviewError, preview};
 pub use remote::{RemoteError, RemoteSpec, Traffic};
-pub use sheet::{SheetError, montage_sheet};
+pub use sheet::{SheetError, draw_sheet, montage_sheet};

@@ -49,8 +49,7 @@ fn mismatch(what: String) -> SheetError {
     SheetError::Mismatch { what }
 }
 
-/// Draws the montages of `batch` as a PNG file. `size` is S; `permutations` holds one a view, in the
-/// order of the views (q side of every level, then k side).
+/// The sheet of [`draw_sheet`] as a PNG file.
 ///
 /// # Errors
 /// When the parts do not belong together.
@@ -60,6 +59,20 @@ pub fn montage_sheet(
     layout: &MontageLayout,
     permutations: &[Vec<usize>],
 ) -> Result<Vec<u8>, SheetError> {
+    Ok(encode(&draw_sheet(batch, size, layout, permutations)?, PictureFormat::Png)?)
+}
+
+/// Draws the montages of `batch`. `size` is S; `permutations` holds one a view, in the order of the views (q side of
+/// every level, then k side).
+///
+/// # Errors
+/// When the parts do not belong together.
+pub fn draw_sheet(
+    batch: &LaneBatch,
+    size: u32,
+    layout: &MontageLayout,
+    permutations: &[Vec<usize>],
+) -> Result<Picture, SheetError> {
     let levels = layout.levels();
     if batch.views.len() != 2 * levels || permutations.len() != 2 * levels {
         let (views, given) = (batch.views.len(), permutations.len());
@@ -96,7 +109,7 @@ pub fn montage_sheet(
             draw_tile(&mut sheet, corner, tile, &pixels[picture * len..(picture + 1) * len], picture);
         }
     }
-    Ok(encode(&sheet, PictureFormat::Png)?)
+    Ok(sheet)
 }
 
 /// Copies a planar tile and puts border and number over it.

@@ -3,6 +3,7 @@
 
 use clap::Parser;
 use mcl_system_tests::Sandbox;
+use mcl_system_tests::looking_on::look_on;
 use mcl_system_tests::measure::{Amount, measure};
 use mcl_system_tests::siege::besiege;
 use std::time::Duration;
@@ -20,16 +21,25 @@ struct Arguments {
     /// Instead: so many hostile connections to a coordinator with certificates that trains meanwhile.
     #[arg(long, value_name = "CONNECTIONS")]
     hostile: Option<usize>,
+    /// Instead: the page of a coordinator with so many played workers, in a browser, for 30 s.
+    #[arg(long, value_name = "WORKERS")]
+    page: Option<u32>,
 }
 
 /// How long hostile connections are held: longer than a handshake may take.
 const HOLD: Duration = Duration::from_secs(20);
+
+/// How long the cost of looking on is measured.
+const LOOKED_ON: Duration = Duration::from_secs(30);
 
 fn main() {
     let arguments = Arguments::parse();
     if let Some(connections) = arguments.hostile {
         mcl_system_tests::siege::allow_connections();
         return println!("{:#}", besiege(&Sandbox::new(), connections, HOLD));
+    }
+    if let Some(workers) = arguments.page {
+        return println!("{:#}", look_on(&Sandbox::new(), workers, LOOKED_ON));
     }
     let outage = Duration::from_secs_f64(arguments.outage_minutes * 60.0);
     println!("{:#}", measure(Amount { times: arguments.times, outage }));

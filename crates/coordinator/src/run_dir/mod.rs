@@ -10,7 +10,6 @@ mod metrics;
 mod tests;
 
 use crate::CoordinatorError;
-use crate::clock::since_1970;
 use ledger::Ledger;
 use mcl_coordinator_core::{Started, StepMetrics};
 use mcl_failpoint::{Failpoint, pass};
@@ -84,9 +83,10 @@ impl RunDir {
         &mut self,
         record: Committed,
         metrics: &StepMetrics,
+        time: f64,
         schedule: Schedule,
     ) -> Result<(), CoordinatorError> {
-        self.metrics.append(metrics, since_1970().as_secs_f64())?;
+        self.metrics.append(metrics, time)?;
         pass(Failpoint::MetricsAppended);
         self.append(&Record::Committed(record), schedule)
     }

@@ -51,7 +51,7 @@ fn commit(dir: &mut RunDir, steps: std::ops::Range<u64>, number: u64) {
             step_s: 0.5,
             skipped: false,
         };
-        dir.commit(record, &metrics, schedule()).unwrap();
+        dir.commit(record, &metrics, 7.5, schedule()).unwrap();
     }
 }
 
