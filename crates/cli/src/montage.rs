@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use mcl_config::Job;
 use mcl_data::generate::{PictureFormat, encode};
 use mcl_data::montage::Side;
-use mcl_data::{BatchRequest, Dataset, Loader, LoaderSpec, MontageLayout, Picture};
+use mcl_data::{BatchRequest, Dataset, Loader, MontageLayout, Picture};
 use mcl_plan::{EpochPlan, PlanSpec, substitute};
 use mcl_types::{Lane, SampleIndex, Slot, Step};
 use std::sync::Arc;
@@ -29,18 +29,10 @@ pub(crate) fn paint(job: &Job, dataset: Arc<Dataset>, step: u64, lane: u32) -> R
     let at = schedule.locate(step);
     let samples = planned(&plan, &at, lane)?;
     let request = BatchRequest { epoch: at.epoch, step, lane, samples };
-    let spec = LoaderSpec {
-        augment: mcl_job::augment_spec(job),
-        image_size: job.model().image_size,
-        levels: job.method().levels.clone(),
-        mode: mcl_job::view_mode(job),
-        seed: job.seed(),
-        ..LoaderSpec::default()
-    };
     let replacements = plan;
     let mut loader = Loader::start(
         dataset,
-        spec,
+        mcl_job::loader_spec(job),
         vec![request],
         Arc::new(move |epoch, step, lane, slot, attempt| {
             substitute(&replacements, epoch, schedule.locate(step).step_in_epoch, lane, slot, attempt)

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use mcl_config::{Job, Shuffle, Views};
-use mcl_data::{AugmentSpec, Dataset, DatasetError, RemoteSpec, ViewMode};
+use mcl_data::{AugmentSpec, Dataset, DatasetError, LoaderSpec, RemoteSpec, ViewMode};
 use mcl_plan::{PlanError, PlanSpec, Schedule, ScheduleError};
 
 /// A job that its dataset cannot serve.
@@ -87,10 +87,18 @@ pub fn augment_spec(job: &Job) -> AugmentSpec {
     }
 }
 
-/// At which size views are made.
-pub fn view_mode(job: &Job) -> ViewMode {
-    match job.data().views {
+/// What a loader makes of pictures; how many threads it has is its owner's business.
+pub fn loader_spec(job: &Job) -> LoaderSpec {
+    let mode = match job.data().views {
         Views::Exact => ViewMode::Exact,
         Views::Level => ViewMode::Level,
+    };
+    LoaderSpec {
+        augment: augment_spec(job),
+        image_size: job.model().image_size,
+        levels: job.method().levels.clone(),
+        mode,
+        seed: job.seed(),
+        ..LoaderSpec::default()
     }
 }

@@ -41,6 +41,13 @@ pub struct Generation {
     pub until: Option<f64>,
 }
 
+impl Generation {
+    /// One of so many machines and ranks, from `since` on.
+    fn begun(generation: u64, (workers, ranks): (u32, u32), since: f64, why: String) -> Self {
+        Self { generation, workers, ranks: Some(ranks), since, why: Some(why), ..Self::default() }
+    }
+}
+
 /// A checkpoint that became visible.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Checkpoint {
@@ -83,27 +90,13 @@ impl Record {
             What::RolledBack { to } => self.roll_back(to),
             What::Formed { generation, workers, ranks } => {
                 let why = self.next_why.take().unwrap_or_else(|| self.unnamed_reason());
-                self.form(Generation {
-                    generation,
-                    workers,
-                    ranks: Some(ranks),
-                    since: time,
-                    why: Some(why),
-                    ..Generation::default()
-                });
+                self.form(Generation::begun(generation, (workers, ranks), time, why));
             }
             What::Continued { generation, workers, ranks, term } => {
                 let why = format!("it went on under a new coordinator (term {term})");
                 match self.generations.back_mut().filter(|g| g.generation == generation) {
                     Some(known) => (known.ranks, known.why) = (Some(ranks), Some(why)),
-                    None => self.form(Generation {
-                        generation,
-                        workers,
-                        ranks: Some(ranks),
-                        since: time,
-                        why: Some(why),
-                        ..Generation::default()
-                    }),
+                    None => self.form(Generation::begun(generation, (workers, ranks), time, why)),
                 }
             }
             What::Ended { generation, cause } => self.end(generation, cause, time),

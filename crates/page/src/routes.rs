@@ -4,7 +4,7 @@
 //! changes anything, and that needs the token; every answer is begun within [`ANSWER`].
 
 use crate::access::{Refused, Token, may_ask};
-use crate::model::{ActError, Action, Cluster};
+use crate::model::{ActError, Action, Cluster, Snapshot};
 use crate::page::{Page, now};
 use crate::{assets, charts, live, metrics, tables};
 use axum::Router;
@@ -189,23 +189,25 @@ async fn history<C: Cluster>(State(page): State<Page<C>>, asked: Asked<charts::Q
 }
 
 async fn workers<C: Cluster>(State(page): State<Page<C>>, asked: Asked<tables::Query>) -> Response {
-    let query = match asked {
-        Ok(Query(query)) => query,
-        Err(error) => return refusal(&page, Refused::Request, &error.body_text()),
-    };
-    match page.snapshot().await {
-        Some((snapshot, _)) => json_of(&tables::workers(&snapshot, &query)),
-        None => away(),
-    }
+    table(&page, asked, tables::workers).await
 }
 
 async fn ranks<C: Cluster>(State(page): State<Page<C>>, asked: Asked<tables::Query>) -> Response {
+    table(&page, asked, tables::ranks).await
+}
+
+/// A page of a table of the newest snapshot.
+async fn table<C: Cluster, T: Serialize>(
+    page: &Page<C>,
+    asked: Asked<tables::Query>,
+    rows: fn(&Snapshot, &tables::Query) -> tables::Page<T>,
+) -> Response {
     let query = match asked {
         Ok(Query(query)) => query,
-        Err(error) => return refusal(&page, Refused::Request, &error.body_text()),
+        Err(error) => return refusal(page, Refused::Request, &error.body_text()),
     };
     match page.snapshot().await {
-        Some((snapshot, _)) => json_of(&tables::ranks(&snapshot, &query)),
+        Some((snapshot, _)) => json_of(&rows(&snapshot, &query)),
         None => away(),
     }
 }

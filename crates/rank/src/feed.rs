@@ -44,15 +44,10 @@ impl Feed {
         first: Step,
     ) -> Result<Self> {
         let spec = LoaderSpec {
-            augment: mcl_job::augment_spec(job),
-            image_size: job.model().image_size,
-            levels: job.method().levels.clone(),
-            mode: mcl_job::view_mode(job),
-            seed: job.seed(),
             threads: usize::try_from(job.data().loader_threads)?,
             queue: usize::try_from(job.data().queue)?,
             max_substitutes: SUBSTITUTE_ATTEMPTS,
-            ..LoaderSpec::default()
+            ..mcl_job::loader_spec(job)
         };
         let pictures = usize::try_from(job.batch().images_per_lane)?;
         let montages = MontageLayout::official(pictures, &job.method().levels)?;
