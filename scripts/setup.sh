@@ -18,15 +18,20 @@ case "$(uname -sm)" in
   *) say "libtorch is fetched for Linux x86_64 only, this is $(uname -sm): put a libtorch 2.11.0 at $dir/torch by hand"; exit 2 ;;
 esac
 
+# A bar where somebody looks, nothing in a log.
+bar=--quiet
+if [ -t 1 ]; then bar=--progress-bar=on; fi
+
 if [ ! -f "$stamp" ]; then
-  say "fetching libtorch 2.11.0 (531 MB) with pip"
+  say "fetching libtorch 2.11.0 (531 MB) with pip, once"
   mkdir -p "$dir/wheels"
   platforms=""
   for n in 17 24 25 27 28; do platforms="$platforms --platform manylinux_2_${n}_x86_64"; done
   # shellcheck disable=SC2086
-  python3 -m pip download --quiet --no-deps --only-binary=:all: --require-hashes \
+  python3 -m pip download "$bar" --no-deps --only-binary=:all: --require-hashes \
     --python-version 3.11 --implementation cp --abi cp311 --abi none $platforms --platform manylinux2014_x86_64 \
     -d "$dir/wheels" -r scripts/libtorch-requirements.txt
+  say "unpacking it to $dir (650 MB)"
   rm -rf "$dir/torch" "$dir/nvidia"
   python3 scripts/unpack_libtorch.py "$dir/wheels" "$dir"
   rm -rf "$dir/wheels"
@@ -35,8 +40,8 @@ fi
 
 tools="$dir/tools"
 if [ ! -x "$tools/cmake/data/bin/cmake" ]; then
-  say "fetching cmake with pip"
-  python3 -m pip install --quiet --root-user-action=ignore --upgrade --target "$tools" cmake==3.31.6
+  say "fetching cmake (28 MB) with pip, once"
+  python3 -m pip install "$bar" --root-user-action=ignore --upgrade --target "$tools" cmake==3.31.6
 fi
 if ! command -v nasm >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   say "installing nasm (libjpeg-turbo's SIMD kernels)"

@@ -13,6 +13,13 @@ need slurmctld slurmctld slurmd slurm-client munge
 need sshd openssh-server openssh-client
 need systemd-analyze systemd
 need docker-compose docker-compose
+# Unpacked, not installed: nothing of it is to run.
+promtool=.interop/prometheus/usr/bin/promtool
+if [ ! -x "$promtool" ]; then
+  deb="$(mktemp -d)"
+  (cd "$deb" && apt-get download -qq prometheus)
+  dpkg -x "$deb"/prometheus_*.deb .interop/prometheus
+fi
 venv=.interop/deploy
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet kubernetes-validate jsonpatch PyYAML
@@ -26,5 +33,6 @@ for unit in deploy/systemd/*.service; do
 done
 systemd-analyze verify "$units"/*.service && echo "systemd: units fit"
 bash -n deploy/ssh/mcl-ssh deploy/slurm/mcl.sbatch
+PROMTOOL="$promtool" deploy/check/prometheus.sh
 deploy/check/ssh.sh
 deploy/check/slurm.sh

@@ -13,6 +13,7 @@ pub mod looking_on;
 pub mod measure;
 pub mod network;
 pub mod processes;
+pub mod pty;
 pub mod siege;
 pub mod story;
 pub mod watch;

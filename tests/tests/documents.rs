@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Documents whose commands are run, each by a test of its own.
-const RUN: [&str; 6] = [
+const RUN: [&str; 7] = [
     "README.md",
     "docs/cluster.md",
     "docs/fine-tuning.md",
     "docs/security.md",
+    "docs/terminal.md",
     "docs/troubleshooting.md",
     "docs/tutorial.md",
 ];
@@ -74,6 +75,11 @@ fn certificates_are_used_as_told() {
     let here = addresses();
     let said = Document { path: "docs/security.md", here, ..Document::default() }.run(&Sandbox::new());
     assert!(said.contains("job"), "{said}");
+}
+
+#[test]
+fn what_is_told_of_terminals_works() {
+    Document { path: "docs/terminal.md", ..Document::default() }.run(&Sandbox::new());
 }
 
 #[test]

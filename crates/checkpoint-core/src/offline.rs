@@ -132,6 +132,11 @@ impl CheckpointDir {
         self.store.name()
     }
 
+    /// Bytes read from it so far, for whoever shows progress.
+    pub fn bytes_read(&self) -> u64 {
+        self.store.inner.read.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// What is there, oldest first.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What one checkpoint may take.
@@ -77,6 +78,8 @@ pub(crate) struct Inner {
     pub name: String,
     pub layout: Layout,
     pub limits: Limits,
+    /// Bytes of slices read so far, for whoever shows progress.
+    pub read: AtomicU64,
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -305,7 +308,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 impl Inner {
     fn new(objects: Arc<dyn ObjectStore>, name: String, layout: Layout) -> Self {
         let (limits, locks) = (Limits::default(), Mutex::default());
-        Self { objects, local: None, name, layout, limits, locks }
+        Self { objects, local: None, name, layout, limits, read: AtomicU64::new(0), locks }
     }
 
     /// Held while a run's folder changes.
@@ -475,6 +478,7 @@ impl Inner {
         })?;
         let shared = bytes.clone();
         let found = blocking(move || Digest::of(&shared)).await.map_err(unreadable)?;
+        self.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if found == entry.hash {
             Ok(bytes)
         } else {

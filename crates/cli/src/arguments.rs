@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Submit(SubmitArguments),
     /// What a coordinator is doing, and why.
     Status(ServerArguments),
+    /// A run as it goes, full screen; where there is no terminal, a line for every change.
+    Watch(WatchArguments),
     /// Finish the step in flight, checkpoint, stop.
     Drain(ServerArguments),
     /// Finish the step in flight, checkpoint, and hold: processes stay ready until `resume`.
@@ -94,6 +96,20 @@ pub(crate) enum Command {
     /// Make a small certificate authority for a cluster, and certificates of it.
     #[command(subcommand)]
     Certs(CertsCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArguments {
+    /// Run directory on this machine, whether a coordinator has it now or not.
+    pub(crate) run_dir: Option<PathBuf>,
+    /// URL of the coordinator, where no run directory is named.
+    #[arg(long, env = "MCL_COORDINATOR")]
+    pub(crate) coordinator: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
+    /// One JSON object a line, a line for every change.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -315,4 +331,55 @@ pub(crate) enum LedgerCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Verbs that are no queries, and why they take no --json.
+    const WITHOUT_JSON: [(&str, &str); 9] = [
+        ("mcl coordinator", "a daemon: --log json"),
+        ("mcl checkpoint-server", "a daemon: --log json"),
+        ("mcl worker", "a daemon: --log json"),
+        ("mcl bench step", "passes its arguments on: those after -- choose what it prints"),
+        ("mcl bench loader", "passes its arguments on: those after -- choose what it prints"),
+        ("mcl certs init", "writes files: `mcl certs show --json` tells what is in them"),
+        ("mcl certs issue", "writes files: `mcl certs show --json` tells what is in them"),
+        ("mcl completions", "prints a script"),
+        ("mcl man", "writes files for man"),
+    ];
+
+    /// Every verb that does something, by its full name.
+    fn verbs(command: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
+        let below: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+        if below.is_empty() {
+            found.push((name.to_owned(), command.clone()));
+        }
+        below.into_iter().for_each(|c| verbs(c, &format!("{name} {}", c.get_name()), found));
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_query_answers_json() {
+        let mut found = Vec::new();
+        verbs(&Arguments::command(), "mcl", &mut found);
+        assert!(found.len() > 30, "{}", found.len());
+        for (name, command) in &found {
+            let has = command.get_arguments().any(|a| a.get_long() == Some("json"));
+            let excused = WITHOUT_JSON.iter().find(|(verb, _)| verb == name);
+            match excused {
+                Some((_, why)) => assert!(!has, "`{name}` takes --json, yet: {why}"),
+                None => assert!(has, "`{name}` takes no --json: give it one, or say here why not"),
+            }
+        }
+        for (verb, _) in WITHOUT_JSON {
+            assert!(found.iter().any(|(name, _)| name == verb), "there is no `{verb}`");
+        }
+    }
 }

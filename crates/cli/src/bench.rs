@@ -9,6 +9,7 @@ use crate::rank_program::RankProgram;
 use crate::spawn::{Daemon, Show};
 use anyhow::{Context, Result};
 use mcl_bench::{Load, Options, Target};
+use mcl_terminal::{say, tell};
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ async fn checkpoint(a: &BenchCheckpointArguments) -> Result<ExitCode> {
     let mut arguments: Vec<OsString> =
         ["checkpoint-server", "--stop-with-stdin", "--root"].map(OsString::from).to_vec();
     arguments.push(place("checkpoints").into());
-    let show: Show = Arc::new(|line| eprintln!("{line}"));
+    let show: Show = Arc::new(|line| tell!("{line}"));
     let mut service = Daemon::start("checkpoint", &arguments, &place("logs"), show)?;
     let url = service.url().await?;
     let mut child = tokio::process::Command::new(&program.path);
@@ -65,9 +66,9 @@ fn coordinator(a: &BenchCoordinatorArguments) -> Result<ExitCode> {
     let options = options(a)?;
     let report = runtime()?.block_on(mcl_bench::run(options))?;
     if a.json {
-        println!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(&report)?)?;
     } else {
-        println!("{report}");
+        say!("{report}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use crate::arguments::{CertsCommand, InitArguments, IssueArguments};
 use crate::exit::Usage;
 use anyhow::{Context, Result, bail};
 use mcl_certs::{CA_KEY_FILE, Wanted};
+use mcl_terminal::say;
 use mcl_transport::{CA_FILE, CERT_FILE, Certificate, Role};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,8 @@ pub(crate) fn certs(command: &CertsCommand) -> Result<ExitCode> {
 
 fn init(a: &InitArguments) -> Result<ExitCode> {
     let made = mcl_certs::init(&a.folder, &a.name, days(a.days)?, a.force).map_err(as_usage)?;
-    println!("{}: {}", a.folder.join(CA_FILE).display(), told(&made));
-    println!("keep {} where only you can read it", a.folder.join(CA_KEY_FILE).display());
+    say!("{}: {}", a.folder.join(CA_FILE).display(), told(&made))?;
+    say!("keep {} where only you can read it", a.folder.join(CA_KEY_FILE).display())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -45,7 +46,7 @@ fn issue(a: &IssueArguments) -> Result<ExitCode> {
         ..Wanted::new(Role::Viewer, days(a.days)?)
     };
     let (place, made) = mcl_certs::issue(&a.folder, &folder, &wanted, a.force).map_err(as_usage)?;
-    println!("{}: {}", place.display(), told(&made));
+    say!("{}: {}", place.display(), told(&made))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -71,9 +72,11 @@ fn show(path: &Path, json: bool) -> Result<ExitCode> {
     }
     if json {
         let all: Vec<_> = found.iter().map(|(file, c)| as_json(file, c)).collect();
-        println!("{}", serde_json::json!({ "certificates": all }));
+        say!("{}", serde_json::json!({ "certificates": all }))?;
     } else {
-        found.iter().for_each(|(file, c)| println!("{}: {}", file.display(), told(c)));
+        for (file, c) in &found {
+            say!("{}: {}", file.display(), told(c))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

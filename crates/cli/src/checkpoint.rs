@@ -4,8 +4,10 @@ use crate::arguments::CheckpointCommand;
 use crate::client::runtime;
 use crate::exit::{FAILED, Usage};
 use crate::export;
+use crate::progress::Work;
 use anyhow::{Result, bail};
 use mcl_checkpoint_core::{CheckpointDir, Depth, Inventory};
+use mcl_terminal::say;
 use mcl_types::{Retention, Step, StoreLocation};
 use std::process::ExitCode;
 
@@ -18,8 +20,8 @@ pub(crate) fn checkpoint(command: &CheckpointCommand) -> Result<ExitCode> {
             CheckpointCommand::Prune { path, keep, keep_every, dry_run, json } => {
                 prune(path, Retention { keep: *keep, keep_every: *keep_every }, *dry_run, *json).await
             }
-            CheckpointCommand::Pin { path } => pin(path, true).await,
-            CheckpointCommand::Unpin { path } => pin(path, false).await,
+            CheckpointCommand::Pin { path, json } => pin(path, true, *json).await,
+            CheckpointCommand::Unpin { path, json } => pin(path, false, *json).await,
             CheckpointCommand::Export(a) => export::export(a).await,
             CheckpointCommand::Import(a) => export::import(a),
         }
@@ -35,7 +37,13 @@ pub(crate) async fn newest(dir: &CheckpointDir, path: &StoreLocation) -> Result<
 
 async fn list(path: &StoreLocation, json: bool, depth: Depth) -> Result<ExitCode> {
     let dir = CheckpointDir::at(path).await?;
-    let inventory = dir.list(depth).await?;
+    let inventory = match depth {
+        Depth::Full => {
+            let all = dir.list(Depth::Quick).await?.visible.iter().map(|e| e.manifest.file_bytes()).sum();
+            Work::bytes("verified", all).during(|| dir.bytes_read(), dir.list(depth)).await?
+        }
+        _ => dir.list(depth).await?,
+    };
     if inventory.visible.is_empty() && inventory.damaged.is_empty() {
         // What was named must be there, and nothing is not verified.
         match dir.only() {
@@ -60,24 +68,24 @@ async fn list(path: &StoreLocation, json: bool, depth: Depth) -> Result<ExitCode
             .iter()
             .map(|(step, reason)| serde_json::json!({ "step": step.get(), "reason": reason.to_string() }))
             .collect();
-        println!("{}", serde_json::json!({ "checkpoints": visible, "damaged": damaged }));
+        say!("{}", serde_json::json!({ "checkpoints": visible, "damaged": damaged }))?;
     } else {
         for e in &inventory.visible {
             let m = &e.manifest;
-            println!(
+            say!(
                 "after {:>8} steps  {}  {} slices  {} bytes{}",
                 m.step.get(),
                 m.state_digest.short(),
                 m.slices.len(),
                 m.file_bytes(),
                 if e.pinned { "  pinned" } else { "" }
-            );
+            )?;
         }
         for (step, reason) in &inventory.damaged {
-            println!("after {:>8} steps  DAMAGED: {reason}", step.get());
+            say!("after {:>8} steps  DAMAGED: {reason}", step.get())?;
         }
         if inventory.visible.is_empty() && inventory.damaged.is_empty() {
-            println!("no checkpoints in {path}");
+            say!("no checkpoints in {path}")?;
         }
     }
     Ok(if inventory.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
@@ -104,20 +112,20 @@ async fn prune(path: &StoreLocation, retention: Retention, dry_run: bool, json: 
     let gone = dir.prune(retention, dry_run).await?;
     if json {
         let steps: Vec<u64> = gone.iter().map(|step| step.get()).collect();
-        println!("{}", serde_json::json!({ "removed": steps, "dry_run": dry_run }));
+        say!("{}", serde_json::json!({ "removed": steps, "dry_run": dry_run }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let what = if dry_run { "would remove" } else { "removed" };
     for step in &gone {
-        println!("{what} the checkpoint after {} steps", step.get());
+        say!("{what} the checkpoint after {} steps", step.get())?;
     }
     if gone.is_empty() {
-        println!("nothing to remove in {path}");
+        say!("nothing to remove in {path}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn pin(path: &StoreLocation, pinned: bool) -> Result<ExitCode> {
+async fn pin(path: &StoreLocation, pinned: bool, json: bool) -> Result<ExitCode> {
     let dir = CheckpointDir::at(path).await?;
     let step = match (pinned, dir.only()) {
         (false, None) => {
@@ -126,29 +134,36 @@ async fn pin(path: &StoreLocation, pinned: bool) -> Result<ExitCode> {
         _ => newest(&dir, path).await?,
     };
     dir.pin(step, pinned).await?;
-    println!("the checkpoint after {} steps {}", step.get(), if pinned { "stays" } else { "may go" });
+    if json {
+        say!("{}", serde_json::json!({ "step": step.get(), "pinned": pinned }))?;
+    } else {
+        say!("the checkpoint after {} steps {}", step.get(), if pinned { "stays" } else { "may go" })?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn digest(path: &StoreLocation, tensors: bool, json: bool) -> Result<ExitCode> {
     let dir = CheckpointDir::at(path).await?;
-    let step = newest(&dir, path).await?;
-    let (manifest, list) = dir.verify(step).await?;
+    let work = async {
+        let step = newest(&dir, path).await?;
+        Ok::<_, anyhow::Error>((step, dir.verify(step).await?))
+    };
+    let (step, (manifest, list)) = Work::some_bytes("read").during(|| dir.bytes_read(), work).await?;
     if json {
         let each: serde_json::Map<String, serde_json::Value> = if tensors {
             list.iter().map(|t| (t.name.clone(), t.digest.to_string().into())).collect()
         } else {
             serde_json::Map::new()
         };
-        println!(
+        say!(
             "{}",
             serde_json::json!({ "step": step.get(), "digest": manifest.state_digest.to_string(), "tensors": each })
-        );
+        )?;
     } else {
-        println!("{}", manifest.state_digest);
+        say!("{}", manifest.state_digest)?;
         if tensors {
             for t in &list {
-                println!("{}  {}", t.digest, t.name);
+                say!("{}  {}", t.digest, t.name)?;
             }
         }
     }
@@ -226,14 +241,16 @@ mod tests {
             digest(&there, true, false).await.unwrap();
         }
         let staged = step(folder.path(), 30);
-        for result in
-            [digest(&staged, false, true).await, pin(&staged, true).await, pin(&staged, false).await]
-        {
+        for result in [
+            digest(&staged, false, true).await,
+            pin(&staged, true, false).await,
+            pin(&staged, false, true).await,
+        ] {
             let (error, _) = refused(result);
             assert!(error.contains("no checkpoint of step 30"), "{error}");
         }
-        pin(&step(folder.path(), 10), true).await.unwrap();
-        let (error, usage) = refused(pin(&folder.path().into(), false).await);
+        pin(&step(folder.path(), 10), true, true).await.unwrap();
+        let (error, usage) = refused(pin(&folder.path().into(), false, false).await);
         assert!(usage && error.contains("/checkpoints/step-"), "{error}");
         assert!(dir.list(Depth::Quick).await.unwrap().visible[0].pinned, "as it was");
         prune(&folder.path().into(), Retention::newest(1), false, false).await.unwrap();

@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use mcl_proto::v1::{
-    CancelJobRequest, DrainJobRequest, GetStatusRequest, GetStatusResponse, PauseJobRequest,
-    ResumeJobRequest, SubmitJobRequest, SubmitJobResponse,
+    CancelJobRequest, DrainJobRequest, GetHistoryRequest, GetHistoryResponse, GetStatusRequest,
+    GetStatusResponse, PauseJobRequest, ResumeJobRequest, SubmitJobRequest, SubmitJobResponse,
 };
+use mcl_terminal::say;
 use mcl_transport::{Dial, Identity};
 use mcl_types::{Digest, RunId, StoreLocation};
 use std::path::Path;
@@ -104,6 +105,16 @@ impl Coordinator {
         Ok(answer.map_err(|s| self.failed("status of the coordinator", &s))?.into_inner())
     }
 
+    /// How its run came to where it is; nothing where it is too old to tell.
+    pub(crate) async fn history(&mut self, points: u32) -> Result<GetHistoryResponse> {
+        let answer = tokio::time::timeout(ANSWER, self.inner.get_history(GetHistoryRequest { points })).await;
+        match answer.with_context(|| format!("coordinator at {} does not answer", self.url))? {
+            Ok(history) => Ok(history.into_inner()),
+            Err(s) if s.code() == tonic::Code::Unimplemented => Ok(GetHistoryResponse::default()),
+            Err(s) => Err(self.failed("history of the coordinator's run", &s)),
+        }
+    }
+
     pub(crate) async fn drain(&mut self) -> Result<()> {
         self.tell(Wish::Drain).await
     }
@@ -113,7 +124,7 @@ impl Coordinator {
         told.map(drop).map_err(|s| self.failed("cancel", &s))
     }
 
-    async fn tell(&mut self, wish: Wish) -> Result<()> {
+    pub(crate) async fn tell(&mut self, wish: Wish) -> Result<()> {
         let inner = &mut self.inner;
         let told = match wish {
             Wish::Drain => inner.drain_job(DrainJobRequest {}).await.map(drop),
@@ -184,16 +195,16 @@ pub(crate) fn submit(a: &SubmitArguments) -> Result<ExitCode> {
         let (committed, before) = (taken.committed_steps, taken.jobs_before);
         if a.server.json {
             let initial = initial.map(|d| d.to_string());
-            println!(
+            say!(
                 "{}",
                 serde_json::json!({
                     "run": name.as_str(), "committed_steps": committed, "jobs_before": before, "initial": initial,
                 })
-            );
+            )?;
         } else if before > 0 {
-            println!("{name} waits: {before} before it; {committed} steps are already done");
+            say!("{name} waits: {before} before it; {committed} steps are already done")?;
         } else {
-            println!("submitted {name}; {committed} steps are already done");
+            say!("submitted {name}; {committed} steps are already done")?;
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -204,9 +215,9 @@ pub(crate) fn cancel(a: &CancelArguments) -> Result<ExitCode> {
     runtime()?.block_on(async {
         Coordinator::of(&a.server).await?.cancel(a.run.clone()).await?;
         if a.server.json {
-            println!("{}", serde_json::json!({ "told": "cancel", "run": a.run }));
+            say!("{}", serde_json::json!({ "told": "cancel", "run": a.run }))?;
         } else {
-            println!("cancelled");
+            say!("cancelled")?;
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -217,9 +228,9 @@ pub(crate) fn tell(a: &ServerArguments, wish: Wish) -> Result<ExitCode> {
     runtime()?.block_on(async {
         Coordinator::of(a).await?.tell(wish).await?;
         if a.json {
-            println!("{}", serde_json::json!({ "told": wish.verb() }));
+            say!("{}", serde_json::json!({ "told": wish.verb() }))?;
         } else {
-            println!("{}", wish.answer());
+            say!("{}", wish.answer())?;
         }
         Ok(ExitCode::SUCCESS)
     })

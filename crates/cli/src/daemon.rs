@@ -6,15 +6,17 @@ use crate::client::{load_job, runtime};
 use crate::exit::{INTERRUPTED, Usage};
 use crate::page::{self, PAGE};
 use crate::rank_program::{RankProgram, parse_devices};
-use crate::run_dir;
 use crate::spawn::{DONE, LISTENING};
+use crate::{chronicle, run_dir, whereabouts};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint::{Layout, ServeConfig};
 use mcl_config::Job;
-use mcl_coordinator::{Coordinator, CoordinatorConfig, JobFacts, JobOutcome};
+use mcl_coordinator::{Coordinator, CoordinatorConfig, JobFacts, JobOutcome, TellHistory};
+use mcl_history::Chronicle;
+use mcl_terminal::say;
+use mcl_traces::Traces;
 use mcl_transport::Gate;
 use mcl_worker::{Farewell, WorkerConfig, WorkerOutcome};
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,6 +25,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// How often a standby looks whether the run directory is free: a successor has to serve within a second.
 const STANDBY_LOOK: Duration = Duration::from_millis(100);
@@ -89,10 +92,13 @@ fn bind(listen: &Listen) -> Result<(TcpListener, SocketAddr)> {
     Ok((listener, address))
 }
 
+fn scheme(gate: &Gate) -> &'static str {
+    if gate.identity().is_some() { "https" } else { "http" }
+}
+
 fn announce(address: SocketAddr, gate: &Gate) -> Result<()> {
-    let scheme = if gate.identity().is_some() { "https" } else { "http" };
-    println!("{LISTENING}{scheme}://{address}");
-    Ok(std::io::stdout().flush()?)
+    let scheme = scheme(gate);
+    Ok(say!("{LISTENING}{scheme}://{address}")?)
 }
 
 pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCode> {
@@ -194,20 +200,30 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         // A parent that started us for one job has workers that are to end with it.
         config.settings.leave_when_done = a.listen.stop_with_stdin && a.home.runs.is_none();
         config.settings.many_runs = a.home.runs.is_some();
+        let remembered = Chronicle::default();
+        let record = remembered.clone();
+        config.history = TellHistory::new(move |points| {
+            chronicle::response(&record.record(), usize::try_from(points).unwrap_or(usize::MAX))
+        });
         let interpret = |toml: &str| interpret(toml).map_err(|e| format!("{e:#}"));
         let coordinator = Coordinator::open(config, Arc::new(interpret)).await?;
+        let told = whereabouts::Told::tell(home, scheme(&gate), address);
         announce(address, &gate)?;
         let page = match page {
             Some(page) => {
-                println!("{PAGE}{}", page.url());
-                std::io::stdout().flush()?;
-                Some(page.serve(&coordinator))
+                say!("{PAGE}{}", page.url())?;
+                Some(page.serve(&coordinator, remembered))
             }
-            None => None,
+            None => {
+                let told = chronicle::told(coordinator.observe(), |_| {});
+                tokio::spawn(async move { remembered.follow(told, |_| {}).await });
+                None
+            }
         };
         let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(home)))?;
         let handle = coordinator.handle();
         let board = board::keep(&coordinator);
+        let traces = trace(&coordinator)?;
         let submit = async {
             if let Some(job) = &job {
                 let refused = |e| anyhow::anyhow!("job refused by the coordinator at {address}: {e}");
@@ -219,6 +235,10 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
             outcome = coordinator.serve(asked_to_stop(a.listen.stop_with_stdin)) => outcome?,
             refused = submit => refused?,
         };
+        // A job that only waits for its next coordinator is not over.
+        if outcome != JobOutcome::Stopped {
+            told.end(&handle.subscribe().borrow());
+        }
         if let Some(page) = page {
             page.end(&handle).await;
         }
@@ -226,8 +246,25 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         if !matches!(tokio::time::timeout(LAST_ROWS, board).await, Ok(Ok(()))) {
             tracing::warn!("TensorBoard's files may lack the last steps: the next start makes up for them");
         }
+        if let Some(traces) = traces {
+            traces.await?;
+        }
         finish(outcome)
     })
+}
+
+/// Tells a collector what happens, where the environment names one, until the coordinator is gone.
+fn trace(coordinator: &Coordinator) -> Result<Option<JoinHandle<()>>> {
+    let found = Traces::from_environment().map_err(|e| Usage(format!("OTEL_EXPORTER_OTLP_ENDPOINT: {e}")))?;
+    let Some(traces) = found else { return Ok(None) };
+    let told = chronicle::told(coordinator.observe(), |_| {});
+    Ok(Some(tokio::spawn(async move {
+        traces.follow(told).await;
+        // It waits for the network.
+        if let Err(error) = tokio::task::spawn_blocking(move || traces.end()).await {
+            tracing::error!(%error, "the trace lacks its last spans");
+        }
+    })))
 }
 
 /// A stream a worker: as many as the machine allows.
@@ -246,8 +283,7 @@ async fn stand_by(run_dir: &Path) -> Result<()> {
     let mut told = false;
     while !mcl_coordinator::is_free(run_dir)? {
         if !told {
-            println!("{STANDING_BY}{}", run_dir.display());
-            std::io::stdout().flush()?;
+            say!("{STANDING_BY}{}", run_dir.display())?;
             told = true;
         }
         tokio::time::sleep(STANDBY_LOOK).await;
@@ -264,7 +300,7 @@ fn finish(outcome: JobOutcome) -> Result<ExitCode> {
         }
         JobOutcome::Interrupted { .. } => Ok(ExitCode::from(INTERRUPTED)),
         JobOutcome::Done { .. } => {
-            println!("{DONE}");
+            say!("{DONE}")?;
             Ok(ExitCode::SUCCESS)
         }
         JobOutcome::Stopped => Ok(ExitCode::SUCCESS),

@@ -3,12 +3,14 @@
 use crate::arguments::{DataCommand, Kind};
 use crate::client::load_job;
 use crate::exit::Usage;
+use crate::progress::Work;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use mcl_config::Override;
 use mcl_data::generate::{GenerateSpec, PictureFormat};
 use mcl_data::pack::{PackSpec, Shrink};
 use mcl_data::{Dataset, Limits, RemoteSpec};
+use mcl_terminal::say;
 use mcl_types::{Seed, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,17 +24,17 @@ pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
         }
         DataCommand::Index { source, json } => index(source, *json),
         DataCommand::Inspect { source, json } => inspect(source, *json),
-        DataCommand::Preview { job, out, step, lane, overrides } => {
-            preview(job, out, *step, *lane, overrides)
+        DataCommand::Preview { job, out, step, lane, overrides, json } => {
+            preview(job, out, (*step, *lane), overrides, *json)
         }
-        DataCommand::Generate { kind, out, count, size, quality, seed } => {
+        DataCommand::Generate { kind, out, count, size, quality, seed, json } => {
             let mut spec = match kind {
                 Kind::Objects => GenerateSpec::objects(*count, Seed::new(*seed)),
                 Kind::Scenes => GenerateSpec::scenes(*count, Seed::new(*seed)),
             };
             spec.size = size.unwrap_or(spec.size);
             spec.format = PictureFormat::Jpeg(*quality);
-            generate(out, &spec)
+            generate(out, &spec, *json)
         }
     }?;
     Ok(ExitCode::SUCCESS)
@@ -54,21 +56,21 @@ fn pack(source: &StoreLocation, out: &Path, spec: PackSpec, json: bool) -> Resul
     let report = mcl_data::pack::pack_dataset(&dataset, out, spec, &mut heard)?;
     bar.finish_and_clear();
     if json {
-        println!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(&report)?)?;
         return Ok(());
     }
     if report.shrunk > 0 {
-        println!("{} of {} pictures shrunk", report.shrunk, report.samples);
+        say!("{} of {} pictures shrunk", report.shrunk, report.samples)?;
     }
-    println!(
+    say!(
         "{} pictures in {} shards, {} bytes: {}",
         report.samples,
         report.shards.len(),
         report.bytes,
         out.display()
-    );
+    )?;
     for (id, reason) in &report.skipped {
-        println!("  left out {id}: {reason}");
+        say!("  left out {id}: {reason}")?;
     }
     Ok(())
 }
@@ -83,9 +85,11 @@ fn index(source: &StoreLocation, json: bool) -> Result<()> {
             .iter()
             .map(|(shard, pictures)| serde_json::json!({ "shard": shard, "pictures": pictures }))
             .collect();
-        println!("{}", serde_json::json!({ "shards": shards }));
+        say!("{}", serde_json::json!({ "shards": shards }))?;
     } else {
-        written.iter().for_each(|(shard, pictures)| println!("{shard}: {pictures} pictures"));
+        for (shard, pictures) in &written {
+            say!("{shard}: {pictures} pictures")?;
+        }
     }
     Ok(())
 }
@@ -124,45 +128,62 @@ fn inspect(source: &StoreLocation, json: bool) -> Result<()> {
     let summary = mcl_data::inspect::inspect(&dataset, Limits::default(), threads, &heard)?;
     bar.finish_and_clear();
     if json {
-        println!("{}", serde_json::to_string(&summary)?);
+        say!("{}", serde_json::to_string(&summary)?)?;
         return Ok(());
     }
-    println!(
+    say!(
         "{} pictures, {} bytes, {} shards, digest {}",
         summary.count,
         summary.bytes,
         summary.shards,
         summary.digest.short()
-    );
+    )?;
     for (format, count) in &summary.formats {
-        println!("  {format:<6} {count}");
+        say!("  {format:<6} {count}")?;
     }
-    println!(
+    say!(
         "  sizes  {}x{} to {}x{}",
-        summary.smallest.0, summary.smallest.1, summary.largest.0, summary.largest.1
-    );
+        summary.smallest.0,
+        summary.smallest.1,
+        summary.largest.0,
+        summary.largest.1
+    )?;
     for (what, list) in [("cannot be decoded", &summary.undecodable), ("is damaged", &summary.damaged)] {
         for complaint in list {
-            println!("  {what}: {}: {}", complaint.id, complaint.reason);
+            say!("  {what}: {}: {}", complaint.id, complaint.reason)?;
         }
     }
     Ok(())
 }
 
-fn generate(out: &Path, spec: &GenerateSpec) -> Result<()> {
-    let (bar, mut heard) = bar();
-    mcl_data::generate::generate(out, spec, &mut heard)?;
-    bar.finish_and_clear();
-    println!("{} pictures in {}", spec.count, out.display());
+fn generate(out: &Path, spec: &GenerateSpec, json: bool) -> Result<()> {
+    let work = Work::counted("pictures");
+    mcl_data::generate::generate(out, spec, &mut |done, all| work.heard(done, all))?;
+    drop(work);
+    if json {
+        say!("{}", serde_json::json!({ "folder": out, "pictures": spec.count }))?;
+    } else {
+        say!("{} pictures in {}", spec.count, out.display())?;
+    }
     Ok(())
 }
 
 /// The montages of one lane's step as the loader and the plan really make them.
-fn preview(job: &Path, out: &Path, step: u64, lane: u32, overrides: &[Override]) -> Result<()> {
+fn preview(
+    job: &Path,
+    out: &Path,
+    (step, lane): (u64, u32),
+    overrides: &[Override],
+    json: bool,
+) -> Result<()> {
     let job = load_job(job, overrides)?;
     let dataset = Arc::new(mcl_job::open_dataset(&job)?);
     let sheet = crate::montage::draw(&job, dataset, step, lane)?;
     std::fs::write(out, sheet).with_context(|| format!("writing {}", out.display()))?;
-    println!("{}", out.display());
+    if json {
+        say!("{}", serde_json::json!({ "file": out, "step": step, "lane": lane }))?;
+    } else {
+        say!("{}", out.display())?;
+    }
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::rank_program::{RankProgram, parse_devices};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint::CheckpointClient;
 use mcl_config::Job;
+use mcl_terminal::say;
 use mcl_transport::Identity;
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -59,9 +60,11 @@ pub(crate) fn doctor(a: &DoctorArguments) -> Result<ExitCode> {
     let failed = findings.iter().filter(|f| f.result.is_err()).count();
     if a.json {
         let all: Vec<_> = findings.iter().map(as_json).collect();
-        println!("{}", serde_json::json!({ "good": failed == 0, "checks": all }));
+        say!("{}", serde_json::json!({ "good": failed == 0, "checks": all }))?;
     } else {
-        findings.iter().for_each(|f| println!("{}", as_text(f)));
+        for finding in &findings {
+            say!("{}", as_text(finding))?;
+        }
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }

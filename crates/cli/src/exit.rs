@@ -1,7 +1,10 @@
 //! Errors as exit codes and one clear message.
 
-use std::io::Write;
+use mcl_terminal::{has_json_log, tell};
 use std::process::ExitCode;
+
+/// Target of the log line that says why a process ends.
+pub(crate) const LAST_WORD: &str = "mcl::end";
 
 /// Failed while working.
 pub(crate) const FAILED: u8 = 1;
@@ -22,18 +25,14 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Prints to standard output. Whoever reads it may have had enough: `mcl ... | head` is no failure.
-pub(crate) fn print(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed,
-    }
-}
-
 /// Prints the error once, with what caused it, and answers its exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {}", told(error));
+    let told = told(error);
+    if has_json_log() && tracing::enabled!(target: LAST_WORD, tracing::Level::ERROR) {
+        tracing::error!(target: LAST_WORD, "{told}");
+    } else {
+        tell!("error: {told}");
+    }
     ExitCode::from(code_of(error))
 }
 

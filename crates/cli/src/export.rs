@@ -3,10 +3,12 @@
 use crate::arguments::{Encoder, ExportArguments, Format, ImportArguments};
 use crate::checkpoint::newest;
 use crate::exit::Usage;
+use crate::progress::Work;
 use crate::run_dir;
 use anyhow::{Context, Result};
 use mcl_checkpoint_core::{CheckpointDir, Manifest};
 use mcl_export::{ExportError, ExportRequest, ExportedFile, Provenance, Role, publish};
+use mcl_terminal::{say, tell};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,8 +43,11 @@ pub(crate) async fn export(a: &ExportArguments) -> Result<ExitCode> {
     let encoder = a.encoder.map_or(format.default_encoder(), Into::into);
     let file_name = name_of(&a.out)?;
     let dir = CheckpointDir::at(&a.path).await?;
-    let step = newest(&dir, &a.path).await?;
-    let (manifest, tensors) = dir.tensors(step).await?;
+    let work = async {
+        let step = newest(&dir, &a.path).await?;
+        Ok::<_, anyhow::Error>((step, dir.tensors(step).await?))
+    };
+    let (step, (manifest, tensors)) = Work::some_bytes("read").during(|| dir.bytes_read(), work).await?;
     let provenance = provenance(a.path.folder(), &manifest)?;
     let request = ExportRequest { format, encoder, file_name, provenance: &provenance };
     let exported = mcl_export::export(&request, &tensors).map_err(|error| match error {
@@ -51,7 +56,7 @@ pub(crate) async fn export(a: &ExportArguments) -> Result<ExitCode> {
     })?;
     let written = publish(a.out.parent().unwrap_or(Path::new(".")), &exported.files, a.force)?;
     for notice in &exported.notices {
-        eprintln!("warning: {notice}");
+        tell!("warning: {notice}");
     }
     if a.json {
         let paths: Vec<String> = written.iter().map(|p| p.display().to_string()).collect();
@@ -59,10 +64,10 @@ pub(crate) async fn export(a: &ExportArguments) -> Result<ExitCode> {
             "format": format.name(), "encoder": encoder.name(), "steps": step.get(), "files": paths,
             "notices": exported.notices,
         });
-        println!("{answer}");
+        say!("{answer}")?;
     } else {
         for path in &written {
-            println!("{}", path.display());
+            say!("{}", path.display())?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -103,26 +108,29 @@ fn provenance(path: Option<&Path>, manifest: &Manifest) -> Result<Provenance> {
 }
 
 pub(crate) fn import(a: &ImportArguments) -> Result<ExitCode> {
+    let work = Work::some_bytes("read");
     let bytes = std::fs::read(&a.file).with_context(|| format!("reading {}", a.file.display()))?;
+    work.is_at(bytes.len() as u64);
     let imported = mcl_export::import(&bytes).with_context(|| a.file.display().to_string())?;
+    drop(work);
     let out = destination(&a.file, &a.out)?;
     let (name, role) = (name_of(&out)?.to_owned(), Role::Weights);
     let file = ExportedFile { name, role, bytes: imported.to_safetensors()? };
     publish(out.parent().unwrap_or(Path::new(".")), &[file], false)?;
     if a.json {
-        println!("{}", as_json(&out, &imported));
+        say!("{}", as_json(&out, &imported))?;
     } else {
-        println!("{}", out.display());
-        println!("{} tensors, named as {}", imported.tensors.len(), imported.naming.name());
+        say!("{}", out.display())?;
+        say!("{} tensors, named as {}", imported.tensors.len(), imported.naming.name())?;
         if imported.widened > 0 {
-            println!("{} of them widened to f32 or i64, exactly", imported.widened);
+            say!("{} of them widened to f32 or i64, exactly", imported.widened)?;
         }
         if imported.counters > 0 {
-            println!("{} norms had no count of batches: it begins at 0", imported.counters);
+            say!("{} norms had no count of batches: it begins at 0", imported.counters)?;
         }
         for left in &imported.left_out {
             let first = left.names.first().map_or("", String::as_str);
-            println!("left out: {} tensors such as {first}: {}", left.names.len(), left.why);
+            say!("left out: {} tensors such as {first}: {}", left.names.len(), left.why)?;
         }
     }
     Ok(ExitCode::SUCCESS)

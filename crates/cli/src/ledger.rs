@@ -2,11 +2,13 @@
 
 use crate::arguments::LedgerCommand;
 use crate::exit::{FAILED, Usage};
+use crate::progress::Work;
 use crate::run_dir;
 use anyhow::{Context, Result};
 use mcl_coordinator::PLAN_FILE as PLAN;
 use mcl_plan::PlanSpec;
 use mcl_plan::ledger::VerifyReport;
+use mcl_terminal::say;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,16 +16,18 @@ pub(crate) fn ledger(command: &LedgerCommand) -> Result<ExitCode> {
     let LedgerCommand::Verify { run_dir, json } = command;
     let plan = plan_of(run_dir)?;
     let same_ids = check_source(run_dir, &plan)?;
-    let report = mcl_coordinator::verify_ledger(run_dir, &plan)?;
+    let work = Work::bytes("read", 0);
+    let report = mcl_coordinator::verify_ledger(run_dir, &plan, &mut |done, all| work.heard(done, all))?;
+    drop(work);
     if *json {
         let mut value = serde_json::to_value(&report)?;
         if let Some(object) = value.as_object_mut() {
             object.insert("exact".to_owned(), report.is_exact().into());
             object.insert("dataset_checked".to_owned(), same_ids.into());
         }
-        println!("{value}");
+        say!("{value}")?;
     } else {
-        tell(&report, same_ids);
+        report_to_people(&report, same_ids)?;
     }
     Ok(if report.is_exact() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
@@ -52,8 +56,8 @@ fn check_source(run_dir: &Path, plan: &PlanSpec) -> Result<bool> {
     }
 }
 
-fn tell(report: &VerifyReport, same_ids: bool) {
-    println!(
+fn report_to_people(report: &VerifyReport, same_ids: bool) -> std::io::Result<()> {
+    say!(
         "{} steps, {} samples: {} missing, {} twice, {} foreign, {} replaced, {} steps rolled back, {} updates skipped",
         report.steps,
         report.samples,
@@ -63,20 +67,24 @@ fn tell(report: &VerifyReport, same_ids: bool) {
         report.replaced,
         report.rolled_back,
         report.skipped
-    );
+    )?;
     for epoch in &report.epochs {
-        println!(
+        say!(
             "  {}: {} of {} steps, {} samples, {} left out",
-            epoch.epoch, epoch.steps, epoch.planned_steps, epoch.samples, epoch.left_out
-        );
+            epoch.epoch,
+            epoch.steps,
+            epoch.planned_steps,
+            epoch.samples,
+            epoch.left_out
+        )?;
     }
     for problem in &report.problems {
-        println!("  PROBLEM: {problem}");
+        say!("  PROBLEM: {problem}")?;
     }
     let against = if same_ids {
         "the plan recomputed from the pictures"
     } else {
         "the recorded plan (pictures not read)"
     };
-    println!("{}: compared with {against}", if report.is_exact() { "exact" } else { "NOT EXACT" });
+    say!("{}: compared with {against}", if report.is_exact() { "exact" } else { "NOT EXACT" })
 }

@@ -3,6 +3,7 @@
 //! Invariant: it links no libtorch; whatever has tensors is done by `mcl-rank` beside it. Exit codes: 0 done,
 //! 2 usage or bad configuration, 1 failed, 130 interrupted after a clean drain.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod address;
@@ -11,6 +12,7 @@ mod bench;
 mod board;
 mod certs;
 mod checkpoint;
+mod chronicle;
 mod client;
 mod daemon;
 mod data;
@@ -31,6 +33,8 @@ mod run_dir;
 mod spawn;
 mod status;
 mod validate;
+mod watch;
+mod whereabouts;
 
 /// Daemons run for months and move large slices: glibc keeps what many threads freed, this one gives it back.
 #[global_allocator]
@@ -51,16 +55,10 @@ fn main() -> ExitCode {
 }
 
 fn telemetry(arguments: &Arguments) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,mcl=info"));
-    let color = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let builder =
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).with_ansi(color);
-    if arguments.log == arguments::Log::Json {
-        builder.json().init();
-    } else {
-        builder.init();
-    }
+    let full_screen = watch::is_full_screen(&arguments.command);
+    let json = arguments.log == arguments::Log::Json;
+    // Warnings of others, and what we and our ranks say.
+    mcl_terminal::Log { json, full_screen, times: true, filter: "warn,mcl=info,rank=info" }.init();
 }
 
 /// A daemon dies where the environment says that it is to: for tests. The others' children may.
@@ -82,6 +80,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Worker(a) => daemon::worker(&a),
         Command::Submit(a) => client::submit(&a),
         Command::Status(a) => status::status(&a),
+        Command::Watch(a) => watch::watch(&a),
         Command::Drain(a) => client::tell(&a, client::Wish::Drain),
         Command::Pause(a) => client::tell(&a, client::Wish::Pause),
         Command::Resume(a) => client::tell(&a, client::Wish::Resume),

@@ -4,6 +4,7 @@ use crate::arguments::{Arguments, ManArguments};
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 use clap_complete::Shell;
+use mcl_terminal::say;
 use std::process::ExitCode;
 
 /// What it is called there.
@@ -13,7 +14,7 @@ const NAME: &str = "mcl";
 pub(crate) fn completions(shell: Shell) -> Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), NAME, &mut script);
-    crate::exit::print(&String::from_utf8_lossy(&script))?;
+    mcl_terminal::print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -22,6 +23,6 @@ pub(crate) fn man(a: &ManArguments) -> Result<ExitCode> {
     let writing = || format!("writing pages to {}", a.out.display());
     std::fs::create_dir_all(&a.out).with_context(writing)?;
     clap_mangen::generate_to(Arguments::command(), &a.out).with_context(writing)?;
-    println!("{}", a.out.display());
+    say!("{}", a.out.display())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,10 +6,12 @@ mod cluster;
 mod telling;
 
 use crate::arguments::PageArguments;
+use crate::chronicle;
 use crate::exit::Usage;
 use anyhow::{Context, Result, bail};
 use cluster::View;
 use mcl_coordinator::{Coordinator, CoordinatorHandle, Progress};
+use mcl_history::Chronicle;
 use mcl_page::{Config, Page, Token};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -59,12 +61,12 @@ impl Bound {
         &self.url
     }
 
-    /// Serves it from now on, in the background; before the coordinator begins, so that nothing is missed.
-    pub(crate) fn serve(self, coordinator: &Coordinator) -> Served {
+    /// Serves it from now on, in the background, and keeps the chronicle; before the coordinator begins, so that nothing is missed.
+    pub(crate) fn serve(self, coordinator: &Coordinator, chronicle: Chronicle) -> Served {
         let Self { listener, config, .. } = self;
         let view = View::new(coordinator.handle());
-        let told = telling::told(coordinator.observe(), view.job());
-        let page = Page::new(view, config);
+        let told = chronicle::told(coordinator.observe(), view.hear_of_jobs());
+        let page = Page::new(view, chronicle, config);
         let following = page.clone();
         tokio::spawn(async move { following.follow(told).await });
         let (stop, stopped) = oneshot::channel::<()>();

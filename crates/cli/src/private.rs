@@ -42,6 +42,11 @@ impl Private {
         folder.map_or_else(Vec::new, |folder| vec!["--tls".into(), folder.into()])
     }
 
+    /// As whom somebody speaks who may read the directory of such a run.
+    pub(crate) fn operator_of(run_dir: &Path) -> Option<Identity> {
+        Identity::open(&run_dir.join(FOLDER).join(Role::Operator.as_str())).ok()
+    }
+
     /// As whom `mcl run` itself speaks.
     pub(crate) fn operator(&self) -> Result<Option<Identity>> {
         let folder = self.folder.as_ref().map(|folder| folder.join(Role::Operator.as_str()));

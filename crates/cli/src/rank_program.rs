@@ -169,6 +169,9 @@ fn eval_arguments(command: &EvalCommand) -> Vec<OsString> {
         EvalCommand::Features(a) => {
             pair("--picture", (&a.picture).into());
             pair("--out", (&a.out).into());
+            if a.json {
+                arguments.push("--json".into());
+            }
         }
     }
     arguments

@@ -11,6 +11,7 @@ use crate::run_dir;
 use crate::spawn::{DONE, Daemon, Show};
 use anyhow::{Context, Result, bail};
 use mcl_config::Job;
+use mcl_terminal::say;
 use mcl_transport::Role;
 use mcl_types::StoreLocation;
 use std::ffi::OsString;
@@ -353,25 +354,25 @@ async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome)
         None => None,
     };
     if a.json {
-        println!(
+        say!(
             "{}",
             serde_json::json!({
                 "phase": phase, "run_dir": folder, "steps": steps, "loss": loss, "chance_loss": chance,
                 "floor_loss": floor, "gap_closed": closed, "images_per_s": images,
                 "checkpoint_step": newest.map(mcl_types::Step::get), "digest": digest,
             })
-        );
+        )?;
         return Ok(code);
     }
-    println!("{phase}: {steps} steps, {images:.0} images/s");
-    println!(
+    say!("{phase}: {steps} steps, {images:.0} images/s")?;
+    say!(
         "  loss        {loss:.4} (chance {chance:.4}, floor {floor:.4}): {:.0} % of the gap closed",
         100.0 * closed
-    );
+    )?;
     if let (Some(step), Some(digest)) = (newest, digest) {
-        println!("  checkpoint  after {} steps, digest {digest}", step.get());
+        say!("  checkpoint  after {} steps, digest {digest}", step.get())?;
     }
-    println!("  run         {}", folder.display());
+    say!("  run         {}", folder.display())?;
     Ok(code)
 }
 

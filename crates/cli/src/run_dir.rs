@@ -3,14 +3,13 @@
 use crate::exit::Usage;
 use anyhow::{Context, Result};
 use mcl_config::Job;
+use mcl_history::METRICS;
 use mcl_types::RunId;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
 /// The resolved job of a run.
 pub(crate) const JOB: &str = "job.toml";
-/// One object a committed step.
-pub(crate) const METRICS: &str = "metrics.jsonl";
 
 /// `runs/<job file's name>` where none is given.
 pub(crate) fn default_for(job: &Path) -> PathBuf {

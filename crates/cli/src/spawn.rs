@@ -1,6 +1,9 @@
 //! Daemons as child processes: their address, their log, their end.
 
+use crate::exit::LAST_WORD;
 use anyhow::{Context, Result, bail};
+use mcl_terminal::has_json_log;
+use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -55,7 +58,9 @@ impl Daemon {
             .append(true)
             .open(&path)
             .with_context(|| format!("opening {}", path.display()))?;
+        let format: &[&str] = if has_json_log() { &["--log", "json"] } else { &[] };
         let mut child = Command::new(own)
+            .args(format)
             .args(arguments)
             // Each is told by its arguments who it is.
             .env_remove(mcl_transport::VARIABLE)
@@ -145,10 +150,62 @@ async fn forward(
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let _ = writeln!(log, "{line}");
-        if let Some(error) = line.strip_prefix("error: ") {
-            errors.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_owned());
-        } else if line.contains(" WARN ") || line.contains(" ERROR ") {
-            show(&format!("{name}: {line}"));
+        match heard(&name, &line) {
+            Heard::LastWord(error) => errors.lock().unwrap_or_else(PoisonError::into_inner).push(error),
+            Heard::Notable(line) => show(&line),
+            Heard::Other => {}
         }
+    }
+}
+
+/// What a daemon's line is to whoever started it.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    /// Why it ends.
+    LastWord(String),
+    /// A warning or an error, ready to be shown.
+    Notable(String),
+    Other,
+}
+
+fn heard(name: &str, line: &str) -> Heard {
+    if let Some(error) = line.strip_prefix("error: ") {
+        return Heard::LastWord(error.to_owned());
+    }
+    if let Ok(mut object) = serde_json::from_str::<Map<String, Value>>(line) {
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+        if text(object.get("target")) == LAST_WORD {
+            return Heard::LastWord(text(object.get("fields").and_then(|f| f.get("message"))));
+        }
+        if !matches!(text(object.get("level")).as_str(), "WARN" | "ERROR") {
+            return Heard::Other;
+        }
+        object.insert("process".to_owned(), name.into());
+        return Heard::Notable(Value::Object(object).to_string());
+    }
+    if line.contains(" WARN ") || line.contains(" ERROR ") {
+        return Heard::Notable(format!("{name}: {line}"));
+    }
+    Heard::Other
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_shown_and_last_words_kept_in_both_formats() {
+        let notable = |line: &str| Heard::Notable(line.to_owned());
+        assert_eq!(heard("w", "error: no disk"), Heard::LastWord("no disk".to_owned()));
+        assert_eq!(heard("w", "10:00  WARN mcl: full"), notable("w: 10:00  WARN mcl: full"));
+        assert_eq!(heard("w", "10:00  INFO mcl: fine"), Heard::Other);
+        let json = |level: &str, target: &str| {
+            format!(r#"{{"level":"{level}","fields":{{"message":"no disk"}},"target":"{target}"}}"#)
+        };
+        assert_eq!(heard("w", &json("ERROR", LAST_WORD)), Heard::LastWord("no disk".to_owned()));
+        assert_eq!(heard("w", &json("INFO", "mcl")), Heard::Other);
+        let Heard::Notable(shown) = heard("w", &json("WARN", "mcl")) else { panic!("not shown") };
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!((&shown["process"], &shown["level"]), (&"w".into(), &"WARN".into()));
     }
 }

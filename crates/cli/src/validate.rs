@@ -3,6 +3,7 @@
 use crate::arguments::ValidateArguments;
 use crate::client::load_job;
 use anyhow::Result;
+use mcl_terminal::say;
 use std::process::ExitCode;
 
 pub(crate) fn validate(a: &ValidateArguments) -> Result<ExitCode> {
@@ -14,21 +15,21 @@ pub(crate) fn validate(a: &ValidateArguments) -> Result<ExitCode> {
     let (steps, per_epoch) = (schedule.total_steps(), schedule.steps_per_epoch());
     let left_out = dataset.len() - per_epoch * job.global_batch();
     if a.json {
-        println!(
+        say!(
             "{}",
             serde_json::json!({
                 "pictures": dataset.len(), "dataset_digest": dataset.digest().to_string(),
                 "job_digest": job.digest()?.to_string(), "steps": steps, "steps_per_epoch": per_epoch,
                 "global_batch": job.global_batch(), "left_out_per_epoch": left_out,
             })
-        );
+        )?;
     } else {
-        println!(
+        say!(
             "{}: good. {} pictures, {steps} steps of {} pictures, {per_epoch} steps an epoch ({left_out} pictures left out of each)",
             a.job.display(),
             dataset.len(),
             job.global_batch()
-        );
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,7 @@
 
 use mcl_coordinator_core::{JobSpec, Settings};
 use mcl_plan::{PlanSpec, Schedule};
+use mcl_proto::v1;
 use mcl_transport::Gate;
 use mcl_types::{Digest, Retention, RunId};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ pub struct CoordinatorConfig {
     pub heartbeat_interval: Duration,
     /// How long it waits for what.
     pub settings: Settings,
+    /// Who remembers how the run came to where it is.
+    pub history: TellHistory,
 }
 
 impl CoordinatorConfig {
@@ -40,6 +43,7 @@ impl CoordinatorConfig {
             gate: Gate::default(),
             heartbeat_interval: Duration::from_secs(1),
             settings: Settings::default(),
+            history: TellHistory::default(),
         }
     }
 }
@@ -51,6 +55,33 @@ pub(crate) fn home(root: &Path, many_runs: bool, run_id: &RunId) -> PathBuf {
 
 /// Reads a job file: what it says, and what its dataset is; or what is wrong with it, for a person. Leaves no trace.
 pub type Interpret = Arc<dyn Fn(&str) -> Result<JobFacts, String> + Send + Sync>;
+
+/// What one who looks on remembers of the run, in so many points; by itself a coordinator remembers nothing.
+#[derive(Clone)]
+pub struct TellHistory(Arc<dyn Fn(u32) -> v1::GetHistoryResponse + Send + Sync>);
+
+impl TellHistory {
+    /// As `tell` says; it may be called at any time, and by many.
+    pub fn new(tell: impl Fn(u32) -> v1::GetHistoryResponse + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    pub(crate) fn tell(&self, points: u32) -> v1::GetHistoryResponse {
+        (self.0)(points)
+    }
+}
+
+impl Default for TellHistory {
+    fn default() -> Self {
+        Self::new(|_| v1::GetHistoryResponse::default())
+    }
+}
+
+impl std::fmt::Debug for TellHistory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TellHistory")
+    }
+}
 
 /// A job, as its file and its dataset define it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -63,10 +63,10 @@ impl Coordinator {
     /// # Errors
     /// When another coordinator uses the directory, or what is in it cannot be read.
     pub async fn open(config: CoordinatorConfig, interpret: Interpret) -> Result<Self, CoordinatorError> {
-        let CoordinatorConfig { run_dir: root, checkpoint_url, listener, gate, heartbeat_interval, settings } =
-            config;
+        let CoordinatorConfig { run_dir: root, checkpoint_url, listener, gate, .. } = config;
+        let CoordinatorConfig { heartbeat_interval, settings, history, .. } = config;
         let (answers, inbox) = mpsc::channel(INBOX);
-        let service = Service::new(answers.clone(), interpret.clone());
+        let service = Service::new(answers.clone(), interpret.clone(), history);
         let many_runs = settings.many_runs;
         let reader = Arc::clone(&interpret);
         let opened = blocking(move || open_directory(root, many_runs, reader)).await?;

@@ -27,7 +27,7 @@ mod verify;
 mod wire;
 mod words;
 
-pub use config::{CoordinatorConfig, Interpret, JobFacts};
+pub use config::{CoordinatorConfig, Interpret, JobFacts, TellHistory};
 pub use coordinator::{Coordinator, CoordinatorHandle, HandleError};
 pub use error::{CoordinatorError, JobOutcome};
 pub use journal::is_free;

@@ -1,6 +1,6 @@
 //! The gRPC service: everything that comes is put into the loop's inbox.
 
-use crate::config::{Interpret, JobFacts};
+use crate::config::{Interpret, JobFacts, TellHistory};
 use crate::error::CoordinatorError;
 use crate::queue::{Answer, Submission, Submitted};
 use crate::wire::{self, Overview};
@@ -58,6 +58,7 @@ pub(crate) enum Input {
 pub(crate) struct Service {
     inbox: mpsc::Sender<Input>,
     interpret: Interpret,
+    history: TellHistory,
     sessions: Arc<AtomicU64>,
 }
 
@@ -82,8 +83,8 @@ pub(crate) enum Rejected {
 }
 
 impl Service {
-    pub(crate) fn new(inbox: mpsc::Sender<Input>, interpret: Interpret) -> Self {
-        Self { inbox, interpret, sessions: Arc::new(AtomicU64::new(1)) }
+    pub(crate) fn new(inbox: mpsc::Sender<Input>, interpret: Interpret, history: TellHistory) -> Self {
+        Self { inbox, interpret, history, sessions: Arc::new(AtomicU64::new(1)) }
     }
 
     /// Reads the job away from the loop: opening a dataset takes its time.
@@ -169,6 +170,13 @@ impl CoordinatorService for Service {
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         Ok(Response::new(wire::status(self.status().await?)))
+    }
+
+    async fn get_history(
+        &self,
+        request: Request<v1::GetHistoryRequest>,
+    ) -> Result<Response<v1::GetHistoryResponse>, Status> {
+        Ok(Response::new(self.history.tell(request.into_inner().points)))
     }
 
     async fn drain_job(

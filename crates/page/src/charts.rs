@@ -2,8 +2,8 @@
 //!
 //! Numbers are single precision: a chart has no more pixels, and the newest row is sent exactly elsewhere.
 
-use crate::history::{Bucket, SERIES, Span};
-use crate::record::Record;
+use mcl_history::Record;
+use mcl_history::{Bucket, SERIES, Span};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -96,8 +96,8 @@ const fn single(value: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::tests::row;
-    use crate::model::{Happening, What};
+    use crate::samples::row;
+    use mcl_history::{Happening, What};
 
     fn record(steps: u64) -> Record {
         let mut record = Record::default();

@@ -1,7 +1,7 @@
 //! A web page about one cluster, and its metrics for Prometheus.
 //!
 //! Role: show people what a job does and, with a token, let them pause, resume, drain and cancel it. It is given plain
-//! data ([`Snapshot`], [`Happening`]) and knows nothing of where they come from. Invariants: whoever looks on costs a
+//! data ([`Snapshot`], [`mcl_history::Happening`]) and knows nothing of where they come from. Invariants: whoever looks on costs a
 //! bounded amount of memory and, together, about one snapshot a second; the page never holds up what it shows; it
 //! fetches nothing from elsewhere; without a token it changes nothing. Left out: encryption and names of people (the
 //! page listens on loopback unless its caller says otherwise), alerts (Prometheus has them).
@@ -14,7 +14,6 @@
 mod access;
 mod assets;
 mod charts;
-mod history;
 mod live;
 mod metrics;
 mod model;
@@ -22,8 +21,9 @@ mod page;
 mod patch;
 mod process;
 mod rate;
-mod record;
 mod routes;
+#[cfg(test)]
+mod samples;
 mod serve;
 mod sheet;
 mod state;
@@ -32,8 +32,7 @@ mod verdict;
 
 pub use access::{Token, TokenError};
 pub use model::{
-    ActError, Action, Cluster, Draining, Ending, Happening, Past, Phase, Queued, Rank, Run, Snapshot, What,
-    Worker, WorkerState,
+    ActError, Action, Cluster, Ending, Past, Phase, Queued, Rank, Snapshot, Worker, WorkerState,
 };
-pub use page::{Config, Page, Told};
+pub use page::{Config, Page};
 pub use serve::serve;

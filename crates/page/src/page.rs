@@ -5,21 +5,19 @@
 
 use crate::access::Refused;
 use crate::charts;
-use crate::history::Bucket;
 use crate::live::Live;
 use crate::metrics::{self, Own};
-use crate::model::{Cluster, Ending, Happening, Snapshot, What};
+use crate::model::{Cluster, Ending, Snapshot};
 use crate::process;
 use crate::rate::{Rate, Rates};
-use crate::record::Record;
 use crate::sheet::{Ask, Desk};
 use crate::state::{Besides, State, compose};
-use futures::{Stream, StreamExt};
-use mcl_history::{Row, rows_below};
+use futures::Stream;
+use mcl_history::{Bucket, Chronicle, Happening, Told, What};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -41,15 +39,6 @@ pub struct Config {
     pub loopback: bool,
 }
 
-/// Something that happened, or that some of it was missed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Told {
-    /// It happened.
-    Happening(Happening),
-    /// More happened than could be kept.
-    Missed,
-}
-
 /// See the module. Cheap to clone.
 #[derive(Debug)]
 pub struct Page<C> {
@@ -67,8 +56,7 @@ struct Inner<C> {
     cluster: C,
     config: Config,
     started: Instant,
-    record: Mutex<Record>,
-    reading: AtomicBool,
+    chronicle: Chronicle,
     /// Rows since viewers were told last.
     fresh: Mutex<Option<Bucket>>,
     desk: Mutex<Desk>,
@@ -91,14 +79,13 @@ struct Newest {
 }
 
 impl<C: Cluster> Page<C> {
-    /// Of a cluster.
-    pub fn new(cluster: C, config: Config) -> Self {
+    /// Of a cluster, and of what happens in it.
+    pub fn new(cluster: C, chronicle: Chronicle, config: Config) -> Self {
         let inner = Inner {
             cluster,
             config,
             started: Instant::now(),
-            record: Mutex::default(),
-            reading: AtomicBool::new(false),
+            chronicle,
             fresh: Mutex::default(),
             desk: Mutex::default(),
             live: Arc::new(Live::new()),
@@ -111,31 +98,9 @@ impl<C: Cluster> Page<C> {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Takes in what happens, until it ends.
+    /// Keeps its chronicle, until what happens ends.
     pub async fn follow(&self, told: impl Stream<Item = Told> + Send) {
-        let mut told = std::pin::pin!(told);
-        let mut metrics = None;
-        let mut missed = false;
-        while let Some(told) = told.next().await {
-            let Told::Happening(happening) = told else {
-                missed = true;
-                continue;
-            };
-            if let (true, What::Committed(row)) = (missed, &happening.what) {
-                missed = false;
-                lock(&self.inner.record).forget_rows();
-                self.read(metrics.clone(), row.step).await;
-            }
-            let began = match &happening.what {
-                What::Began { metrics, committed, .. } => Some((metrics.clone(), *committed)),
-                _ => None,
-            };
-            self.take(happening);
-            if let Some((path, committed)) = began {
-                metrics = Some(path);
-                self.read(metrics.clone(), committed).await;
-            }
-        }
+        self.inner.chronicle.follow(told, |happening| self.hear(happening)).await;
     }
 
     /// Tells viewers what is new, as long as there are some, for ever.
@@ -167,7 +132,7 @@ impl<C: Cluster> Page<C> {
     pub(crate) async fn renew(&self) {
         let Some((snapshot, _)) = self.snapshot().await else { return };
         let document = serde_json::to_value(self.state(&snapshot)).unwrap_or(Value::Null);
-        let revision = lock(&self.inner.record).revision;
+        let revision = self.inner.chronicle.record().revision;
         let fresh = lock(&self.inner.fresh).take();
         self.inner.live.publish(document, fresh.map(|bucket| charts::point(&bucket, revision)));
     }
@@ -189,13 +154,13 @@ impl<C: Cluster> Page<C> {
         let besides = Besides {
             sheet: lock(&self.inner.desk).state(snapshot.run.as_deref()),
             actions: self.inner.config.token_file.is_some(),
-            reading: self.inner.reading.load(Ordering::SeqCst),
+            reading: self.inner.chronicle.is_reading(),
         };
-        compose(snapshot, &lock(&self.inner.record), besides, now())
+        compose(snapshot, &self.inner.chronicle.record(), besides, now())
     }
 
     pub(crate) fn history(&self, query: charts::Query) -> Value {
-        charts::history(&lock(&self.inner.record), query)
+        charts::history(&self.inner.chronicle.record(), query)
     }
 
     pub(crate) async fn metrics(&self) -> String {
@@ -207,13 +172,13 @@ impl<C: Cluster> Page<C> {
             cpu_s: process::cpu_seconds(),
             memory: process::resident_bytes(),
         };
-        metrics::text(snapshot.as_ref().map(|(s, _)| s.as_ref()), &lock(&self.inner.record), &own)
+        metrics::text(snapshot.as_ref().map(|(s, _)| s.as_ref()), &self.inner.chronicle.record(), &own)
     }
 
     /// The newest sheet, where there is one; a newer one is drawn in the background.
     pub(crate) async fn sheet(&self) -> Option<(u64, bytes::Bytes)> {
         let run = self.snapshot().await?.0.run.clone()?;
-        let newest = lock(&self.inner.record).history.last().map(|row| row.step);
+        let newest = self.inner.chronicle.record().history.last().map(|row| row.step);
         let (ask, sheet) = {
             let mut desk = lock(&self.inner.desk);
             (desk.ask(&run, newest, now()), desk.sheet(&run))
@@ -268,7 +233,7 @@ impl<C: Cluster> Page<C> {
         lock(&self.inner.wrong_tokens).take(from, self.inner.started.elapsed());
     }
 
-    fn take(&self, happening: Happening) {
+    fn hear(&self, happening: &Happening) {
         let mut fresh = lock(&self.inner.fresh);
         match &happening.what {
             What::Committed(row) => match fresh.as_mut() {
@@ -278,35 +243,6 @@ impl<C: Cluster> Page<C> {
             What::Began { .. } | What::RolledBack { .. } => *fresh = None,
             _ => {}
         }
-        drop(fresh);
-        lock(&self.inner.record).take(happening);
-    }
-
-    /// Reads rows of steps below `below`, where that holds nobody up.
-    async fn read(&self, path: Option<PathBuf>, below: u64) {
-        let Some(path) = path.filter(|_| below > 0) else { return };
-        self.inner.reading.store(true, Ordering::SeqCst);
-        let page = self.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let begun = Instant::now();
-            match rows_below(&path, below, |rows| page.take_rows(rows)) {
-                Ok(0) => tracing::debug!(below, seconds = begun.elapsed().as_secs_f64(), "rows read"),
-                Ok(lines) => tracing::warn!(file = %path.display(), lines, "lines that are no rows"),
-                Err(error) => tracing::warn!(%error, "charts begin now: rows cannot be read"),
-            }
-        });
-        if let Err(error) = read.await {
-            tracing::error!(%error, "reading rows broke down");
-        }
-        self.inner.reading.store(false, Ordering::SeqCst);
-    }
-
-    fn take_rows(&self, rows: Vec<Row>) {
-        let mut record = lock(&self.inner.record);
-        for row in rows {
-            record.take(Happening { time: row.time, what: What::Committed(Box::new(row)) });
-        }
-        record.revision += 1;
     }
 }
 

@@ -5,11 +5,11 @@
 //! null, so that two documents differ by a merge patch. Times are moments, not ages: a document that nothing
 //! happened to does not change.
 
-use crate::model::{Past, Phase, Queued, Rank, Run, Snapshot, WorkerState};
-use crate::record::{Checkpoint, Generation, Record};
+use crate::model::{Past, Phase, Queued, Rank, Snapshot, WorkerState};
 use crate::sheet::SheetState;
 use crate::verdict::{Verdict, verdict};
 use mcl_history::Row;
+use mcl_history::{Checkpoint, Generation, Record, Run};
 use serde::Serialize;
 use std::collections::BTreeMap;
 

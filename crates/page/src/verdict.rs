@@ -3,7 +3,7 @@
 //! Pure: a function of what is known and of the time. Levels and notes are typed; their texts are for people.
 
 use crate::model::{Phase, Snapshot, WorkerState};
-use crate::record::Record;
+use mcl_history::Record;
 use serde::Serialize;
 use std::fmt;
 
@@ -174,9 +174,10 @@ fn notes(snapshot: &Snapshot, record: &Record, now: f64) -> Vec<Note> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::tests::row;
-    use crate::model::{Happening, Rank, What, Worker};
+    use crate::model::{Rank, Worker};
+    use crate::samples::row;
     use mcl_history::Row;
+    use mcl_history::{Happening, What};
 
     fn worker(name: &str, state: WorkerState) -> Worker {
         Worker { name: name.to_owned(), state, silent_s: 0.0, address: String::new(), ranks: Vec::new() }

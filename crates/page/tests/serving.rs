@@ -4,7 +4,8 @@
 mod cluster;
 
 use cluster::{Fake, View, Wire, row, told_of};
-use mcl_page::{Action, Config, Page, Phase, What};
+use mcl_history::{Chronicle, What};
+use mcl_page::{Action, Config, Page, Phase};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,16 @@ async fn with_token(fake: &Arc<Fake>) -> (Wire, tempfile::TempDir) {
     let path = dir.path().join("token");
     std::fs::write(&path, TOKEN).unwrap();
     let config = Config { token_file: Some(path), loopback: true };
-    (Wire::serve(Page::new(View(Arc::clone(fake)), config)).await, dir)
+    (Wire::serve(Page::new(View(Arc::clone(fake)), Chronicle::default(), config)).await, dir)
 }
 
 async fn read_only(fake: &Arc<Fake>) -> Wire {
-    Wire::serve(Page::new(View(Arc::clone(fake)), Config { token_file: None, loopback: true })).await
+    Wire::serve(Page::new(
+        View(Arc::clone(fake)),
+        Chronicle::default(),
+        Config { token_file: None, loopback: true },
+    ))
+    .await
 }
 
 fn action(name: &str, body: &str, headers: &[(&str, &str)]) -> String {

@@ -12,8 +12,8 @@ pub const PROTOCOL: u32 = 3;
 /// Largest gRPC message either side accepts: a heartbeat after an outage is the largest one.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Bytes of a checkpoint slice in one message.
-pub const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of a checkpoint slice in one message; some of them are in flight at once, in memory that an uploading rank keeps.
+pub const CHUNK_BYTES: usize = 128 << 10;
 
 /// What the services are generated from (`google.protobuf.FileDescriptorSet`): every call there is.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/files.bin"));

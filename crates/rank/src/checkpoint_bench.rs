@@ -11,6 +11,7 @@ use bytes::Bytes;
 use clap::Args;
 use mcl_checkpoint::{CheckpointClient, Draft};
 use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
+use mcl_terminal::say;
 use mcl_train::Trainer;
 use mcl_types::{FencingToken, LaneLayout, Rank, Retention, RunId, Step, Tier};
 use serde::Serialize;
@@ -113,9 +114,9 @@ pub(crate) fn run(a: &BenchCheckpointArguments) -> Result<()> {
         visible_mb_per_s: spread(&rates.iter().map(|r| r.visible).collect::<Vec<_>>())?,
     };
     if a.json {
-        println!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(&report)?)?;
     } else {
-        report.print();
+        report.print()?;
     }
     Ok(())
 }
@@ -253,22 +254,22 @@ fn spread(values: &[f64]) -> Result<Spread> {
 }
 
 impl Report {
-    fn print(&self) {
+    fn print(&self) -> std::io::Result<()> {
         let line = |name: &str, s: &Spread, unit: &str| {
-            println!("  {name:<34} {:>8.1} {unit} (from {:.1} to {:.1})", s.median, s.min, s.max);
+            say!("  {name:<34} {:>8.1} {unit} (from {:.1} to {:.1})", s.median, s.min, s.max)
         };
-        println!("state of {:.1} MB in {} tensors", self.state_bytes as f64 / 1e6, self.tensors);
-        line("snapshot call", &self.snapshot_ms, "ms");
-        line("plain copy of as many bytes", &self.plain_copy_ms, "ms");
-        line("snapshot above the copy beside it", &self.snapshot_above_copy_ms, "ms");
-        line("step", &self.step_ms, "ms");
-        line("step during an upload", &self.step_during_upload_ms, "ms");
-        println!("  {:<34} {:>8.2} x", "slow-down during an upload", self.slow_down);
-        line("upload until durable", &self.upload_mb_per_s, "MB/s");
-        line("dd conv=fsync of the same bytes", &self.dd_mb_per_s, "MB/s");
-        line("upload until visible, read back", &self.visible_mb_per_s, "MB/s");
+        say!("state of {:.1} MB in {} tensors", self.state_bytes as f64 / 1e6, self.tensors)?;
+        line("snapshot call", &self.snapshot_ms, "ms")?;
+        line("plain copy of as many bytes", &self.plain_copy_ms, "ms")?;
+        line("snapshot above the copy beside it", &self.snapshot_above_copy_ms, "ms")?;
+        line("step", &self.step_ms, "ms")?;
+        line("step during an upload", &self.step_during_upload_ms, "ms")?;
+        say!("  {:<34} {:>8.2} x", "slow-down during an upload", self.slow_down)?;
+        line("upload until durable", &self.upload_mb_per_s, "MB/s")?;
+        line("dd conv=fsync of the same bytes", &self.dd_mb_per_s, "MB/s")?;
+        line("upload until visible, read back", &self.visible_mb_per_s, "MB/s")?;
         let r = &self.upload_over_dd;
-        println!("  {:<34} {:>8.2} x (from {:.2} to {:.2})", "upload over dd", r.median, r.min, r.max);
+        say!("  {:<34} {:>8.2} x (from {:.2} to {:.2})", "upload over dd", r.median, r.min, r.max)
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use mcl_collective::{CudaError, NcclFactory};
 use mcl_config::Precision;
+use mcl_terminal::say;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
@@ -87,7 +88,7 @@ pub(crate) fn describe(cuda: &Result<(), CudaError>) -> Result<()> {
         "cuda_devices": devices,
         "threads": tch::get_num_threads(),
     });
-    println!("{description}");
+    say!("{description}")?;
     Ok(())
 }
 

@@ -10,7 +10,9 @@ use crate::pictures::{BoxedPicture, Boxes};
 use crate::{engine, weights};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use mcl_model::{Encoder, FrozenBatchNorm, LocalBatchNorm, Model, Normalization, Pass};
+use mcl_terminal::say;
 use serde::Serialize;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -82,32 +84,49 @@ fn neighbours(a: &KnnArguments) -> Result<()> {
     let size = job.model().image_size;
     let train = Boxes::load(&a.train)?;
     let test = Boxes::load(&a.test)?;
-    let judge = Judge { which: a.weights.encoder, k: a.k, size };
+    let judge = Judge { which: a.weights.encoder, k: a.k, size, bar: bar() };
     warm_up(&mut random, &judge, &train)?;
     let objects = judge.objects(&trained, &random, &train, &test)?;
     let scenes = match &a.scenes {
         Some(folder) => Some(judge.scenes(&trained, &random, &Boxes::load(folder)?)?),
         None => None,
     };
+    judge.bar.finish_and_clear();
     if a.json {
-        println!("{}", serde_json::json!({ "k": a.k, "objects": objects, "scenes": scenes }));
+        say!("{}", serde_json::json!({ "k": a.k, "objects": objects, "scenes": scenes }))?;
     } else {
-        println!("kNN (k = {})            trained  random  pixels", a.k);
-        println!(
+        say!("kNN (k = {})            trained  random  pixels", a.k)?;
+        say!(
             "  object crops, C5      {:>7.3} {:>7.3} {:>7.3}",
-            objects.trained, objects.random, objects.pixels
-        );
+            objects.trained,
+            objects.random,
+            objects.pixels
+        )?;
         if let Some(s) = scenes {
-            println!("  scene boxes, C3-C5    {:>7.3} {:>7.3} {:>7.3}", s.trained, s.random, s.pixels);
+            say!("  scene boxes, C3-C5    {:>7.3} {:>7.3} {:>7.3}", s.trained, s.random, s.pixels)?;
         }
     }
     Ok(())
 }
 
+/// A bar that counts forward passes, where it can be drawn.
+fn bar() -> ProgressBar {
+    if !mcl_terminal::has_bars() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} passes  ETA {eta}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// Random weights deserve norms that know the pictures: else they are judged by an accident of scale.
 fn warm_up(model: &mut Model, judge: &Judge, pictures: &Boxes) -> Result<()> {
     let buffers = model.stage_buffers()?;
+    judge.bar.inc_length(WARM_UP as u64);
     for chunk in pictures.pictures().chunks(BATCH).cycle().take(WARM_UP) {
+        judge.bar.inc(1);
         let batch = judge.crops(chunk)?;
         let pass = Pass::new(&LocalBatchNorm, &buffers);
         let _ = no_grad(|| judge.encoder(model).backbone().forward(&[batch], &pass))?;
@@ -120,6 +139,7 @@ struct Judge {
     which: Which,
     k: i64,
     size: u32,
+    bar: ProgressBar,
 }
 
 impl Judge {
@@ -145,7 +165,9 @@ impl Judge {
     /// Mean of C5 over each crop, length 1: [boxes, D].
     fn crop_features(&self, model: &Model, pictures: &[BoxedPicture]) -> Result<Tensor> {
         let mut rows = Vec::new();
+        self.bar.inc_length(pictures.len().div_ceil(BATCH) as u64);
         for chunk in pictures.chunks(BATCH) {
+            self.bar.inc(1);
             let batch = self.crops(chunk)?;
             let pass = Pass::new(&FrozenBatchNorm, model.buffers());
             let [_, _, _, [c5]] = no_grad(|| self.encoder(model).backbone().forward(&[batch], &pass))?;
@@ -157,7 +179,9 @@ impl Judge {
     /// Means of C3, C4 and C5 inside each box of whole scenes, each of length 1, side by side: [boxes, D].
     fn box_features(&self, model: &Model, pictures: &[BoxedPicture]) -> Result<Tensor> {
         let mut rows = Vec::new();
+        self.bar.inc_length(pictures.len() as u64);
         for picture in pictures {
+            self.bar.inc(1);
             let (one, width, height) = picture.whole()?;
             let pass = Pass::new(&FrozenBatchNorm, model.buffers());
             let [_, [c3], [c4], [c5]] = no_grad(|| self.encoder(model).backbone().forward(&[one], &pass))?;
@@ -252,7 +276,7 @@ mod tests {
 
     #[test]
     fn neighbours_vote_by_similarity() {
-        let judge = Judge { which: Which::Momentum, k: 2, size: 32 };
+        let judge = Judge { which: Which::Momentum, k: 2, size: 32, bar: ProgressBar::hidden() };
         let train = Tensor::from_slice(&[1.0_f32, 0.0, 0.8, 0.6, 0.0, 1.0]).view([3, 2]);
         let test = Tensor::from_slice(&[1.0_f32, 0.0, 0.0, 1.0]).view([2, 2]);
         assert!((judge.knn(&train, &[0, 1, 1], &test, &[0, 1]).unwrap() - 1.0).abs() < 1e-9);

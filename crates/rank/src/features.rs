@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use mcl_data::{Limits, decode};
 use mcl_model::{FrozenBatchNorm, Model, Pass};
+use mcl_terminal::{say, tell};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -21,17 +22,26 @@ pub(crate) struct FeaturesArguments {
     /// The safetensors file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
     #[arg(long)]
     out: PathBuf,
+    /// Answer as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
     let (_, model) = frozen::load(&a.weights)?;
     if let Some(warning) = warning(&model, a.weights.encoder)? {
-        eprintln!("warning: {warning}");
+        tell!("warning: {warning}");
     }
     let maps = no_grad(|| maps(&model, a.weights.encoder, input(&a.picture)?))?;
     write(&maps, &a.out)?;
+    if a.json {
+        let shapes: serde_json::Map<_, _> =
+            maps.iter().map(|(name, map)| (name.clone(), map.size().into())).collect();
+        say!("{}", serde_json::json!({ "file": a.out, "maps": shapes }))?;
+        return Ok(());
+    }
     for (name, map) in &maps {
-        println!("{name:<8} {:?}", map.size());
+        say!("{name:<8} {:?}", map.size())?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! `mcl-rank train` over its standard input and output (`proto/mcl/v1/rank.proto`), and it ends when that
 //! input closes.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod checkpoint_bench;
@@ -69,15 +70,8 @@ enum Command {
 fn main() -> ExitCode {
     // First of all: whoever asks libtorch about CUDA before this switches it off for the whole process.
     let cuda = engine::load_cuda();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .with_ansi(false)
-        .without_time()
-        .init();
+    // Lines go to the worker daemon, which adds the time; without colours, for it is no terminal.
+    mcl_terminal::Log { json: false, full_screen: false, times: false, filter: "info" }.init();
     let result = match Arguments::parse().command {
         Command::Train => return train::run(),
         Command::Eval(arguments) => eval::run(&arguments),

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use mcl_collective::{Group, Membership, Store};
 use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
+use mcl_terminal::say;
 use mcl_train::{NormScope, TrainerSettings};
 use mcl_types::{FencingToken, LaneLayout, Rank};
 use std::time::Duration;
@@ -110,7 +111,7 @@ pub(crate) fn run(a: &StepBenchArguments) -> Result<()> {
         }
         let parts = Parts::measure(&trainer, steps, words.as_ref())?;
         if a.rank == 0 {
-            println!("{}", serde_json::to_string(&parts)?);
+            say!("{}", serde_json::to_string(&parts)?)?;
         }
         return Ok(());
     }

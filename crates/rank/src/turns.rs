@@ -3,6 +3,7 @@
 use crate::engine;
 use crate::memory::Peak;
 use anyhow::Result;
+use mcl_terminal::say;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde::Serialize;
@@ -68,11 +69,11 @@ pub(crate) fn take(
             (at(sorted.len() / 2), at(0), at(sorted.len() - 1))
         };
         for (name, (median, min, max)) in [("wall", of(|c| c.wall_s)), ("CPU", of(|c| c.cpu_s))] {
-            println!("{name:<5} {median:>9.2} ms (from {min:.2} to {max:.2}, {} turns)", costs.len());
+            say!("{name:<5} {median:>9.2} ms (from {min:.2} to {max:.2}, {} turns)", costs.len())?;
         }
         if let Some(Cost { peak, .. }) = costs.last() {
             let place = if peak.gpu_peak_bytes.is_some() { "of the GPU" } else { "of the process" };
-            println!("most memory {place} {} MB", peak.scarce() / 1_000_000);
+            say!("most memory {place} {} MB", peak.scarce() / 1_000_000)?;
         }
     }
     Ok(())

@@ -204,7 +204,8 @@ impl Rim {
     fn spawn(&mut self, id: ProcessId, configure: Configure) -> Event {
         let (program, env) = (&self.config.rank_program, &self.config.rank_env);
         let events = self.events.clone();
-        match process::spawn(id, &configure.device, program, env, &mut self.tasks, events) {
+        let worker = &self.config.name;
+        match process::spawn(id, worker, &configure.device, program, env, &mut self.tasks, events) {
             Ok(handle) => {
                 let command = Some(rank_command::Command::Configure(configure));
                 // The first command of an empty queue.

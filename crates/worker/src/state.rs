@@ -230,7 +230,11 @@ impl State {
     }
 
     fn down(&mut self, reason: String) {
-        tracing::warn!(%reason, pause = ?self.pause, "no coordinator: ranks go on, trying again");
+        if self.ending.is_some() {
+            tracing::debug!(%reason, "the coordinator is gone, and so are we soon");
+        } else {
+            tracing::warn!(%reason, pause = ?self.pause, "no coordinator: ranks go on, trying again");
+        }
         if let Some(last) = self.first_contact.as_mut() {
             *last = reason;
         }

@@ -54,11 +54,17 @@ pub(crate) enum CheckpointCommand {
     Pin {
         /// Run directory (its newest good checkpoint), one checkpoint, or the same in a store.
         path: StoreLocation,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Have it no longer stay.
     Unpin {
         /// One checkpoint (`.../step-0000000500`), or the same in a store.
         path: StoreLocation,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Write an encoder for other tools, with a model card beside it.
     Export(ExportArguments),

@@ -60,6 +60,9 @@ pub(crate) enum DataCommand {
         /// Override of a job key.
         #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
         overrides: Vec<Override>,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Make pictures with boxes and classes: single objects, or scenes of several.
     Generate {
@@ -81,6 +84,9 @@ pub(crate) enum DataCommand {
         /// Seed: the same seed makes the same bytes.
         #[arg(long, default_value_t = 0)]
         seed: u64,
+        /// Answer as one JSON object.
+        #[arg(long)]
+        json: bool,
     },
 }
 

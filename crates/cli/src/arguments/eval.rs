@@ -56,4 +56,7 @@ pub(crate) struct FeaturesArguments {
     /// The file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
     #[arg(long)]
     pub(crate) out: PathBuf,
+    /// Answer as one JSON object: the file, and the shape of every map in it.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -9,7 +9,7 @@ use mcl_types::RunId;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The job that is run, once there is one.
-pub(super) type CurrentJob = Arc<Mutex<Option<Arc<Adopted>>>>;
+type CurrentJob = Arc<Mutex<Option<Arc<Adopted>>>>;
 
 /// The pictures of the run that was drawn last.
 type Pictures = Mutex<Option<(RunId, Arc<Dataset>)>>;
@@ -27,9 +27,10 @@ impl View {
         Self { handle, job: CurrentJob::default(), pictures: Arc::default() }
     }
 
-    /// Kept current by who hears what happens.
-    pub(super) fn job(&self) -> CurrentJob {
-        Arc::clone(&self.job)
+    /// Keeps it current: to be told of every job that is run.
+    pub(super) fn hear_of_jobs(&self) -> impl FnMut(&Adopted) + Send + use<> {
+        let job = Arc::clone(&self.job);
+        move |adopted| *job.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(adopted.clone()))
     }
 
     fn current(&self) -> Option<Arc<Adopted>> {

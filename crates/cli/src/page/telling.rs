@@ -1,89 +1,9 @@
 //! From the coordinator's words to the page's.
 
-use super::cluster::CurrentJob;
-use crate::row::row;
-use mcl_config::Job;
-use mcl_coordinator::{
-    Adopted, DrainFor, Observation, Observed, Phase, Progress, Reason, Status, WorkerState,
-};
-use mcl_page::{Draining, Ending, Happening, Past, Queued, Rank, Run, Snapshot, Told, What, Worker};
+use mcl_coordinator::{Phase, Progress, Reason, Status, WorkerState};
+use mcl_page::{Ending, Past, Queued, Rank, Snapshot, Worker};
 use mcl_proto::v1;
 use mcl_types::{LaneLayout, Rank as RankId};
-use std::sync::{Arc, PoisonError};
-use tokio::sync::broadcast;
-use tokio_stream::wrappers::BroadcastStream;
-use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
-use tokio_stream::{Stream, StreamExt};
-
-/// What happens, in the page's words; `job` is kept current.
-pub(super) fn told(
-    observations: broadcast::Receiver<Observation>,
-    job: CurrentJob,
-) -> impl Stream<Item = Told> + Send {
-    BroadcastStream::new(observations).filter_map(move |observed| match observed {
-        Err(BroadcastStreamRecvError::Lagged(_)) => Some(Told::Missed),
-        Ok(Observation { time, what }) => {
-            if let Observed::Adopted(adopted) = &what {
-                let adopted = Arc::new(adopted.as_ref().clone());
-                *job.lock().unwrap_or_else(PoisonError::into_inner) = Some(adopted);
-            }
-            Some(Told::Happening(Happening { time, what: happened(what, time) }))
-        }
-    })
-}
-
-fn happened(what: Observed, time: f64) -> What {
-    match what {
-        Observed::Adopted(adopted) => began(&adopted),
-        Observed::Committed(metrics) => What::Committed(Box::new(row(*metrics, time))),
-        Observed::RolledBack { to } => What::RolledBack { to },
-        Observed::Formed { generation, workers, ranks } => {
-            What::Formed { generation: generation.get(), workers, ranks }
-        }
-        Observed::Continued { generation, workers, ranks, term } => {
-            What::Continued { generation: generation.get(), workers, ranks, term: term.get() }
-        }
-        Observed::Ended { generation } => What::Ended { generation: generation.get(), cause: None },
-        Observed::Failed { generation, cause } => {
-            What::Ended { generation: generation.get(), cause: Some(cause.to_string()) }
-        }
-        Observed::Draining(why) => What::Draining(match why {
-            DrainFor::Stop => Draining::Stop,
-            DrainFor::Hold => Draining::Hold,
-            DrainFor::Departure => Draining::Departure,
-            DrainFor::Regroup => Draining::Regroup,
-        }),
-        Observed::Checkpoint { step } => What::Checkpoint { step },
-        Observed::CheckpointsFound { steps } => What::CheckpointsFound(steps),
-    }
-}
-
-fn began(adopted: &Adopted) -> What {
-    let plan = &adopted.facts.plan;
-    let mut run = Run {
-        name: adopted.run_id.to_string(),
-        lanes: plan.lanes,
-        images_per_lane: plan.images_per_lane,
-        ..Run::default()
-    };
-    // It was read before it was adopted; without it the page lacks names of levels and bounds of the loss.
-    if let Ok(job) = Job::parse(&adopted.facts.job_toml, "the job") {
-        run.levels = job.method().levels.iter().map(|r| level(*r)).collect();
-        let (chance, floor) = crate::run_dir::loss_bounds(&job);
-        (run.chance, run.floor) = (Some(chance), Some(floor));
-    }
-    What::Began {
-        run: Box::new(run),
-        metrics: adopted.run_dir.join(crate::run_dir::METRICS),
-        committed: adopted.committed,
-        checkpoint: adopted.checkpoint,
-    }
-}
-
-/// A level is named for the size of its pictures.
-fn level(ratio: u32) -> String {
-    if ratio == 1 { "full size".to_owned() } else { format!("1/{ratio} size") }
-}
 
 const fn phase(phase: Phase) -> mcl_page::Phase {
     match phase {

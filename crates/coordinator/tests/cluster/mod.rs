@@ -131,7 +131,7 @@ pub async fn serve_with(config: CoordinatorConfig) -> Served {
 }
 
 pub fn verified(dir: &Path) -> VerifyReport {
-    let report = verify_ledger(dir, &plan()).unwrap();
+    let report = verify_ledger(dir, &plan(), &mut |_, _| {}).unwrap();
     assert!(report.is_exact(), "{report:#?}");
     report
 }

@@ -1,9 +1,7 @@
 //! A cluster that is none, and a client that speaks HTTP by hand, so that it can also do it badly.
 
-use mcl_history::Row;
-use mcl_page::{
-    ActError, Action, Cluster, Happening, Page, Phase, Rank, Run, Snapshot, Told, What, Worker, WorkerState,
-};
+use mcl_history::{Happening, Row, Run, Told, What};
+use mcl_page::{ActError, Action, Cluster, Page, Phase, Rank, Snapshot, Worker, WorkerState};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -5,6 +5,7 @@ use crate::engine;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use mcl_model::ComputeMode;
+use mcl_terminal::say;
 use mcl_train::golden::{Case, FirstStep, find_cases};
 use mcl_types::Rank;
 use std::collections::BTreeSet;
@@ -49,7 +50,7 @@ enum Precision {
 pub(crate) fn golden(a: &GoldenArguments) -> Result<()> {
     let found = part(&a.cases, engine::device(&a.device)?)?;
     for finding in &found {
-        println!("{finding}");
+        say!("{finding}")?;
     }
     if found.iter().all(|f| f.status == Status::Passed) {
         return Ok(());

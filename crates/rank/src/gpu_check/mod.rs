@@ -22,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use finding::{Finding, Outcome};
 use mcl_collective::CudaError;
+use mcl_terminal::say;
 use process::Deadline;
 use scale::Scale;
 use std::path::PathBuf;
@@ -97,7 +98,8 @@ impl Table<'_> {
     }
 
     fn add(&mut self, finding: Finding) {
-        println!("{finding}");
+        // The file has them all, whoever reads this.
+        let _ = say!("{finding}");
         self.outcome.checks.push(finding);
     }
 }
@@ -113,7 +115,7 @@ pub(crate) fn run(a: &GpuCheckArguments, cuda: &Result<(), CudaError>) -> Result
     let mut outcome = Outcome::new(gpus, engine::libtorch_version(), a.budget);
     if !on_cpu && gpus == 0 {
         let why = cuda.as_ref().err().map_or_else(|| "libtorch finds no GPU".to_owned(), ToString::to_string);
-        println!("gpu-check skipped: {why}");
+        say!("gpu-check skipped: {why}")?;
         outcome.skipped = Some(why);
         return outcome.write(&a.out);
     }
@@ -134,7 +136,7 @@ pub(crate) fn run(a: &GpuCheckArguments, cuda: &Result<(), CudaError>) -> Result
     let mut outcome = table.outcome;
     outcome.seconds = started.elapsed().as_secs_f64();
     let [passed, failed, skipped] = outcome.counts();
-    println!("{passed} passed, {failed} failed, {skipped} skipped in {:.0} s", outcome.seconds);
+    say!("{passed} passed, {failed} failed, {skipped} skipped in {:.0} s", outcome.seconds)?;
     outcome.write(&a.out)?;
     if failed > 0 { bail!("{failed} checks failed; {} has all figures", a.out.display()) } else { Ok(()) }
 }

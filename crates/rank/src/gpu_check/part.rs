@@ -6,6 +6,7 @@ use super::{goldens, ranks, training};
 use crate::engine;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use mcl_terminal::say;
 use tch::{Device, Kind, Tensor};
 
 #[derive(Debug, Args)]
@@ -44,7 +45,7 @@ pub(crate) fn run(a: &PartArguments) -> Result<()> {
         Part::Rank(rank) => vec![ranks::part(rank, device)?],
         Part::Training(training) => vec![training::part(training, scale, device)?],
     };
-    println!("{}", serde_json::to_string(&found)?);
+    say!("{}", serde_json::to_string(&found)?)?;
     Ok(())
 }
 

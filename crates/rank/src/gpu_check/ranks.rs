@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use mcl_collective::{Group, Lifeline, Membership, ReduceOp, Store, exit_at_once};
 use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
+use mcl_terminal::say;
 use mcl_train::Trainer;
 use mcl_types::{FencingToken, LaneLayout, Rank, Step};
 use nix::sys::signal::{Signal, raise};
@@ -78,7 +79,7 @@ pub(super) fn part(a: &RankArguments, device: Device) -> Result<Finding> {
     };
     lifeline.close();
     // NCCL's threads may hold a process up whose peer is gone.
-    println!("{}", serde_json::to_string(&[finding.with("step_ms", 1e3 * a_step)])?);
+    say!("{}", serde_json::to_string(&[finding.with("step_ms", 1e3 * a_step)])?)?;
     exit_at_once(0)
 }
 

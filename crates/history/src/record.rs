@@ -1,11 +1,11 @@
 //! What is remembered of a run: a fold over what happens.
 //!
 //! Pure: the same happenings give the same record. Everything in it has a bound. Left out: reading the rows of
-//! steps before the coordinator's start (`seed.rs`), which come in as happenings too.
+//! steps before the coordinator's start (`chronicle.rs`), which come in as happenings too.
 
+use crate::happening::{Draining, Happening, Run, What};
 use crate::history::History;
-use crate::model::{Draining, Happening, Run, What};
-use mcl_history::Row;
+use crate::row::Row;
 use serde::Serialize;
 use std::collections::VecDeque;
 

@@ -5,7 +5,7 @@
 //! width w holds the rows of steps `[k w, (k + 1) w)`; least and greatest of a bucket are those of its rows
 //! exactly. Steps that no longer stand go with the bucket that they end in: what is lost is less than a bucket.
 
-use mcl_history::Row;
+use crate::row::Row;
 use std::collections::VecDeque;
 
 /// Buckets kept for the whole run. More than any chart has pixels for.

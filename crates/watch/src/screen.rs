@@ -1,0 +1,119 @@
+//! The one place that touches a terminal.
+//!
+//! Invariant: however this ends (a key, a signal, an error, a panic), the terminal is as it was before.
+
+use crate::draw::draw;
+use crate::view::{Event, Key, Order, View, Wish, step};
+use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use std::io;
+use std::time::{Duration, SystemTime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// How often the keyboard's thread looks whether it is still needed.
+const LOOK: Duration = Duration::from_millis(200);
+/// How often times on the screen go on.
+const CLOCK: Duration = Duration::from_secs(1);
+
+/// Puts the terminal back.
+struct Restore;
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}
+
+/// Shows a view and what comes, full screen, until somebody leaves. Wishes go out by `wishes`.
+///
+/// # Errors
+/// When the terminal cannot be used.
+pub async fn show(
+    mut view: View,
+    mut events: mpsc::Receiver<Event>,
+    wishes: mpsc::Sender<Wish>,
+) -> io::Result<()> {
+    let (mut interrupt, mut terminate, mut hang_up) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    // It also sees to a panic.
+    let mut terminal = ratatui::try_init()?;
+    let _restore = Restore;
+    let mut keys = keyboard();
+    let size = terminal.size()?;
+    view = step(view, Event::Size(size.width, size.height)).0;
+    let mut clock = tokio::time::interval(CLOCK);
+    loop {
+        terminal.draw(|frame| draw(&view, frame))?;
+        let event = tokio::select! {
+            Some(event) = keys.recv() => event?,
+            Some(event) = events.recv() => event,
+            _ = clock.tick() => Event::Clock(now()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = hang_up.recv() => return Ok(()),
+        };
+        let (next, order) = step(view, event);
+        view = next;
+        match order {
+            Some(Order::Quit) => return Ok(()),
+            // Full: the one before is on its way.
+            Some(Order::Tell(wish)) => drop(wishes.try_send(wish)),
+            None => {}
+        }
+    }
+}
+
+/// Keys and sizes, from a thread of its own: the terminal is read by waiting for it.
+fn keyboard() -> mpsc::Receiver<io::Result<Event>> {
+    let (say, said) = mpsc::channel(64);
+    std::thread::spawn(move || {
+        while !say.is_closed() {
+            let next = match event::poll(LOOK) {
+                Ok(false) => continue,
+                Ok(true) => event::read(),
+                Err(error) => Err(error),
+            };
+            let failed = next.is_err();
+            let told = match next {
+                Ok(event::Event::Key(pressed)) => key(pressed).map(|key| Ok(Event::Key(key))),
+                Ok(event::Event::Resize(columns, rows)) => Some(Ok(Event::Size(columns, rows))),
+                Ok(_) => None,
+                Err(error) => Some(Err(error)),
+            };
+            let heard = told.is_none_or(|told| say.blocking_send(told).is_ok());
+            if failed || !heard {
+                return;
+            }
+        }
+    });
+    said
+}
+
+fn key(pressed: KeyEvent) -> Option<Key> {
+    if pressed.kind == KeyEventKind::Release {
+        return None;
+    }
+    let control = pressed.modifiers.contains(KeyModifiers::CONTROL);
+    Some(match pressed.code {
+        KeyCode::Char(c) if control => Key::Control(c.to_ascii_lowercase()),
+        KeyCode::Char(c) => Key::Char(c),
+        KeyCode::Up => Key::Up,
+        KeyCode::Down => Key::Down,
+        KeyCode::Left => Key::Left,
+        KeyCode::Right => Key::Right,
+        KeyCode::PageUp => Key::PageUp,
+        KeyCode::PageDown => Key::PageDown,
+        KeyCode::Home => Key::Home,
+        KeyCode::End => Key::End,
+        KeyCode::Tab => Key::Tab,
+        KeyCode::BackTab => Key::BackTab,
+        KeyCode::Enter => Key::Enter,
+        KeyCode::Esc => Key::Escape,
+        KeyCode::Backspace => Key::Backspace,
+        _ => return None,
+    })
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
