@@ -14,6 +14,7 @@ need sshd openssh-server openssh-client
 need systemd-analyze systemd
 need docker-compose docker-compose
 # Unpacked, not installed: nothing of it is to run.
+mkdir -p .interop
 promtool=.interop/prometheus/usr/bin/promtool
 if [ ! -x "$promtool" ]; then
   deb="$(mktemp -d)"

@@ -19,6 +19,40 @@ pub struct Terminal {
     reader: Option<std::thread::JoinHandle<()>>,
 }
 
+/// `mcl` with arguments on a terminal that shows `seen`, then is gone, as when its window is closed; how it ended.
+pub fn hang_up(sandbox: &Sandbox, arguments: &[&str], seen: &str) -> ExitStatus {
+    let pair = native_pty_system().openpty(PtySize::default()).unwrap();
+    let mut child = pair.slave.spawn_command(command(sandbox, arguments)).unwrap();
+    drop(pair.slave);
+    let mut from = pair.master.try_clone_reader().unwrap();
+    let (mut shown, mut bytes) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&shown).contains(seen) {
+        let read = from.read(&mut bytes).unwrap();
+        shown.extend_from_slice(&bytes[..read]);
+    }
+    drop((from, pair.master));
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("it does not end without its terminal");
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn command(sandbox: &Sandbox, arguments: &[&str]) -> CommandBuilder {
+    let mut command = CommandBuilder::new(mcl());
+    command.args(arguments);
+    command.cwd(sandbox.path(""));
+    command.env_remove("NO_COLOR");
+    command.env("TERM", "xterm-256color");
+    command
+}
+
 impl Terminal {
     /// `mcl` with arguments, in a sandbox, on a terminal of this many rows and columns.
     pub fn start(
@@ -29,11 +63,7 @@ impl Terminal {
     ) -> Self {
         let size = PtySize { rows, cols, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(size).unwrap();
-        let mut command = CommandBuilder::new(mcl());
-        command.args(arguments);
-        command.cwd(sandbox.path(""));
-        command.env_remove("NO_COLOR");
-        command.env("TERM", "xterm-256color");
+        let mut command = command(sandbox, arguments);
         more.iter().for_each(|(key, value)| command.env(key, value));
         let child = pair.slave.spawn_command(command).unwrap();
         drop(pair.slave);

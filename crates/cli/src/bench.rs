@@ -5,7 +5,7 @@ use crate::arguments::{
 };
 use crate::client::runtime;
 use crate::exit::{FAILED, Usage};
-use crate::rank_program::RankProgram;
+use crate::rank_program::{RankProgram, log_arguments};
 use crate::spawn::{Daemon, Show};
 use anyhow::{Context, Result};
 use mcl_bench::{Load, Options, Target};
@@ -32,7 +32,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<ExitCode> {
 fn rank(command: &str, a: &BenchRankArguments) -> Result<ExitCode> {
     let program = RankProgram::find(1)?;
     let mut child = std::process::Command::new(&program.path);
-    child.arg(command).args(&a.arguments).envs(program.environment);
+    child.args(log_arguments()).arg(command).args(&a.arguments).envs(program.environment);
     let status = child.status().with_context(|| format!("starting {}", program.path.display()))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
@@ -50,6 +50,7 @@ async fn checkpoint(a: &BenchCheckpointArguments) -> Result<ExitCode> {
     let mut service = Daemon::start("checkpoint", &arguments, &place("logs"), show)?;
     let url = service.url().await?;
     let mut child = tokio::process::Command::new(&program.path);
+    child.args(log_arguments());
     child.args(["bench-checkpoint", "--service", &url, "--folder"]).arg(folder.path());
     child.args(["--snapshots", &a.snapshots.to_string(), "--uploads", &a.uploads.to_string()]);
     if a.json {

@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use mcl_proto::v1::{
-    CancelJobRequest, DrainJobRequest, GetHistoryRequest, GetHistoryResponse, GetStatusRequest,
-    GetStatusResponse, PauseJobRequest, ResumeJobRequest, SubmitJobRequest, SubmitJobResponse,
+    AwaitEndRequest, AwaitEndResponse, CancelJobRequest, DrainJobRequest, GetHistoryRequest,
+    GetHistoryResponse, GetStatusRequest, GetStatusResponse, PauseJobRequest, ResumeJobRequest,
+    SubmitJobRequest, SubmitJobResponse,
 };
 use mcl_terminal::say;
 use mcl_transport::{Dial, Identity};
@@ -102,7 +103,13 @@ impl Coordinator {
     pub(crate) async fn status(&mut self) -> Result<GetStatusResponse> {
         let answer = tokio::time::timeout(ANSWER, self.inner.get_status(GetStatusRequest {})).await;
         let answer = answer.with_context(|| format!("coordinator at {} does not answer", self.url))?;
-        Ok(answer.map_err(|s| self.failed("status of the coordinator", &s))?.into_inner())
+        Ok(cleaned(answer.map_err(|s| self.failed("status of the coordinator", &s))?.into_inner()))
+    }
+
+    /// How a run ended, once it has.
+    pub(crate) async fn await_end(&mut self, run_id: String) -> Result<AwaitEndResponse> {
+        let answer = self.inner.await_end(AwaitEndRequest { run_id }).await;
+        Ok(answer.map_err(|s| self.failed("the end of the run", &s))?.into_inner())
     }
 
     /// How its run came to where it is; nothing where it is too old to tell.
@@ -133,6 +140,28 @@ impl Coordinator {
         };
         told.map_err(|s| self.failed(wish.verb(), &s))
     }
+}
+
+/// Without what could steer a terminal: names and reasons come from peers.
+fn cleaned(mut status: GetStatusResponse) -> GetStatusResponse {
+    let clean = |text: &mut String| *text = mcl_watch::clean(text);
+    [
+        &mut status.run_id,
+        &mut status.phase,
+        &mut status.reason,
+        &mut status.build,
+        &mut status.checkpoint_url,
+    ]
+    .into_iter()
+    .for_each(clean);
+    status
+        .workers
+        .iter_mut()
+        .for_each(|w| [&mut w.worker, &mut w.state, &mut w.advertise].into_iter().for_each(clean));
+    status.ranks.iter_mut().for_each(|r| [&mut r.worker, &mut r.device].into_iter().for_each(clean));
+    status.queue.iter_mut().for_each(|q| clean(&mut q.run_id));
+    status.past_runs.iter_mut().for_each(|p| [&mut p.run_id, &mut p.outcome].into_iter().for_each(clean));
+    status
 }
 
 /// What a person wants to become of the job.

@@ -11,7 +11,9 @@ use crate::{chronicle, run_dir, whereabouts};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint::{Layout, ServeConfig};
 use mcl_config::Job;
-use mcl_coordinator::{Coordinator, CoordinatorConfig, JobFacts, JobOutcome, TellHistory};
+use mcl_coordinator::{
+    Coordinator, CoordinatorConfig, CoordinatorHandle, JobFacts, JobOutcome, Observation, TellHistory,
+};
 use mcl_history::Chronicle;
 use mcl_terminal::say;
 use mcl_traces::Traces;
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 
 /// How often a standby looks whether the run directory is free: a successor has to serve within a second.
@@ -96,9 +98,16 @@ fn scheme(gate: &Gate) -> &'static str {
     if gate.identity().is_some() { "https" } else { "http" }
 }
 
-fn announce(address: SocketAddr, gate: &Gate) -> Result<()> {
+fn announce(address: SocketAddr, gate: &Gate) {
     let scheme = scheme(gate);
-    Ok(say!("{LISTENING}{scheme}://{address}")?)
+    announce_line(&format!("{LISTENING}{scheme}://{address}"));
+}
+
+/// What whoever started this may wait for; a daemon does not end because it cannot be said.
+fn announce_line(line: &str) {
+    if let Err(error) = say!("{line}") {
+        tracing::warn!(%error, line, "standard output cannot be written");
+    }
 }
 
 pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCode> {
@@ -106,7 +115,7 @@ pub(crate) fn checkpoint_server(a: &CheckpointServerArguments) -> Result<ExitCod
     raise_file_limit();
     runtime()?.block_on(async {
         let (listener, address) = bind(&a.listen)?;
-        announce(address, &gate)?;
+        announce(address, &gate);
         let layout = if a.flat { Layout::Flat } else { Layout::RunFolders };
         let memory_bytes = a.memory.saturating_mul(1 << 20);
         let config = ServeConfig { memory_bytes, gate, ..ServeConfig::new(a.root.clone(), layout) };
@@ -191,39 +200,18 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
             stand_by(home).await?;
         }
         let page = page::bind(&a.page, gate.identity().is_some()).await?;
+        let traces = Traces::from_environment()
+            .map_err(|e| Usage(format!("the collector that OTEL_EXPORTER_OTLP_ENDPOINT names: {e}")))?;
         let (listener, address) = bind(&a.listen)?;
-        let mut config = CoordinatorConfig::new(home, &a.checkpoint, listener);
-        config.gate = gate.clone();
-        config.settings.expected_workers = a.expected_workers;
-        config.settings.build = env!("CARGO_PKG_VERSION").to_owned();
-        config.heartbeat_interval = HEARTBEAT;
-        // A parent that started us for one job has workers that are to end with it.
-        config.settings.leave_when_done = a.listen.stop_with_stdin && a.home.runs.is_none();
-        config.settings.many_runs = a.home.runs.is_some();
-        let remembered = Chronicle::default();
-        let record = remembered.clone();
-        config.history = TellHistory::new(move |points| {
-            chronicle::response(&record.record(), usize::try_from(points).unwrap_or(usize::MAX))
-        });
+        let chronicle = Chronicle::default();
+        let config = coordinator_config(a, (home, gate.clone(), listener), &chronicle);
         let interpret = |toml: &str| interpret(toml).map_err(|e| format!("{e:#}"));
         let coordinator = Coordinator::open(config, Arc::new(interpret)).await?;
         let told = whereabouts::Told::tell(home, scheme(&gate), address);
-        announce(address, &gate)?;
-        let page = match page {
-            Some(page) => {
-                say!("{PAGE}{}", page.url())?;
-                Some(page.serve(&coordinator, remembered))
-            }
-            None => {
-                let told = chronicle::told(coordinator.observe(), |_| {});
-                tokio::spawn(async move { remembered.follow(told, |_| {}).await });
-                None
-            }
-        };
+        announce(address, &gate);
+        let watchers = Watchers::start(&coordinator, page, traces, chronicle);
         let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(home)))?;
         let handle = coordinator.handle();
-        let board = board::keep(&coordinator);
-        let traces = trace(&coordinator)?;
         let submit = async {
             if let Some(job) = &job {
                 let refused = |e| anyhow::anyhow!("job refused by the coordinator at {address}: {e}");
@@ -239,32 +227,84 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         if outcome != JobOutcome::Stopped {
             told.end(&handle.subscribe().borrow());
         }
-        if let Some(page) = page {
-            page.end(&handle).await;
-        }
-        // It ends with its coordinator, which is gone.
-        if !matches!(tokio::time::timeout(LAST_ROWS, board).await, Ok(Ok(()))) {
-            tracing::warn!("TensorBoard's files may lack the last steps: the next start makes up for them");
-        }
-        if let Some(traces) = traces {
-            traces.await?;
-        }
+        watchers.end(&handle).await;
         finish(outcome)
     })
 }
 
-/// Tells a collector what happens, where the environment names one, until the coordinator is gone.
-fn trace(coordinator: &Coordinator) -> Result<Option<JoinHandle<()>>> {
-    let found = Traces::from_environment().map_err(|e| Usage(format!("OTEL_EXPORTER_OTLP_ENDPOINT: {e}")))?;
-    let Some(traces) = found else { return Ok(None) };
-    let told = chronicle::told(coordinator.observe(), |_| {});
-    Ok(Some(tokio::spawn(async move {
-        traces.follow(told).await;
-        // It waits for the network.
-        if let Err(error) = tokio::task::spawn_blocking(move || traces.end()).await {
-            tracing::error!(%error, "the trace lacks its last spans");
+fn coordinator_config(
+    a: &CoordinatorArguments,
+    (home, gate, listener): (&Path, Gate, TcpListener),
+    chronicle: &Chronicle,
+) -> CoordinatorConfig {
+    let mut config = CoordinatorConfig::new(home, &a.checkpoint, listener);
+    config.gate = gate;
+    config.settings.expected_workers = a.expected_workers;
+    config.settings.build = env!("CARGO_PKG_VERSION").to_owned();
+    config.heartbeat_interval = HEARTBEAT;
+    // A parent that started us for one job has workers that are to end with it.
+    config.settings.leave_when_done = a.listen.stop_with_stdin && a.home.runs.is_none();
+    config.settings.many_runs = a.home.runs.is_some();
+    let remembered = chronicle.clone();
+    config.history = TellHistory::new(move |points| {
+        chronicle::response(&remembered.record(), usize::try_from(points).unwrap_or(usize::MAX))
+    });
+    config
+}
+
+/// Who looks on at a coordinator from its own process.
+struct Watchers {
+    page: Option<page::Served>,
+    board: JoinHandle<()>,
+    traces: Option<JoinHandle<()>>,
+}
+
+impl Watchers {
+    /// Before the coordinator begins, so that nothing is missed.
+    fn start(
+        coordinator: &Coordinator,
+        page: Option<page::Bound>,
+        traces: Option<Traces>,
+        chronicle: Chronicle,
+    ) -> Self {
+        let page = match page {
+            Some(page) => {
+                announce_line(&format!("{PAGE}{}", page.url()));
+                Some(page.serve(coordinator, chronicle))
+            }
+            None => {
+                let told = chronicle::told(coordinator.observe(), |_| {});
+                tokio::spawn(async move { chronicle.follow(told, |_| {}).await });
+                None
+            }
+        };
+        let traces = traces.map(|traces| tokio::spawn(trace(traces, coordinator.observe())));
+        Self { page, board: board::keep(coordinator), traces }
+    }
+
+    /// They end with the coordinator, which is gone.
+    async fn end(self, handle: &CoordinatorHandle) {
+        if let Some(page) = self.page {
+            page.end(handle).await;
         }
-    })))
+        if !matches!(tokio::time::timeout(LAST_ROWS, self.board).await, Ok(Ok(()))) {
+            tracing::warn!("TensorBoard's files may lack the last steps: the next start makes up for them");
+        }
+        if let Some(traces) = self.traces
+            && !matches!(tokio::time::timeout(LAST_ROWS, traces).await, Ok(Ok(())))
+        {
+            tracing::warn!("the trace may lack its last spans");
+        }
+    }
+}
+
+/// Tells a collector what happens, until the coordinator is gone.
+async fn trace(traces: Traces, observations: broadcast::Receiver<Observation>) {
+    traces.follow(chronicle::told(observations, |_| {})).await;
+    // It waits for the network.
+    if let Err(error) = tokio::task::spawn_blocking(move || traces.end()).await {
+        tracing::error!(%error, "the trace lacks its last spans");
+    }
 }
 
 /// A stream a worker: as many as the machine allows.
@@ -283,7 +323,7 @@ async fn stand_by(run_dir: &Path) -> Result<()> {
     let mut told = false;
     while !mcl_coordinator::is_free(run_dir)? {
         if !told {
-            say!("{STANDING_BY}{}", run_dir.display())?;
+            announce_line(&format!("{STANDING_BY}{}", run_dir.display()));
             told = true;
         }
         tokio::time::sleep(STANDBY_LOOK).await;
@@ -300,7 +340,7 @@ fn finish(outcome: JobOutcome) -> Result<ExitCode> {
         }
         JobOutcome::Interrupted { .. } => Ok(ExitCode::from(INTERRUPTED)),
         JobOutcome::Done { .. } => {
-            say!("{DONE}")?;
+            announce_line(DONE);
             Ok(ExitCode::SUCCESS)
         }
         JobOutcome::Stopped => Ok(ExitCode::SUCCESS),

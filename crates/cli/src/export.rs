@@ -8,7 +8,7 @@ use crate::run_dir;
 use anyhow::{Context, Result};
 use mcl_checkpoint_core::{CheckpointDir, Manifest};
 use mcl_export::{ExportError, ExportRequest, ExportedFile, Provenance, Role, publish};
-use mcl_terminal::{say, tell};
+use mcl_terminal::{has_json_log, say, tell};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,7 +56,11 @@ pub(crate) async fn export(a: &ExportArguments) -> Result<ExitCode> {
     })?;
     let written = publish(a.out.parent().unwrap_or(Path::new(".")), &exported.files, a.force)?;
     for notice in &exported.notices {
-        tell!("warning: {notice}");
+        if has_json_log() {
+            tracing::warn!("{notice}");
+        } else {
+            tell!("warning: {notice}");
+        }
     }
     if a.json {
         let paths: Vec<String> = written.iter().map(|p| p.display().to_string()).collect();

@@ -5,12 +5,11 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mcl_proto::v1::GetStatusResponse;
 use mcl_terminal::{has_bars, has_json_log, tell};
+use mcl_watch::DATA_LIMIT;
 use std::time::{Duration, Instant};
 
 /// Without a terminal a line is printed this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// Share of a step spent waiting for pictures above which the bar says so.
-const DATA_LIMIT: f64 = 0.2;
 
 /// Bar on a terminal, lines elsewhere.
 pub(crate) struct Progress {

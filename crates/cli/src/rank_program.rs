@@ -133,11 +133,16 @@ fn libtorch(folder: &Path) -> Result<PathBuf> {
     )
 }
 
+/// How a rank process logs whose standard error is ours.
+pub(crate) fn log_arguments() -> &'static [&'static str] {
+    if mcl_terminal::has_json_log() { &["--json-log"] } else { &[] }
+}
+
 /// `mcl eval` is done by `mcl-rank eval`.
 pub(crate) fn eval(command: &EvalCommand) -> Result<ExitCode> {
     let program = RankProgram::find(2)?;
     let mut child = Command::new(&program.path);
-    child.arg("eval").args(eval_arguments(command)).envs(program.environment);
+    child.args(log_arguments()).arg("eval").args(eval_arguments(command)).envs(program.environment);
     let status = child.status().with_context(|| format!("starting {}", program.path.display()))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(crate::exit::FAILED) })
 }

@@ -6,9 +6,10 @@ use crate::arguments::{Command, WatchArguments};
 use crate::client::{Coordinator, Wish, runtime};
 use crate::exit::{FAILED, INTERRUPTED, Usage};
 use crate::private::Private;
-use crate::whereabouts::{self, Known};
+use crate::whereabouts::{self, Ended, Known};
 use anyhow::{Context, Result, bail};
-use files::Files;
+use files::{Files, NOBODY, UNATTENDED, UNREACHABLE};
+use mcl_proto::v1::AwaitEndResponse;
 use mcl_terminal::{has_colour, has_screen};
 use mcl_transport::Identity;
 use mcl_watch::{Event, Link, Snapshot, Tape, View};
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_secs(1);
@@ -73,7 +75,6 @@ async fn look_again_and_again(
 /// A line for every change, until the run that was seen first is over.
 async fn lines(mut source: Source, json: bool) -> Result<ExitCode> {
     let mut tape = Tape::default();
-    let mut all_committed = false;
     loop {
         let event = source.look().await;
         for line in tape.take(&event, now()) {
@@ -84,19 +85,10 @@ async fn lines(mut source: Source, json: bool) -> Result<ExitCode> {
                 written => written?,
             }
         }
-        let gone = match &event {
-            Event::Seen(seen) => {
-                all_committed = Tape::all_committed(seen);
-                false
-            }
-            // A coordinator of one run leaves with its job, perhaps between two looks.
-            _ => all_committed,
-        };
         match tape.ended() {
             Some("done") => return Ok(ExitCode::SUCCESS),
             Some("interrupted") => return Ok(ExitCode::from(INTERRUPTED)),
             Some(_) => return Ok(ExitCode::from(FAILED)),
-            None if gone => return Ok(ExitCode::SUCCESS),
             None => tokio::time::sleep(LOOK).await,
         }
     }
@@ -109,6 +101,10 @@ struct Source {
     identity: Option<Identity>,
     /// The connection of the last look.
     client: Option<(String, Coordinator)>,
+    /// What a coordinator said last.
+    last: Option<Snapshot>,
+    /// Hears how the run of that name ends.
+    ending: Option<(String, JoinHandle<Result<AwaitEndResponse>>)>,
 }
 
 enum Place {
@@ -132,31 +128,56 @@ impl Source {
             (None, Some(url)) => Place::Url(url.clone()),
             (None, None) => bail!(Usage("give a run directory, or --coordinator URL".to_owned())),
         };
-        Ok(Self { place, identity: a.tls.identity()?, client: None })
+        Ok(Self { place, identity: a.tls.identity()?, client: None, last: None, ending: None })
     }
 
     async fn look(&mut self) -> Event {
-        let url = match &mut self.place {
-            Place::Url(url) => url.clone(),
-            Place::Folder { folder, files } => match coordinator_of(folder) {
-                Some((url, runs_many)) => {
-                    let run = files.run_id().to_owned();
-                    let identity = match &self.identity {
-                        None if url.starts_with("https:") => Private::operator_of(folder),
-                        given => given.clone(),
-                    };
-                    match self.ask(&url, identity).await {
-                        // It may have another run of the same folder now, or have died.
-                        Ok(seen) if !runs_many || seen.status.run_id == run => return seen_event(seen),
-                        Ok(_) | Err(_) => return self.read(),
+        match &self.place {
+            Place::Url(url) => {
+                let url = url.clone();
+                match self.ask(&url, self.identity.clone()).await {
+                    Ok(seen) => seen_event(seen),
+                    Err(error) => {
+                        self.end().await.map_or_else(|| Event::Away(format!("{error:#}")), seen_event)
                     }
                 }
-                None => return self.read(),
+            }
+            Place::Folder { folder, .. } => {
+                let folder = folder.clone();
+                self.look_at(&folder).await
+            }
+        }
+    }
+
+    /// The coordinator that has a folder; where none does, the folder's files.
+    async fn look_at(&mut self, folder: &Path) -> Event {
+        let (url, runs_many) = match whereabouts::of(folder) {
+            Known::At(url) => (url, false),
+            Known::Ended(Ended { phase, reason }) => return self.read(&phase, &reason),
+            Known::Elsewhere(host) => {
+                let reason = format!("its coordinator can be reached on {host} alone: watch it there");
+                return self.read(UNREACHABLE, &reason);
+            }
+            Known::Unreadable(reason) => return self.read(UNREACHABLE, &reason),
+            Known::Nothing => match folder.parent().map(whereabouts::of) {
+                Some(Known::At(url)) => (url, true),
+                _ => return self.read(UNATTENDED, NOBODY),
             },
         };
-        match self.ask(&url, self.identity.clone()).await {
-            Ok(seen) => seen_event(seen),
-            Err(error) => Event::Away(format!("{error:#}")),
+        let identity = match &self.identity {
+            None if url.starts_with("https:") => Private::operator_of(folder),
+            given => given.clone(),
+        };
+        let run = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match self.ask(&url, identity).await {
+            Ok(seen) if !runs_many || seen.status.run_id == run => seen_event(seen),
+            Ok(seen) => match files::elsewhere(&seen.status, &run) {
+                Some((phase, reason)) => self.read(&phase, &reason),
+                None => self.read(UNATTENDED, NOBODY),
+            },
+            // What was seen last stays, until it is known that nobody is there.
+            Err(error) if self.last.is_some() => Event::Away(format!("{error:#}")),
+            Err(error) => self.read(UNREACHABLE, &format!("{error:#}")),
         }
     }
 
@@ -173,13 +194,41 @@ impl Source {
         let answer = tokio::time::timeout(PATIENCE, asking).await;
         let (client, status, history) =
             answer.with_context(|| format!("coordinator at {url} does not answer"))??;
+        self.hear_of_its_end(&client, &status.run_id);
         self.client = Some((url.to_owned(), client));
-        Ok(Snapshot { status, history, link: Link::Coordinator(url.to_owned()) })
+        let seen = Snapshot { status, history, link: Link::Coordinator(url.to_owned()) };
+        self.last = Some(seen.clone());
+        Ok(seen)
     }
 
-    fn read(&mut self) -> Event {
-        let Place::Folder { files, .. } = &mut self.place else { return Event::Away(String::new()) };
-        match files.look() {
+    fn hear_of_its_end(&mut self, client: &Coordinator, run_id: &str) {
+        let heard = self.ending.as_ref().is_some_and(|(run, ending)| run == run_id && !ending.is_finished());
+        if run_id.is_empty() || heard {
+            return;
+        }
+        let (mut client, run) = (client.clone(), run_id.to_owned());
+        let ending = tokio::spawn(async move { client.await_end(run).await });
+        if let Some((_, before)) = self.ending.replace((run_id.to_owned(), ending)) {
+            before.abort();
+        }
+    }
+
+    /// A coordinator of one run leaves with it: what was seen last, with how it ended, where it said so.
+    async fn end(&mut self) -> Option<Snapshot> {
+        let (_, ending) = self.ending.take()?;
+        let end = tokio::time::timeout(LOOK, ending).await.ok()?.ok()?.ok()?;
+        let mut seen = self.last.clone()?;
+        let status = &mut seen.status;
+        (status.phase, status.reason) = (end.phase, end.reason);
+        (status.committed_steps, status.last_checkpoint) = (end.committed_steps, end.last_checkpoint);
+        Some(seen)
+    }
+
+    /// What the files say of a run that is in this phase.
+    fn read(&mut self, phase: &str, reason: &str) -> Event {
+        self.last = None;
+        let Place::Folder { files, .. } = &mut self.place else { return Event::Away(reason.to_owned()) };
+        match tokio::task::block_in_place(|| files.look(phase, reason)) {
             Ok(seen) => seen_event(seen),
             Err(error) => Event::Away(format!("{error:#}")),
         }
@@ -198,15 +247,6 @@ impl Source {
 
 fn seen_event(seen: Snapshot) -> Event {
     Event::Seen(Box::new(seen))
-}
-
-/// The coordinator that has a run directory, or the folder of runs around it; whether it has the latter.
-fn coordinator_of(folder: &Path) -> Option<(String, bool)> {
-    let at = |folder: &Path| match whereabouts::of(folder) {
-        Known::At(url) => Some(url),
-        Known::Nothing | Known::Ended(_) => None,
-    };
-    at(folder).map(|url| (url, false)).or_else(|| Some((at(folder.parent()?)?, true)))
 }
 
 fn now() -> f64 {

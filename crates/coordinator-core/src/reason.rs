@@ -31,6 +31,13 @@ pub enum Phase {
     Cancelled,
 }
 
+impl Phase {
+    /// Whether the job is over.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Interrupted | Self::Cancelled)
+    }
+}
+
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -218,6 +225,18 @@ pub enum Outcome {
     },
     /// It cannot go on.
     Failed(Failure),
+}
+
+impl Outcome {
+    /// The phase of a job that ended so.
+    pub const fn phase(&self) -> Phase {
+        match self {
+            Self::Done { .. } => Phase::Done,
+            Self::Interrupted { .. } => Phase::Interrupted,
+            Self::Cancelled { .. } => Phase::Cancelled,
+            Self::Failed(_) => Phase::Failed,
+        }
+    }
 }
 
 impl fmt::Display for Outcome {

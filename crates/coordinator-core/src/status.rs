@@ -2,7 +2,7 @@
 
 use crate::commit::StepMetrics;
 use crate::generation::{Live, Member};
-use crate::reason::{Asking, Outcome, Phase, Reason};
+use crate::reason::{Asking, Phase, Reason};
 use crate::state::{Job, Stage, State};
 use mcl_types::{Generation, Rank, RunId, Term, WorkerName};
 use serde::{Deserialize, Serialize};
@@ -155,15 +155,7 @@ impl State {
                 (Phase::Waiting, self.missing(job, gathering, now).unwrap_or(asking))
             }
             Stage::Live(live) => self.live_phase(job, live, now),
-            Stage::Over(outcome) => {
-                let phase = match outcome {
-                    Outcome::Done { .. } => Phase::Done,
-                    Outcome::Interrupted { .. } => Phase::Interrupted,
-                    Outcome::Cancelled { .. } => Phase::Cancelled,
-                    Outcome::Failed(_) => Phase::Failed,
-                };
-                (phase, Reason::Over(outcome.clone()))
-            }
+            Stage::Over(outcome) => (outcome.phase(), Reason::Over(outcome.clone())),
         }
     }
 

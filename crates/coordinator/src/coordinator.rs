@@ -66,7 +66,6 @@ impl Coordinator {
         let CoordinatorConfig { run_dir: root, checkpoint_url, listener, gate, .. } = config;
         let CoordinatorConfig { heartbeat_interval, settings, history, .. } = config;
         let (answers, inbox) = mpsc::channel(INBOX);
-        let service = Service::new(answers.clone(), interpret.clone(), history);
         let many_runs = settings.many_runs;
         let reader = Arc::clone(&interpret);
         let opened = blocking(move || open_directory(root, many_runs, reader)).await?;
@@ -87,6 +86,7 @@ impl Coordinator {
         let state = State::recover(settings, term, recovered, Duration::ZERO)?;
         tracing::info!(term = term.get(), dir = %root.display(), committed, "run directory opened");
         let (progress, watched) = watch::channel(Progress::of(&state, Duration::ZERO));
+        let service = Service::new(answers.clone(), interpret.clone(), history, watched.clone());
         let observers = Observers::new();
         let mut rim = Rim {
             state,

@@ -1,11 +1,14 @@
 //! What a progress bar shows.
 
 use mcl_coordinator_core::{Phase, State, Status};
+use mcl_types::RunId;
 use std::time::Duration;
 
 /// A glance at the coordinator, renewed after every event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
+    /// The run, once there is one.
+    pub run_id: Option<RunId>,
     /// What the job is doing.
     pub phase: Phase,
     /// Why, as a person reads it.
@@ -36,6 +39,7 @@ impl Progress {
         let workers = u32::try_from(workers).unwrap_or(u32::MAX);
         let Status { phase, reason, last_step, .. } = status;
         Self {
+            run_id: status.run_id,
             phase,
             reason: reason.to_string(),
             step: status.committed_steps,

@@ -11,7 +11,7 @@ use crate::journal::RunRecord;
 use crate::rim::{Offer, Rim};
 use crate::run_dir::RunDir;
 use crate::service::{Input, Rejected};
-use mcl_coordinator_core::{Event, PastRun};
+use mcl_coordinator_core::{Event, PastRun, Phase};
 use mcl_proto::v1;
 use mcl_types::{Digest, RunId};
 use serde::{Deserialize, Serialize};
@@ -195,7 +195,8 @@ impl Rim {
             None => {
                 let (run_id, outcome) = (run_id.to_string(), format!("could not be run: {refused}"));
                 self.refused.retain(|r| r.run_id != run_id);
-                self.refused.push(v1::PastRun { run_id, outcome, until: since_1970().as_secs() });
+                let phase = Phase::Failed.to_string();
+                self.refused.push(v1::PastRun { run_id, outcome, until: since_1970().as_secs(), phase });
             }
         }
     }
@@ -212,6 +213,7 @@ impl Rim {
             run_id: r.spec.run_id.to_string(),
             outcome: r.outcome.as_ref().map_or_else(|| "left behind".to_owned(), ToString::to_string),
             until: r.until,
+            phase: r.outcome.as_ref().map(|o| o.phase().to_string()).unwrap_or_default(),
         };
         let mut all: Vec<v1::PastRun> = self.runs.iter().map(told).chain(self.refused.clone()).collect();
         all.sort_by_key(|p| p.until);

@@ -2,6 +2,7 @@
 
 use crate::config::{Interpret, JobFacts, TellHistory};
 use crate::error::CoordinatorError;
+use crate::progress::Progress;
 use crate::queue::{Answer, Submission, Submitted};
 use crate::wire::{self, Overview};
 use mcl_coordinator_core::{Event, Phase, SessionId, SubmitError};
@@ -12,7 +13,7 @@ use mcl_types::{Digest, RunId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -59,6 +60,7 @@ pub(crate) struct Service {
     inbox: mpsc::Sender<Input>,
     interpret: Interpret,
     history: TellHistory,
+    progress: watch::Receiver<Progress>,
     sessions: Arc<AtomicU64>,
 }
 
@@ -83,8 +85,13 @@ pub(crate) enum Rejected {
 }
 
 impl Service {
-    pub(crate) fn new(inbox: mpsc::Sender<Input>, interpret: Interpret, history: TellHistory) -> Self {
-        Self { inbox, interpret, history, sessions: Arc::new(AtomicU64::new(1)) }
+    pub(crate) fn new(
+        inbox: mpsc::Sender<Input>,
+        interpret: Interpret,
+        history: TellHistory,
+        progress: watch::Receiver<Progress>,
+    ) -> Self {
+        Self { inbox, interpret, history, progress, sessions: Arc::new(AtomicU64::new(1)) }
     }
 
     /// Reads the job away from the loop: opening a dataset takes its time.
@@ -177,6 +184,32 @@ impl CoordinatorService for Service {
         request: Request<v1::GetHistoryRequest>,
     ) -> Result<Response<v1::GetHistoryResponse>, Status> {
         Ok(Response::new(self.history.tell(request.into_inner().points)))
+    }
+
+    async fn await_end(
+        &self,
+        request: Request<v1::AwaitEndRequest>,
+    ) -> Result<Response<v1::AwaitEndResponse>, Status> {
+        let run_id = request.into_inner().run_id;
+        let mut progress = self.progress.clone();
+        let another = |p: &Progress| p.run_id.as_ref().is_none_or(|r| r.as_str() != run_id);
+        // An error says that nothing changes any more: what was said last counts.
+        let _ = progress.wait_for(|p| another(p) || p.phase.is_over()).await;
+        let last = progress.borrow().clone();
+        if another(&last) {
+            return Err(Status::not_found(format!(
+                "`{run_id}` is not the run that is run here: see `mcl status`"
+            )));
+        }
+        if !last.phase.is_over() {
+            return Err(Status::unavailable("the coordinator is leaving: ask its successor"));
+        }
+        Ok(Response::new(v1::AwaitEndResponse {
+            phase: last.phase.to_string(),
+            reason: last.reason,
+            committed_steps: last.step,
+            last_checkpoint: last.last_checkpoint,
+        }))
     }
 
     async fn drain_job(

@@ -27,21 +27,21 @@ pub(crate) fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
         devices: devices.collect::<Result<_, _>>()?,
         advertise: words::name("advertise", hello.advertise)?,
         highest: hello.highest.map(FencingToken::from).unwrap_or_default(),
-        processes: hello.processes.into_iter().map(rank_process).collect(),
+        processes: hello.processes.into_iter().map(rank_process).collect::<Result<_, _>>()?,
         leaving: hello.leaving,
     })
 }
 
-fn rank_process(process: v1::RankProcess) -> RankProcess {
-    RankProcess {
-        device: process.device,
+fn rank_process(process: v1::RankProcess) -> Result<RankProcess, WireError> {
+    Ok(RankProcess {
+        device: words::name("device", process.device)?,
         process: ProcessId(process.process),
         // A name that could not be a run's is no run of ours.
         run_id: mcl_proto::run_id(&process.run_id).ok(),
         prepared: process.prepared,
         generation: Generation::new(process.generation),
         holds_state: process.holds_state,
-    }
+    })
 }
 
 /// A rank's event.

@@ -40,6 +40,9 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(version, about = "One device's share of a run; normally started by `mcl`")]
 struct Arguments {
+    /// Log lines are JSON objects.
+    #[arg(long, global = true)]
+    json_log: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -70,9 +73,10 @@ enum Command {
 fn main() -> ExitCode {
     // First of all: whoever asks libtorch about CUDA before this switches it off for the whole process.
     let cuda = engine::load_cuda();
-    // Lines go to the worker daemon, which adds the time; without colours, for it is no terminal.
-    mcl_terminal::Log { json: false, full_screen: false, times: false, filter: "info" }.init();
-    let result = match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    // Lines of `train` go to the worker daemon, which adds the time.
+    mcl_terminal::Log { json: arguments.json_log, full_screen: false, times: false, filter: "info" }.init();
+    let result = match arguments.command {
         Command::Train => return train::run(),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Golden(arguments) => gpu_check::golden(&arguments),

@@ -41,14 +41,12 @@ pub struct Log<'a> {
 impl Log<'_> {
     /// Begins to log.
     pub fn init(self) {
-        let _ = JSON_LOG.set(self.json);
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(self.filter));
         let terminal = io::stderr().is_terminal();
-        let writer = if terminal && self.full_screen {
-            BoxMakeWriter::new(io::sink)
-        } else {
-            BoxMakeWriter::new(io::stderr)
-        };
+        let hidden = terminal && self.full_screen;
+        // What is said last is for people then.
+        let _ = JSON_LOG.set(self.json && !hidden);
+        let writer = if hidden { BoxMakeWriter::new(io::sink) } else { BoxMakeWriter::new(io::stderr) };
         // An error of the writer is not written: there is nowhere to.
         let lines = tracing_subscriber::fmt()
             .with_writer(writer)

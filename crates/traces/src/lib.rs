@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// How long the last spans may take to be sent.
 const LAST_SPANS: Duration = Duration::from_secs(2);
+/// Checkpoints and roll backs of a run that are told.
+const EVENTS: u32 = 4096;
 /// What these spans come from.
 const SERVICE: &str = "mcl-coordinator";
 
@@ -50,6 +52,7 @@ impl Traces {
         }
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
+            .with_max_events_per_span(EVENTS)
             .with_resource(resource.build())
             .build();
         Ok(Some(Self { provider }))

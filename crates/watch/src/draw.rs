@@ -23,7 +23,9 @@ const ABOVE: u16 = 4;
 const BETWEEN: u16 = 2;
 const BELOW: u16 = 1;
 /// Lines of the curves: at least, with their border; and the share of a large terminal.
-const CURVES: u16 = 9;
+const CURVES: u16 = 10;
+/// Share of a step spent waiting for pictures above which they are said to be the limit.
+pub const DATA_LIMIT: f64 = 0.2;
 /// Columns of the numbers beside the chart.
 const NUMBERS: u16 = 36;
 /// What stands before a number's curve.
@@ -99,7 +101,7 @@ pub fn draw(view: &View, frame: &mut Frame<'_>) {
     let palette = Palette { colour: view.colour };
     head(view, palette, frame, parts.head);
     curves(view, palette, frame, parts.curves);
-    tabs(view, palette, frame, parts.tabs);
+    tabs(view, frame, parts.tabs);
     rows(view, palette, frame, &parts);
     keys(view, palette, frame, parts.keys);
     match view.over {
@@ -162,7 +164,7 @@ fn attention(view: &View) -> (Mark, String) {
             n => said.push(format!("{n} {many}: {shown} ...")),
         }
     }
-    if status.data_wait_share > 0.2 {
+    if status.data_wait_share > DATA_LIMIT {
         said.push(format!("pictures are the limit ({:.0} % of the time)", 100.0 * status.data_wait_share));
     }
     if said.is_empty() {
@@ -279,7 +281,7 @@ fn numbers(history: &GetHistoryResponse, status: &GetStatusResponse, width: u16)
     lines
 }
 
-fn tabs(view: &View, palette: Palette, frame: &mut Frame<'_>, area: Rect) {
+fn tabs(view: &View, frame: &mut Frame<'_>, area: Rect) {
     let mut spans = Vec::new();
     for pane in Pane::ALL {
         let text = format!(" {} {} ", pane.title(), lists::count(&view.snapshot, pane));
@@ -290,9 +292,6 @@ fn tabs(view: &View, palette: Palette, frame: &mut Frame<'_>, area: Rect) {
             Style::new()
         };
         spans.push(Span::styled(text, style));
-    }
-    if !view.filter.is_empty() && view.over != Over::Filter {
-        spans.push(Span::styled(format!("  filter: {}", clean(&view.filter)), palette.of(Color::Yellow)));
     }
     frame.render_widget(Line::from(spans), area);
 }
@@ -326,6 +325,10 @@ fn keys(view: &View, palette: Palette, frame: &mut Frame<'_>, area: Rect) {
     let line = match (view.over, &view.note) {
         (Over::Filter, _) => Line::from(format!("/{}_  Enter: keep, Esc: clear", clean(&view.filter))),
         (_, Some(note)) => Line::styled(clean(note), palette.of(Color::Yellow)),
+        _ if !view.filter.is_empty() => {
+            let text = format!("filter: {}  Esc: all rows", clean(&view.filter));
+            Line::styled(text, palette.of(Color::Yellow))
+        }
         _ => {
             let text = "q quit  ? help  Tab pane  jk move  / filter  p pause  r resume  d drain";
             Line::styled(text, palette.mark(Mark::Faint))

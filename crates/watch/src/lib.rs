@@ -18,8 +18,8 @@ mod tape;
 mod text;
 mod view;
 
-pub use draw::draw;
+pub use draw::{DATA_LIMIT, draw};
 pub use screen::show;
 pub use tape::{Line, Tape};
-pub use text::{age, duration};
+pub use text::{age, clean, duration};
 pub use view::{Event, Key, Link, Order, Pane, Snapshot, View, Wish, step};

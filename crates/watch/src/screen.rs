@@ -4,8 +4,10 @@
 
 use crate::draw::draw;
 use crate::view::{Event, Key, Order, View, Wish, step};
+use ratatui::crossterm::cursor;
 use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -15,12 +17,13 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How often times on the screen go on.
 const CLOCK: Duration = Duration::from_secs(1);
 
-/// Puts the terminal back.
+/// Puts the terminal back, as far as it is still there.
 struct Restore;
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        ratatui::restore();
+        let _ = ratatui::try_restore();
+        let _ = ratatui::crossterm::execute!(io::stdout(), cursor::Show);
     }
 }
 
@@ -35,9 +38,10 @@ pub async fn show(
 ) -> io::Result<()> {
     let (mut interrupt, mut terminate, mut hang_up) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    // It also sees to a panic.
-    let mut terminal = ratatui::try_init()?;
+    // Before it is begun, which may fail half way; a panic is seen to there.
     let _restore = Restore;
+    // Never dropped: where the terminal is gone by then, that would be a panic.
+    let mut terminal = ManuallyDrop::new(ratatui::try_init()?);
     let mut keys = keyboard();
     let size = terminal.size()?;
     view = step(view, Event::Size(size.width, size.height)).0;
@@ -56,9 +60,11 @@ pub async fn show(
         view = next;
         match order {
             Some(Order::Quit) => return Ok(()),
-            // Full: the one before is on its way.
-            Some(Order::Tell(wish)) => drop(wishes.try_send(wish)),
-            None => {}
+            Some(Order::Tell(wish)) if wishes.try_send(wish).is_err() => {
+                let busy = Err("the wish before it is still on its way".to_owned());
+                view = step(view, Event::Told(wish, busy)).0;
+            }
+            Some(Order::Tell(_)) | None => {}
         }
     }
 }
@@ -90,7 +96,7 @@ fn keyboard() -> mpsc::Receiver<io::Result<Event>> {
 }
 
 fn key(pressed: KeyEvent) -> Option<Key> {
-    if pressed.kind == KeyEventKind::Release {
+    if pressed.kind == KeyEventKind::Release || pressed.modifiers.contains(KeyModifiers::ALT) {
         return None;
     }
     let control = pressed.modifiers.contains(KeyModifiers::CONTROL);

@@ -33,7 +33,6 @@ pub struct Tape {
 struct Said {
     run: String,
     phase: String,
-    /// Without its numbers: seconds in it change all the time.
     reason: String,
     steps: u64,
     lost: BTreeSet<String>,
@@ -41,6 +40,8 @@ struct Said {
     /// By number, with what is said of it.
     generations: BTreeMap<u64, (String, Value)>,
     checkpoints: BTreeSet<u64>,
+    /// Not from a coordinator.
+    from_files: bool,
 }
 
 impl Tape {
@@ -67,21 +68,16 @@ impl Tape {
         self.ended.as_deref()
     }
 
-    /// Whether the last that was seen is that all steps are committed.
-    pub fn all_committed(seen: &Snapshot) -> bool {
-        seen.status.total_steps > 0 && seen.status.committed_steps == seen.status.total_steps
-    }
-
     fn seen(&mut self, seen: &Snapshot, now: f64) -> Vec<Line> {
         let status = &seen.status;
         let mut lines = Vec::new();
         if std::mem::take(&mut self.away) {
             lines.push(line(now, "back", "the coordinator answers again".to_owned(), json!({})));
         }
-        let next = Said::of(seen);
         let last = self.said.take();
-        let same_run = last.as_ref().is_none_or(|l| l.run == next.run || l.run.is_empty());
-        lines.extend(happenings(last.as_ref().filter(|_| same_run), &next, now));
+        let next = Said::of(seen, last.as_ref());
+        let another = last.as_ref().is_some_and(|l| !l.run.is_empty() && l.run != next.run);
+        lines.extend(happenings(last.as_ref().filter(|_| !another), &next, now));
         lines.extend(last.iter().flat_map(|last| differences(last, &next, now)));
         let changed = last
             .as_ref()
@@ -92,11 +88,9 @@ impl Tape {
             let event = if changed { "status" } else { "progress" };
             lines.push(line(now, event, told(seen, changed), numbers(status, &seen.link)));
         }
-        if !same_run {
-            let past =
-                status.past_runs.iter().rev().find(|p| last.as_ref().is_some_and(|l| l.run == p.run_id));
-            self.ended
-                .get_or_insert_with(|| past.map_or_else(|| "over".to_owned(), |p| phase_of(&p.outcome)));
+        if another {
+            let past = last.as_ref().and_then(|l| status.past_runs.iter().rev().find(|p| p.run_id == l.run));
+            self.ended.get_or_insert_with(|| past.map_or_else(|| "over".to_owned(), |p| p.phase.clone()));
         } else if matches!(status.phase.as_str(), "done" | "failed" | "interrupted" | "cancelled") {
             self.ended.get_or_insert_with(|| status.phase.clone());
         }
@@ -105,33 +99,42 @@ impl Tape {
     }
 }
 
-/// The phase that an outcome of an earlier run tells of.
-fn phase_of(outcome: &str) -> String {
-    let phase = match outcome {
-        o if o.starts_with("all ") => "done",
-        o if o.starts_with("drained") => "interrupted",
-        o if o.starts_with("cancelled") => "cancelled",
-        _ => "failed",
-    };
-    phase.to_owned()
-}
-
 impl Said {
-    fn of(seen: &Snapshot) -> Self {
+    /// Files tell neither of workers nor of checkpoints, and name a run by its folder: what was known of these stays.
+    fn of(seen: &Snapshot, last: Option<&Self>) -> Self {
         let status = &seen.status;
+        let history = &seen.history;
         let lost = status.workers.iter().filter(|w| crate::lists::is_lost(w)).map(|w| clean(&w.worker));
         let slow = status.ranks.iter().filter(|r| r.straggler);
-        Self {
+        let own = Self {
             run: clean(&status.run_id),
             phase: clean(&status.phase),
-            reason: status.reason.chars().filter(|c| !c.is_ascii_digit()).collect(),
+            reason: without_seconds(&clean(&status.reason)),
             steps: status.committed_steps,
             lost: lost.collect(),
             stragglers: slow.map(|r| format!("rank {} on {}", r.rank, clean(&r.worker))).collect(),
-            generations: seen.history.generations.iter().map(generation).collect(),
-            checkpoints: seen.history.checkpoints.iter().map(|c| c.step).collect(),
+            generations: history.generations.iter().map(generation).collect(),
+            // Those from before this coordinator are no news.
+            checkpoints: history.checkpoints.iter().filter(|c| c.time.is_some()).map(|c| c.step).collect(),
+            from_files: matches!(seen.link, Link::Files(_)),
+        };
+        let Some(last) = last else {
+            // The name that a coordinator has for it is not known yet.
+            return if own.from_files { Self { run: String::new(), ..own } } else { own };
+        };
+        if own.from_files {
+            let (run, lost, stragglers) = (last.run.clone(), last.lost.clone(), last.stragglers.clone());
+            return Self { run, lost, stragglers, checkpoints: last.checkpoints.clone(), ..own };
         }
+        // Between two coordinators there is no run for a moment.
+        if own.run.is_empty() { Self { run: last.run.clone(), ..own } } else { own }
     }
+}
+
+/// A reason less its fractions: those are seconds, which change all the time.
+fn without_seconds(reason: &str) -> String {
+    let is_fraction = |word: &&str| word.contains('.') && word.parse::<f64>().is_ok();
+    reason.split(' ').filter(|word| !is_fraction(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// A generation: its number, and what is said of it.
@@ -154,7 +157,7 @@ fn generation(g: &PastGeneration) -> (u64, (String, Value)) {
 fn happenings(last: Option<&Said>, next: &Said, now: f64) -> Vec<Line> {
     let Some(last) = last else { return Vec::new() };
     let mut lines = Vec::new();
-    if next.steps < last.steps {
+    if next.steps < last.steps && next.from_files == last.from_files {
         let text = format!("rolled back to {} steps", next.steps);
         lines.push(line(now, "rolled_back", text, json!({ "committed_steps": next.steps })));
     }
@@ -162,7 +165,8 @@ fn happenings(last: Option<&Said>, next: &Said, now: f64) -> Vec<Line> {
     for (text, more) in next.generations.iter().filter(|(n, _)| Some(*n) > known).map(|(_, said)| said) {
         lines.push(line(now, "generation", text.clone(), more.clone()));
     }
-    for step in next.checkpoints.difference(&last.checkpoints) {
+    let newest = last.checkpoints.last().copied();
+    for step in next.checkpoints.difference(&last.checkpoints).filter(|s| Some(**s) > newest) {
         let text = format!("checkpoint after {step} steps is visible");
         lines.push(line(now, "checkpoint", text, json!({ "step": step })));
     }
@@ -266,7 +270,7 @@ mod tests {
         texts(&mut tape, &seen, 1000.0);
         seen.status.workers[1].state = "lost".to_owned();
         seen.status.ranks[2].straggler = false;
-        seen.history.checkpoints.insert(0, v1::VisibleCheckpoint { step: 1250, time: None });
+        seen.history.checkpoints.insert(0, v1::VisibleCheckpoint { step: 1250, time: Some(1.0) });
         let why = Some("the workers changed\n".to_owned());
         let generation = v1::PastGeneration { generation: 3, workers: 2, why, ..Default::default() };
         seen.history.generations.insert(0, generation);
@@ -312,7 +316,8 @@ mod tests {
         seen.status.run_id = "other".to_owned();
         seen.status.phase = "training".to_owned();
         let outcome = "drained; continues after step 20".to_owned();
-        seen.status.past_runs = vec![v1::PastRun { run_id: "r50".to_owned(), outcome, until: 0 }];
+        let phase = "interrupted".to_owned();
+        seen.status.past_runs = vec![v1::PastRun { run_id: "r50".to_owned(), outcome, until: 0, phase }];
         texts(&mut tape, &seen, 1001.0);
         assert_eq!(tape.ended(), Some("interrupted"));
     }
@@ -327,5 +332,36 @@ mod tests {
         assert_eq!((json["event"].as_str(), json["time"].as_f64()), (Some("status"), Some(5.5)));
         assert_eq!((json["committed_steps"].as_u64(), json["loss"].is_null()), (Some(1200), true));
         assert!(!json.to_string().contains('\n'));
+    }
+
+    #[test]
+    fn files_in_between_make_no_news_and_names_of_folders_are_no_other_runs() {
+        let mut tape = Tape::default();
+        let mut files = scene::training(0);
+        files.status.run_id = "folder".to_owned();
+        files.status.phase = "unattended".to_owned();
+        files.link = Link::Files("runs/folder".to_owned());
+        files.history.checkpoints.clear();
+        files.history.generations.clear();
+        texts(&mut tape, &files, 1000.0);
+        let mut idle = scene::training(0);
+        (idle.status.run_id, idle.status.phase) = (String::new(), "idle".to_owned());
+        texts(&mut tape, &idle, 1001.0);
+        let mut seen = scene::training(3);
+        seen.status.workers[0].state = "lost".to_owned();
+        texts(&mut tape, &seen, 1002.0);
+        // Killed: files only. Then there is a coordinator again.
+        let lines = texts(&mut tape, &files, 1003.0);
+        assert_eq!((lines.len(), lines[0].contains("unattended")), (1, true), "{lines:?}");
+        let lines = texts(&mut tape, &seen, 1004.0);
+        assert_eq!((lines.len(), lines[0].contains("training")), (1, true), "{lines:?}");
+        assert_eq!(tape.ended(), None);
+    }
+
+    #[test]
+    fn counts_in_a_reason_are_news_and_seconds_are_not() {
+        let of = |reason: &str| without_seconds(reason);
+        assert_eq!(of("w1 silent for 1.5 s"), of("w1 silent for 12.0 s"));
+        assert_ne!(of("1 of 4 workers ready"), of("2 of 4 workers ready"));
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn ranges(numbers: &[u32]) -> String {
 }
 
 /// What a terminal must not be told: control characters come from peers and files, and could move its cursor.
-pub(crate) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

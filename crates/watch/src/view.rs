@@ -230,7 +230,7 @@ pub fn step(view: View, event: Event) -> (View, Option<Order>) {
     match event {
         Event::Key(key) => press(view, key),
         Event::Size(columns, rows) => (View { size: (columns, rows), ..view }.settle(), None),
-        Event::Seen(snapshot) => (View { snapshot: *snapshot, away: None, ..view }.settle(), None),
+        Event::Seen(snapshot) => (seen(view, *snapshot), None),
         Event::Away(why) => {
             let since = view.away.as_ref().map_or(view.now, |a| a.since);
             (View { away: Some(Away { since, why }), ..view }, None)
@@ -250,6 +250,17 @@ pub fn step(view: View, event: Event) -> (View, Option<Order>) {
         }
         Event::Clock(now) => (View { now, ..view }, None),
     }
+}
+
+/// A question about one run is none about the next.
+fn seen(mut view: View, snapshot: Snapshot) -> View {
+    if let Over::Confirm(wish) = view.over
+        && snapshot.status.run_id != view.snapshot.status.run_id
+    {
+        view.over = Over::Nothing;
+        view.note = Some(format!("{}: another run is run by now", wish.verb()));
+    }
+    View { snapshot, away: None, ..view }.settle()
 }
 
 fn press(view: View, key: Key) -> (View, Option<Order>) {
@@ -407,7 +418,12 @@ mod tests {
         assert_eq!(order(&asked, 'n'), None);
         assert_eq!(order(&asked, 'q'), None, "any other key: never mind");
         assert_eq!(after(asked.clone(), keys("n")).note.as_deref(), Some("drain: never mind"));
-        assert_eq!(step(asked, Event::Key(Key::Control('c'))).1, Some(Order::Quit));
+        assert_eq!(step(asked.clone(), Event::Key(Key::Control('c'))).1, Some(Order::Quit));
+        // Another run is there by now.
+        let mut next = scene::training(2);
+        next.status.run_id = "next".to_owned();
+        let asked = after(asked, [Event::Seen(Box::new(next))]);
+        assert_eq!((order(&asked, 'y'), asked.over), (None, Over::Nothing));
         // Nobody is there to be told.
         let away = after(view.clone(), [Event::Away("refused".to_owned())]);
         assert_eq!(order(&away, 'p'), None);

@@ -122,6 +122,7 @@ fn each_pane_has_its_rows() {
         run_id: "before".to_owned(),
         outcome: "all 9 steps are committed".to_owned(),
         until: 400,
+        phase: "done".to_owned(),
     }];
     let view = view(seen, (80, 24));
     for (key, row) in [

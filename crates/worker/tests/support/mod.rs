@@ -46,6 +46,9 @@ impl CoordinatorService for Service {
     ) -> Result<Response<GetHistoryResponse>, Status> {
         Err(Status::unimplemented("scripted"))
     }
+    async fn await_end(&self, _: Request<AwaitEndRequest>) -> Result<Response<AwaitEndResponse>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
 
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         Err(Status::unimplemented("scripted"))
