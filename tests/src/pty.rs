@@ -19,7 +19,7 @@ pub struct Terminal {
     reader: Option<std::thread::JoinHandle<()>>,
 }
 
-/// `mcl` with arguments on a terminal that shows `seen`, then is gone, as when its window is closed; how it ended.
+/// `mcl` with arguments on a terminal that shows `seen` (one word: blanks are jumped over), then is gone, as when its window is closed; how it ended.
 pub fn hang_up(sandbox: &Sandbox, arguments: &[&str], seen: &str) -> ExitStatus {
     let pair = native_pty_system().openpty(PtySize::default()).unwrap();
     let mut child = pair.slave.spawn_command(command(sandbox, arguments)).unwrap();

@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Documents whose commands are run, each by a test of its own.
-const RUN: [&str; 7] = [
+const RUN: [&str; 8] = [
     "README.md",
     "docs/cluster.md",
+    "docs/data.md",
     "docs/fine-tuning.md",
     "docs/security.md",
     "docs/terminal.md",
@@ -68,6 +69,13 @@ fn the_cluster_guide_works() {
     let sandbox = Sandbox::new();
     let said = Document { path: "docs/cluster.md", here: addresses(), ..Document::default() }.run(&sandbox);
     assert!(said.contains("first"), "{said}");
+}
+
+#[test]
+fn pictures_are_packed_as_told() {
+    let before = "mcl data generate scenes --out pictures --count 12 --seed 7";
+    let said = Document { path: "docs/data.md", before, ..Document::default() }.run(&Sandbox::new());
+    assert!(said.contains("12 pictures in 1 shards"), "{said}");
 }
 
 #[test]

@@ -73,7 +73,10 @@ fn the_tools_read_shards_in_s3_and_say_what_is_not_there() {
     std::fs::create_dir(server.file("loose")).unwrap();
     std::fs::write(server.file("loose/a.jpg"), "x").unwrap();
     let loose = server.url("loose");
-    sandbox.fails(2, &["mcl data pack", "a.jpg"], &["data", "inspect", &loose]);
+    let inspected = sandbox.json(&["data", "inspect", &loose, "--json"]);
+    assert_eq!((&inspected["count"], &inspected["undecodable"][0]["id"]), (&1.into(), &"a.jpg".into()));
+    sandbox.fails(2, &["tar shards"], &["data", "index", &loose, "--kind", "folder"]);
+    sandbox.fails(2, &["mcl data pack", "a.jpg"], &["data", "index", &loose]);
     let source = format!("data.source={loose}");
     sandbox.fails(2, &["mcl data pack", &loose], &["run", "job.toml", "--set", &source]);
     let source = format!("data.source={}", server.url("nowhere"));

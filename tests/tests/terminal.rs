@@ -76,7 +76,7 @@ fn the_terminal_is_restored_whatever_ends_the_watch() {
         assert!(told.end().success() && told.is_restored(), "{signal}");
     }
     // A window that is closed leaves nothing to restore, and is no reason to break down.
-    let gone = hang_up(&sandbox, &["watch", "empty"], "no coordinator has this run now");
+    let gone = hang_up(&sandbox, &["watch", "empty"], "unattended");
     assert!(gone.success(), "{gone:?}");
 }
 

@@ -95,7 +95,7 @@ fn index(path: &Path, picture: &[u8], names: std::ops::Range<u64>) -> Result<Tar
         label: None,
         blake3: Some(Digest::of(picture)),
     };
-    Ok(TarIndex { version: 1, tar_bytes, samples: names.map(entry).collect() })
+    Ok(TarIndex { version: 1, tar_bytes, kind: None, samples: names.map(entry).collect() })
 }
 
 #[cfg(test)]

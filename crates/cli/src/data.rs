@@ -2,28 +2,46 @@
 
 use crate::arguments::{DataCommand, Kind};
 use crate::client::load_job;
-use crate::exit::Usage;
 use crate::progress::Work;
-use anyhow::{Context, Result, bail};
-use indicatif::ProgressBar;
+use anyhow::{Context, Result};
 use mcl_config::Override;
 use mcl_data::generate::{GenerateSpec, PictureFormat};
-use mcl_data::pack::{PackSpec, Shrink};
-use mcl_data::{Dataset, Limits, RemoteSpec};
+use mcl_data::pack::{PackProgress, PackSpec, Shrink};
+use mcl_data::{Intake, Limits, RemoteSpec};
 use mcl_terminal::say;
-use mcl_types::{Seed, StoreLocation};
+use mcl_types::{Seed, SourceKind, StoreLocation};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
     match command {
-        DataCommand::Pack { source, out, samples_per_shard, short_side, quality, json } => {
-            let shrink = short_side.map(|short_side| Shrink { short_side, quality: *quality });
-            pack(source, out, PackSpec { samples_per_shard: *samples_per_shard, shrink }, *json)
+        DataCommand::Pack {
+            source,
+            out,
+            out_flag,
+            kind,
+            column,
+            samples_per_shard,
+            threads,
+            short_side,
+            quality,
+            json,
+        } => {
+            let spec = PackSpec {
+                samples_per_shard: *samples_per_shard,
+                shrink: short_side.map(|short_side| Shrink { short_side, quality: *quality }),
+                threads: threads.map_or(PackSpec::default().threads, usize::from),
+            };
+            let out = out.as_ref().or(out_flag.as_ref()).context("no place to pack into")?;
+            let remote = RemoteSpec::default();
+            let intake = Intake::open(source, *kind, column.as_deref(), &remote)?;
+            pack(&intake, out, spec, &remote, *json)
         }
-        DataCommand::Index { source, json } => index(source, *json),
-        DataCommand::Inspect { source, json } => inspect(source, *json),
+        DataCommand::Index { source, kind, json } => index(source, *kind, *json),
+        DataCommand::Inspect { source, kind, column, json } => {
+            inspect(source, *kind, column.as_deref(), *json)
+        }
         DataCommand::Preview { job, out, step, lane, overrides, json } => {
             preview(job, out, (*step, *lane), overrides, *json)
         }
@@ -40,46 +58,52 @@ pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A bar that hears (done, in all).
-fn bar() -> (ProgressBar, impl FnMut(u64, u64)) {
-    let bar = ProgressBar::new(0);
-    let own = bar.clone();
-    (bar, move |done, all| {
-        own.set_length(all);
-        own.set_position(done);
-    })
-}
+/// Complaints of each kind that are printed: the rest is in `--json`.
+const PRINTED: usize = 100;
 
-fn pack(source: &StoreLocation, out: &Path, spec: PackSpec, json: bool) -> Result<()> {
-    let (bar, mut heard) = bar();
-    let dataset = Dataset::open_at(source, &RemoteSpec::default())?;
-    let report = mcl_data::pack::pack_dataset(&dataset, out, spec, &mut heard)?;
-    bar.finish_and_clear();
+fn pack(intake: &Intake, out: &StoreLocation, spec: PackSpec, remote: &RemoteSpec, json: bool) -> Result<()> {
+    let work = Work::counted("pictures");
+    let report = mcl_data::pack::pack_intake(intake, out, spec, remote, &|at: PackProgress| {
+        work.heard(at.done, intake.len());
+        if at.done == at.kept {
+            work.begins_now();
+        }
+        work.says_bytes(at.bytes);
+    });
+    drop(work);
+    let report = report?;
     if json {
         say!("{}", serde_json::to_string(&report)?)?;
         return Ok(());
     }
+    if report.kept > 0 {
+        say!("{} of {} shards were there already", report.kept, report.shards.len())?;
+    }
     if report.shrunk > 0 {
         say!("{} of {} pictures shrunk", report.shrunk, report.samples)?;
     }
-    say!(
-        "{} pictures in {} shards, {} bytes: {}",
-        report.samples,
-        report.shards.len(),
-        report.bytes,
-        out.display()
-    )?;
-    for (id, reason) in &report.skipped {
-        say!("  left out {id}: {reason}")?;
+    say!("{} pictures in {} shards, {} bytes: {out}", report.samples, report.shards.len(), report.bytes)?;
+    for (what, count, list) in [
+        ("left out", report.skipped_count, &report.skipped),
+        ("packed as it is, and will be replaced in training:", report.ill_formed_count, &report.ill_formed),
+    ] {
+        for (id, reason) in list.iter().take(PRINTED) {
+            say!("  {what} {id}: {reason}")?;
+        }
+        let more = count.saturating_sub(PRINTED as u64);
+        if more > 0 {
+            say!("  and {more} more")?;
+        }
     }
     Ok(())
 }
 
-fn index(source: &StoreLocation, json: bool) -> Result<()> {
-    let written = match source {
-        StoreLocation::Folder(path) => index_files(path)?,
-        StoreLocation::Object(address) => mcl_data::dataset::index_remote(address, &RemoteSpec::default())?,
-    };
+fn index(source: &StoreLocation, kind: Option<SourceKind>, json: bool) -> Result<()> {
+    let work = Work::counted("shards");
+    let heard = |done, all| work.heard(done, all);
+    let written = mcl_data::dataset::index_source(source, kind, &RemoteSpec::default(), &heard);
+    drop(work);
+    let written = written?;
     if json {
         let shards: Vec<_> = written
             .iter()
@@ -94,39 +118,14 @@ fn index(source: &StoreLocation, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Shards of this machine, and their pictures.
-fn index_files(source: &Path) -> Result<Vec<(String, u64)>> {
-    let mut shards = Vec::new();
-    if source.is_dir() {
-        let entries = std::fs::read_dir(source).with_context(|| source.display().to_string())?;
-        shards.extend(
-            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "tar")),
-        );
-        shards.sort();
-    } else {
-        shards.push(source.to_owned());
-    }
-    if shards.is_empty() {
-        bail!(Usage(format!("{} holds no .tar shard", source.display())));
-    }
-    let mut written = Vec::new();
-    for shard in &shards {
-        let made = mcl_data::dataset::index(shard)?;
-        written.push((shard.display().to_string(), made.samples.len() as u64));
-    }
-    Ok(written)
-}
-
-fn inspect(source: &StoreLocation, json: bool) -> Result<()> {
-    let bar = ProgressBar::new(0);
-    let heard = |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    };
+fn inspect(source: &StoreLocation, kind: Option<SourceKind>, column: Option<&str>, json: bool) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let dataset = Dataset::open_at(source, &RemoteSpec::default())?;
-    let summary = mcl_data::inspect::inspect(&dataset, Limits::default(), threads, &heard)?;
-    bar.finish_and_clear();
+    let intake = Intake::open(source, kind, column, &RemoteSpec::default())?;
+    let work = Work::counted("pictures");
+    let heard = |done, all| work.heard(done, all);
+    let summary = mcl_data::inspect::inspect(&intake, Limits::default(), threads, &heard);
+    drop(work);
+    let summary = summary?;
     if json {
         say!("{}", serde_json::to_string(&summary)?)?;
         return Ok(());
@@ -148,9 +147,16 @@ fn inspect(source: &StoreLocation, json: bool) -> Result<()> {
         summary.largest.0,
         summary.largest.1
     )?;
-    for (what, list) in [("cannot be decoded", &summary.undecodable), ("is damaged", &summary.damaged)] {
+    for (what, count, list) in [
+        ("cannot be decoded", summary.undecodable_count, &summary.undecodable),
+        ("is damaged", summary.damaged_count, &summary.damaged),
+    ] {
         for complaint in list {
             say!("  {what}: {}: {}", complaint.id, complaint.reason)?;
+        }
+        let more = count.saturating_sub(list.len() as u64);
+        if more > 0 {
+            say!("  and {more} more")?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! They are drawn on standard error, and only where that is a terminal.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mcl_proto::v1::GetStatusResponse;
 use mcl_terminal::{has_bars, has_json_log, tell};
 use mcl_watch::DATA_LIMIT;
@@ -88,7 +88,7 @@ pub(crate) struct Work {
 impl Work {
     /// Work whose parts are counted: `12/40 pictures`.
     pub(crate) fn counted(what: &'static str) -> Self {
-        Self::with(&format!("{{bar:30}} {{pos}}/{{len}} {what}  ETA {{eta}}"), 0)
+        Self::with(&format!("{{bar:30}} {{pos}}/{{len}} {what}  {{per_sec}}  {{msg}}  ETA {{eta}}"), 0)
     }
 
     /// Work on so many bytes.
@@ -120,6 +120,16 @@ impl Work {
     pub(crate) fn heard(&self, done: u64, all: u64) {
         self.bar.set_length(all);
         self.bar.set_position(done);
+    }
+
+    /// What is done by now took no time here: rate and ETA count from here.
+    pub(crate) fn begins_now(&self) {
+        self.bar.reset_eta();
+    }
+
+    /// What is counted took so many bytes.
+    pub(crate) fn says_bytes(&self, bytes: u64) {
+        self.bar.set_message(HumanBytes(bytes).to_string());
     }
 
     /// So much is done.

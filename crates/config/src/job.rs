@@ -5,7 +5,7 @@ use crate::sections::{
     Augment, Batch, Checkpoint, Data, Elastic, JobFile, Method, Model, Network, Optimizer, Shuffle, Train,
 };
 use crate::validate;
-use mcl_types::{Digest, PortRange, Seed, StoreLocation};
+use mcl_types::{Digest, PortRange, Seed, SourceKind, StoreLocation};
 use std::path::{Path, PathBuf};
 
 /// Environment variables `MCL__SECTION__KEY=value` override the file.
@@ -71,7 +71,7 @@ impl Job {
         validate::check(&file).map_err(invalid)?;
         let store_ports = validate::store_ports(&file.network).map_err(invalid)?;
         if file.data.shuffle.is_none() {
-            file.data.shuffle = Some(default_shuffle(&file.data.source));
+            file.data.shuffle = Some(default_shuffle(&file.data.source, file.data.kind));
         }
         Ok(Self { file, store_ports })
     }
@@ -92,6 +92,7 @@ impl Job {
     pub fn digest(&self) -> Result<Digest, ConfigError> {
         let mut file = self.file.clone();
         file.data.source = PathBuf::new().into();
+        file.data.kind = None;
         file.data.cache_dir = None;
         file.data.cache_gb = None;
         file.data.loader_threads = 1;
@@ -171,7 +172,13 @@ impl Job {
     }
 }
 
-fn default_shuffle(source: &StoreLocation) -> Shuffle {
+/// Windows for tar shards, however they are named.
+fn default_shuffle(source: &StoreLocation, kind: Option<SourceKind>) -> Shuffle {
+    match kind {
+        Some(SourceKind::WebDataset | SourceKind::Tar) => return Shuffle::Windowed,
+        Some(SourceKind::Folder | SourceKind::List) => return Shuffle::Global,
+        Some(SourceKind::Parquet) | None => {}
+    }
     let Some(source) = source.folder() else { return Shuffle::Windowed };
     let is_tar = |p: &Path| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"));
     let holds_tars =
@@ -365,6 +372,29 @@ mod tests {
         }
         let message = network("store_ports = 29500").unwrap_err().to_string();
         assert!(message.starts_with("small.toml:7: "), "{message}");
+    }
+
+    #[test]
+    fn how_a_source_is_read_may_be_said_and_decides_how_it_is_mixed() {
+        let of = |source: &str, kind: &str| {
+            let data = format!("source = \"{source}\"\n{kind}");
+            Job::parse(&SMALL.replace("source = \"pictures\"", &data), "small.toml")
+        };
+        let tar = of("nowhere", "kind = \"tar\"").unwrap();
+        assert_eq!((tar.data().kind, tar.shuffle()), (Some(SourceKind::Tar), Shuffle::Windowed));
+        assert_eq!(Job::parse(&tar.to_toml().unwrap(), "resolved").unwrap(), tar);
+        assert_eq!(of("list.csv", "").unwrap().shuffle(), Shuffle::Global);
+        assert_eq!(of("shard-{0..9}.tar", "").unwrap().shuffle(), Shuffle::Windowed);
+        assert_eq!(of("a.tar", "kind = \"list\"").unwrap().shuffle(), Shuffle::Global);
+        let said = of("nowhere", "kind = \"zip\"").unwrap_err().to_string();
+        assert!(said.contains("zip") && said.contains("webdataset"), "{said}");
+        let global = |source, kind: &str| of(source, &format!("{kind}\nshuffle = \"global\"")).unwrap();
+        let digest = |job: Job| job.digest().unwrap();
+        assert_eq!(
+            digest(global("a", "kind = \"tar\"")),
+            digest(global("b", "")),
+            "where pictures are decides nothing"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The job file's sections and keys, with their defaults: the paper's settings where it has one.
 
-use mcl_types::{Retention, StoreLocation};
+use mcl_types::{Retention, SourceKind, StoreLocation};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -119,11 +119,15 @@ choice!(
 section!(
     /// `[data]`: where pictures come from.
     Data {
-        /// Folder of pictures (nested at will), a `.tar` shard, or a folder of `.tar` shards. Not both kinds in one
-        /// folder. Or such shards in an object store: `s3://bucket/prefix`, `gs://...`, `az://...`, where the prefix is
-        /// that of the shards or of one shard.
+        /// Folder of pictures (nested at will), a list of pictures (`.txt`, `.tsv`, `.csv`), a `.tar` shard, a folder of
+        /// `.tar` shards or their names in braces (`shard-{000..099}.tar`). Or such shards in an object store:
+        /// `s3://bucket/prefix`, `gs://...`, `az://...`, where the prefix is that of the shards or of one shard.
+        /// [data.md](data.md) tells of each.
         #[serde(with = "crate::source")]
         source: StoreLocation = StoreLocation::Folder(PathBuf::new()) => "required",
+        /// How the source is read, where what is there can be read in several ways: `folder`, `webdataset`, `tar` (every
+        /// picture of a tar is a sample) or `list`. `parquet` is not trained from.
+        kind: Option<SourceKind> = None => "by what is there",
         /// How an epoch is mixed. `global`: over the whole dataset. `windowed`: shards permuted, dealt to lanes,
         /// samples mixed inside windows of at most 8 shards.
         shuffle: Option<Shuffle> = None => "`\"windowed\"` for tar shards, else `\"global\"`",
@@ -134,8 +138,8 @@ section!(
         loader_threads: u32 = 1,
         /// Lane batches made ahead of time, a rank; at least 1.
         queue: u32 = 4,
-        /// Where parts of shards in an object store are kept, on each machine; all ranks of a machine share it, and
-        /// runs may.
+        /// Where parts of shards in an object store are kept, on each machine, and what lies where in tars that have no
+        /// index; all ranks of a machine share it, and runs may.
         cache_dir: Option<PathBuf> = None => "`mcl/pictures` in `$XDG_CACHE_HOME`, else in `~/.cache`, else in the folder for temporary files",
         /// Most gigabytes (10^9 bytes) that are kept there by all who share it, at least 0.05; the least recently used
         /// goes first.

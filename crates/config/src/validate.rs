@@ -29,7 +29,7 @@ fn at_least_one(key: &'static str, value: u32) -> Result<(), Complaint> {
 pub(crate) fn check(job: &JobFile) -> Result<(), Complaint> {
     let source = &job.data.source;
     require(source.folder().is_none_or(|path| !path.as_os_str().is_empty()), "data.source", || {
-        "not set; expected a folder of pictures, a .tar shard, a folder of shards, or s3://bucket/prefix with shards"
+        "not set; expected a folder of pictures, a list of pictures, a .tar shard, a folder of shards, or s3://bucket/prefix with shards"
             .to_owned()
     })?;
     if let Some(cache) = job.data.cache_gb {

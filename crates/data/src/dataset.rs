@@ -1,34 +1,52 @@
-//! Where the pictures are: an image folder, a tar shard, a folder of tar shards, or such shards in an object store.
+//! Where the pictures are: an image folder, a list of pictures, a tar shard, a folder of tar shards, or such shards in an
+//! object store.
 //!
 //! Role: one numbered list of samples with stable ids, cut into shards, and their encoded bytes.
-//! Invariants: the list is in byte order of the paths (of a tar: in its order), so the same data gives
+//! Invariants: the list is in byte order of the paths (of a tar or a list: in its order), so the same data gives
 //! the same numbers everywhere, in a folder as in a bucket; ids are lossless; the digest covers ids and lengths in order.
 //! Left out: decoding, order of use, how remote bytes come and are kept (`remote`).
 
+pub(crate) mod braces;
+pub(crate) mod classes;
 mod error;
 mod folder;
+mod indexing;
+mod list;
 mod mapping;
+mod open;
 mod sample_id;
+mod sight;
 mod tar_index;
+mod tar_walk;
 
+pub(crate) use classes::{FILE as CLASSES_FILE, LARGEST as LARGEST_CLASSES};
 pub use error::{DatasetError, ReadError};
 pub use folder::EXTENSIONS;
 pub(crate) use folder::has_extension;
+pub use indexing::index_source;
+pub(crate) use list::LARGEST as LARGEST_LIST;
+pub use list::{ListError, ListFormat, Listed, PictureList};
+pub(crate) use open::{How, RowBytes, RowFile, Source, tars_in};
 pub use sample_id::{escape, unescape};
+pub use sight::Choice;
+pub(crate) use sight::{Reading, Sight, one_split};
 pub(crate) use tar_index::SIDE_SUFFIX;
-pub use tar_index::{IndexEntry, TarIndex, index, side_file};
+pub use tar_index::{IndexEntry, TarIndex, index, index_as, side_file};
 
-use crate::remote::{self, BlockId, OpenShard, Remote, RemoteSpec, Traffic};
-use folder::FolderList;
-use mcl_types::{Digest, SampleIndex, StoreLocation};
+use crate::remote::{BlockId, Remote, RemoteSpec, Traffic};
+use folder::{FolderList, Root};
+use mcl_types::{Digest, SampleIndex, SourceKind, StoreLocation};
 use memmap2::Mmap;
 use std::borrow::Cow;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Extensions of files that list pictures.
+pub const LIST_EXTENSIONS: [&str; 5] = ["txt", "tsv", "csv", "lst", "list"];
 
 /// Pictures of one slice of a folder's list.
 const SLICE: usize = 1024;
@@ -77,6 +95,8 @@ struct TarShard {
     name: String,
     first: u64,
     home: Home,
+    /// When it was last written, in nanoseconds of Unix time; 0 in an object store.
+    modified: i64,
     entries: Vec<IndexEntry>,
 }
 
@@ -89,10 +109,18 @@ enum Home {
     Away(Arc<Remote>, usize),
 }
 
+/// Tar shards.
 #[derive(Debug)]
-enum Kind {
+pub(crate) struct Tars {
+    shards: Vec<TarShard>,
+    /// Class names by label, where something tells them.
+    classes: Vec<Vec<u8>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Kind {
     Folder(FolderList),
-    Tar(Vec<TarShard>),
+    Tar(Tars),
 }
 
 /// A numbered list of pictures.
@@ -105,31 +133,13 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Lists `source`: a folder of pictures, a `.tar`, or a folder with `.tar` shards directly in it.
+    /// Opens a source of this machine that can be read in any order: a folder of pictures, a `.tar`, a folder with `.tar`
+    /// shards directly in it, names of such in braces, or a list of pictures.
     ///
     /// # Errors
     /// When nothing usable is there; see [`DatasetError`].
     pub fn open(source: &Path) -> Result<Self, DatasetError> {
-        let io = |source_error| DatasetError::Io { path: source.to_owned(), source: source_error };
-        let about = fs::metadata(source).map_err(io)?;
-        let kind = if about.is_file() {
-            if !has_extension(source, &["tar"]) {
-                return Err(DatasetError::NotASource { path: source.to_owned() });
-            }
-            Kind::Tar(open_shards(&[source.to_owned()])?)
-        } else {
-            let tars = tars_in(source).map_err(io)?;
-            let folder = FolderList::walk(source)?;
-            match (tars.is_empty(), folder.entries.first()) {
-                (true, _) => Kind::Folder(folder),
-                (false, None) => Kind::Tar(open_shards(&tars)?),
-                (false, Some(loose)) => {
-                    let example = escape(loose.path.as_encoded_bytes()).into_owned();
-                    return Err(DatasetError::Mixed { path: source.to_owned(), example });
-                }
-            }
-        };
-        Self::of(kind).ok_or_else(|| DatasetError::Empty { path: source.to_owned() })
+        Self::open_how(&source.into(), &How::new(None, false, None))
     }
 
     /// The same for any place. In an object store shards are expected, and read as `spec` says.
@@ -137,21 +147,33 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::open`].
     pub fn open_at(source: &StoreLocation, spec: &RemoteSpec) -> Result<Self, DatasetError> {
-        let address = match source {
-            StoreLocation::Folder(path) => return Self::open(path),
-            StoreLocation::Object(address) => address,
-        };
-        let (remote, opened) = remote::open(address, spec)?;
-        let remote = Arc::new(remote);
-        let mut first = 0;
-        let shards = opened.into_iter().enumerate().map(|(number, OpenShard { name, index })| {
-            let home = Home::Away(Arc::clone(&remote), number);
-            let shard = TarShard { name, first, home, entries: index.samples };
-            first += shard.entries.len() as u64;
-            shard
-        });
-        let kind = Kind::Tar(shards.collect());
-        Self::of(kind).ok_or_else(|| DatasetError::Empty { path: PathBuf::from(address) })
+        Self::open_as(source, None, spec)
+    }
+
+    /// The same where it is said how the source is to be read.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_as(
+        source: &StoreLocation,
+        kind: Option<SourceKind>,
+        spec: &RemoteSpec,
+    ) -> Result<Self, DatasetError> {
+        Self::open_how(source, &How::new(kind, false, Some(spec)))
+    }
+
+    fn open_how(source: &StoreLocation, how: &How<'_>) -> Result<Self, DatasetError> {
+        match how.open(source)? {
+            Source::Samples(kind) => Self::of_samples(kind, source),
+            Source::Rows(_) => {
+                let what = "is a parquet data set, whose pictures are not read one by one".to_owned();
+                Err(DatasetError::PackFirst { source_name: source.to_string(), what })
+            }
+        }
+    }
+
+    pub(crate) fn of_samples(kind: Kind, source: &StoreLocation) -> Result<Self, DatasetError> {
+        Self::of(kind).ok_or_else(|| DatasetError::Empty { path: PathBuf::from(source.to_string()) })
     }
 
     /// Numbers what was listed; `None` where that is nothing.
@@ -164,6 +186,11 @@ impl Dataset {
         }
         dataset.digest = dataset.hash();
         Some(dataset)
+    }
+
+    /// Whether the pictures are in tars.
+    pub(crate) const fn is_tar(&self) -> bool {
+        matches!(self.kind, Kind::Tar(_))
     }
 
     /// Number of samples; never 0.
@@ -194,8 +221,8 @@ impl Dataset {
                 let entry = list.entries.get(usize::try_from(sample.get()).ok()?)?;
                 Some(escape(entry.path.as_encoded_bytes()))
             }
-            Kind::Tar(shards) => {
-                let (shard, entry) = locate(shards, sample)?;
+            Kind::Tar(tars) => {
+                let (shard, entry) = locate(&tars.shards, sample)?;
                 Some(Cow::Owned(format!("{}/{}.{}", shard.name, entry.key, entry.extension)))
             }
         }
@@ -205,17 +232,20 @@ impl Dataset {
     pub fn label(&self, sample: SampleIndex) -> Option<u32> {
         match &self.kind {
             Kind::Folder(list) => list.entries.get(usize::try_from(sample.get()).ok()?)?.label,
-            Kind::Tar(shards) => locate(shards, sample)?.1.label,
+            Kind::Tar(tars) => locate(&tars.shards, sample)?.1.label,
         }
     }
 
-    /// Class names by label, where the folders tell them.
+    /// Class names by label, where something tells them.
     pub fn classes(&self) -> Vec<String> {
+        self.class_names().iter().map(|name| escape(name).into_owned()).collect()
+    }
+
+    /// The same as raw bytes.
+    pub(crate) fn class_names(&self) -> &[Vec<u8>] {
         match &self.kind {
-            Kind::Folder(list) => {
-                list.classes.iter().map(|c| escape(c.as_encoded_bytes()).into_owned()).collect()
-            }
-            Kind::Tar(_) => Vec::new(),
+            Kind::Folder(list) => &list.classes,
+            Kind::Tar(tars) => &tars.classes,
         }
     }
 
@@ -223,7 +253,7 @@ impl Dataset {
     pub fn byte_len(&self, sample: SampleIndex) -> Option<u64> {
         match &self.kind {
             Kind::Folder(list) => list.entries.get(usize::try_from(sample.get()).ok()?).map(|e| e.length),
-            Kind::Tar(shards) => locate(shards, sample).map(|(_, e)| e.length),
+            Kind::Tar(tars) => locate(&tars.shards, sample).map(|(_, e)| e.length),
         }
     }
 
@@ -231,7 +261,7 @@ impl Dataset {
     pub fn recorded_hash(&self, sample: SampleIndex) -> Option<Digest> {
         match &self.kind {
             Kind::Folder(_) => None,
-            Kind::Tar(shards) => locate(shards, sample)?.1.blake3,
+            Kind::Tar(tars) => locate(&tars.shards, sample)?.1.blake3,
         }
     }
 
@@ -245,10 +275,18 @@ impl Dataset {
             Kind::Folder(list) => {
                 let at = usize::try_from(sample.get()).map_err(|_| outside())?;
                 let entry = list.entries.get(at).ok_or_else(outside)?;
-                read_file(&list.root.join(&entry.path)).map(|bytes| Encoded(Bytes::Owned(bytes)))
+                let bytes = match &list.root {
+                    Root::Here(root) => read_file(&root.join(&entry.path))?,
+                    Root::Away(remote, objects) => {
+                        let object = object_of(objects.as_deref(), at).ok_or_else(not_there)?;
+                        let read = remote.read(object, &(0..entry.length));
+                        read.map_err(|source| ReadError::Remote { id: self.id_or_number(sample), source })?
+                    }
+                };
+                Ok(Encoded(Bytes::Owned(bytes)))
             }
-            Kind::Tar(shards) => {
-                let (shard, entry) = locate(shards, sample).ok_or_else(outside)?;
+            Kind::Tar(tars) => {
+                let (shard, entry) = locate(&tars.shards, sample).ok_or_else(outside)?;
                 let map = match &shard.home {
                     Home::Mapped(map) => map,
                     Home::Away(remote, number) => {
@@ -271,11 +309,14 @@ impl Dataset {
     /// The object store behind the dataset, where there is one.
     pub(crate) fn remote(&self) -> Option<&Arc<Remote>> {
         match &self.kind {
-            Kind::Tar(shards) => shards.iter().find_map(|shard| match &shard.home {
+            Kind::Tar(tars) => tars.shards.iter().find_map(|shard| match &shard.home {
                 Home::Away(remote, _) => Some(remote),
                 Home::Mapped(_) => None,
             }),
-            Kind::Folder(_) => None,
+            Kind::Folder(list) => match &list.root {
+                Root::Away(remote, _) => Some(remote),
+                Root::Here(_) => None,
+            },
         }
     }
 
@@ -290,18 +331,53 @@ impl Dataset {
     /// The remote blocks that a sample lies in.
     pub(crate) fn blocks(&self, sample: SampleIndex) -> impl Iterator<Item = BlockId> + use<> {
         let found = match &self.kind {
-            Kind::Tar(shards) => locate(shards, sample),
-            Kind::Folder(_) => None,
+            Kind::Tar(tars) => locate(&tars.shards, sample).and_then(|(shard, entry)| match &shard.home {
+                Home::Away(remote, number) => Some(remote.blocks_of(*number, &with_header(entry))),
+                Home::Mapped(_) => None,
+            }),
+            Kind::Folder(list) => usize::try_from(sample.get()).ok().and_then(|at| match &list.root {
+                Root::Away(remote, objects) => {
+                    let object = object_of(objects.as_deref(), at)?;
+                    Some(remote.blocks_of(object, &(0..list.entries.get(at)?.length)))
+                }
+                Root::Here(_) => None,
+            }),
         };
-        let found = found.and_then(|(shard, entry)| match &shard.home {
-            Home::Away(remote, number) => Some(remote.blocks_of(*number, &with_header(entry))),
-            Home::Mapped(_) => None,
-        });
         found.into_iter().flatten()
     }
 
     fn id_or_number(&self, sample: SampleIndex) -> String {
         self.id(sample).map_or_else(|| format!("sample {}", sample.get()), Cow::into_owned)
+    }
+
+    /// Tells the state of the files behind the samples: times of writing, or what an object store calls a version.
+    pub(crate) fn stamp(&self, hasher: &mut blake3::Hasher) {
+        let mut tell = |modified: i64, version: Option<String>| {
+            hasher.update(&modified.to_le_bytes());
+            hasher.update(version.unwrap_or_default().as_bytes());
+        };
+        match &self.kind {
+            Kind::Folder(list) => {
+                for (at, entry) in list.entries.iter().enumerate() {
+                    let version = match &list.root {
+                        Root::Away(remote, objects) => {
+                            object_of(objects.as_deref(), at).map(|object| remote.version(object))
+                        }
+                        Root::Here(_) => None,
+                    };
+                    tell(entry.modified, version);
+                }
+            }
+            Kind::Tar(tars) => {
+                for shard in &tars.shards {
+                    let version = match &shard.home {
+                        Home::Away(remote, number) => Some(remote.version(*number)),
+                        Home::Mapped(_) => None,
+                    };
+                    tell(shard.modified, version);
+                }
+            }
+        }
     }
 
     /// The sample's path below the source (in its shard), as raw bytes.
@@ -311,8 +387,8 @@ impl Dataset {
                 let entry = list.entries.get(usize::try_from(sample.get()).ok()?)?;
                 Some(entry.path.as_encoded_bytes().to_vec())
             }
-            Kind::Tar(shards) => {
-                let (_, entry) = locate(shards, sample)?;
+            Kind::Tar(tars) => {
+                let (_, entry) = locate(&tars.shards, sample)?;
                 Some(unescape(&format!("{}.{}", entry.key, entry.extension)))
             }
         }
@@ -328,7 +404,8 @@ impl Dataset {
                     len: slice.len() as u64,
                 })
                 .collect(),
-            Kind::Tar(shards) => shards
+            Kind::Tar(tars) => tars
+                .shards
                 .iter()
                 .map(|s| ShardInfo { name: s.name.clone(), first: s.first, len: s.entries.len() as u64 })
                 .collect(),
@@ -348,41 +425,13 @@ impl Dataset {
     }
 }
 
-/// The tars directly in `folder`, in byte order of their names.
-fn tars_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut tars = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if has_extension(&path, &["tar"]) && path.is_file() {
-            tars.push(path);
-        }
-    }
-    tars.sort_unstable_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
-    Ok(tars)
+/// The object of an entry; `None` where there is none.
+fn object_of(objects: Option<&[Option<usize>]>, at: usize) -> Option<usize> {
+    objects.map_or(Some(at), |objects| objects.get(at).copied().flatten())
 }
 
-/// Writes the side index of every shard at an address of an object store; addresses of the shards, and their pictures.
-///
-/// # Errors
-/// When a shard cannot be read, or the store does not take the index.
-pub fn index_remote(address: &str, spec: &RemoteSpec) -> Result<Vec<(String, u64)>, DatasetError> {
-    remote::write_indexes(address, spec)
-}
-
-fn open_shards(tars: &[PathBuf]) -> Result<Vec<TarShard>, DatasetError> {
-    let mut first = 0;
-    let mut shards = Vec::with_capacity(tars.len());
-    for path in tars {
-        let io = |source| DatasetError::Io { path: path.clone(), source };
-        let map = mapping::map(&File::open(path).map_err(io)?).map_err(io)?;
-        let entries = TarIndex::of(path, &map)?.samples;
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        let name = escape(name.as_encoded_bytes()).into_owned();
-        let len = entries.len() as u64;
-        shards.push(TarShard { name, first, home: Home::Mapped(Arc::new(map)), entries });
-        first += len;
-    }
-    Ok(shards)
+fn not_there() -> ReadError {
+    ReadError::Unavailable { source: io::Error::new(io::ErrorKind::NotFound, "no such object") }
 }
 
 fn locate(shards: &[TarShard], sample: SampleIndex) -> Option<(&TarShard, &IndexEntry)> {

@@ -1,19 +1,20 @@
 //! What a source holds: counts, formats, sizes, and every picture that will not decode.
 
-use crate::dataset::{Dataset, DatasetError, ReadError};
+use crate::dataset::DatasetError;
 use crate::decode::{Decoder, Format, Limits, Soundness};
+use crate::intake::{AT_ONCE, Intake, IntakeError, Item};
 use crate::picture::Picture;
-use mcl_types::{Digest, SampleIndex};
+use mcl_types::Digest;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Samples between two looks ahead; those fetched ahead are more.
-const READ_ON_EVERY: u64 = 64;
-
 /// Lower bounds of the histogram over the shorter side, in pixels.
 const SIDES: [u32; 10] = [1, 32, 64, 96, 128, 224, 256, 384, 512, 1024];
+
+/// Complaints of each kind that are listed: a source may have any number of empty rows.
+const LISTED: usize = 100_000;
 
 /// One bar of the histogram: shorter sides from `from` up to the next bar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,13 +39,13 @@ pub struct Complaint {
 /// The summary of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// Pictures listed.
+    /// Pictures listed, or rows.
     pub count: u64,
-    /// Their encoded bytes.
+    /// Their encoded bytes, of those that are there.
     pub bytes: u64,
-    /// Shards or slices.
+    /// Shards, slices or parquet files.
     pub shards: u64,
-    /// Distinct labels.
+    /// Distinct labels of those that are there.
     pub classes: u64,
     /// Pictures that decode, by format.
     pub formats: BTreeMap<Format, u64>,
@@ -55,46 +56,53 @@ pub struct Summary {
     /// Histogram of the shorter side; bars without pictures left out.
     pub shorter_side: Vec<SideCount>,
     /// Pictures that will be replaced in training.
+    pub undecodable_count: u64,
+    /// The first 100000 of them.
     pub undecodable: Vec<Complaint>,
     /// Pictures that decode with a warning.
+    pub damaged_count: u64,
+    /// The first 100000 of them.
     pub damaged: Vec<Complaint>,
-    /// Digest of ids and lengths.
+    /// Digest of ids and lengths; of parquet files that of what they say of themselves.
     pub digest: Digest,
 }
 
 /// Decodes every picture on `threads` threads; `progress` hears (done, in all).
 ///
 /// # Errors
-/// When the storage does not give one.
+/// When the storage does not give one, or a parquet file cannot be read on.
 pub fn inspect(
-    dataset: &Dataset,
+    source: &Intake,
     limits: Limits,
     threads: usize,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Summary, DatasetError> {
+    let all = source.len();
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let whole = Mutex::new(Part::default());
-    let failed: Mutex<Option<ReadError>> = Mutex::default();
+    let failed: Mutex<Option<IntakeError>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 let mut part = Part::default();
                 let (mut decoder, mut picture) = (Decoder::new(limits), Picture::default());
                 loop {
-                    let sample = next.fetch_add(1, Ordering::Relaxed);
-                    if sample >= dataset.len() {
+                    let first = next.fetch_add(AT_ONCE, Ordering::Relaxed);
+                    if first >= all {
                         break;
                     }
-                    let sample = SampleIndex::new(sample);
-                    if sample.get().is_multiple_of(READ_ON_EVERY) {
-                        dataset.read_on_from(sample);
-                    }
-                    if let Err(error) = part.add(dataset, sample, &mut decoder, &mut picture) {
-                        next.store(dataset.len(), Ordering::Relaxed);
+                    let mut sample = first;
+                    let read = source.read(first..first.saturating_add(AT_ONCE).min(all), |id, item| {
+                        part.add((sample, id), item, &mut decoder, &mut picture);
+                        sample += 1;
+                        progress(done.fetch_add(1, Ordering::Relaxed) + 1, all);
+                        Ok(())
+                    });
+                    if let Err(error) = read {
+                        next.store(all, Ordering::Relaxed);
                         failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                         break;
                     }
-                    progress(done.fetch_add(1, Ordering::Relaxed) + 1, dataset.len());
                 }
                 if let Ok(mut whole) = whole.lock() {
                     whole.merge(part);
@@ -105,44 +113,66 @@ pub fn inspect(
     if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error.into());
     }
-    Ok(whole.into_inner().unwrap_or_else(PoisonError::into_inner).summary(dataset))
+    Ok(whole.into_inner().unwrap_or_else(PoisonError::into_inner).summary(source))
 }
 
 /// What one thread saw.
 #[derive(Default)]
 struct Part {
     bytes: u64,
+    labels: BTreeSet<u32>,
     formats: BTreeMap<Format, u64>,
     sides: BTreeMap<u32, u64>,
     smallest: Option<(u32, u32)>,
     largest: (u32, u32),
-    undecodable: Vec<Complaint>,
-    damaged: Vec<Complaint>,
+    undecodable: Complaints,
+    damaged: Complaints,
+}
+
+/// Complaints of one kind, of which the first are listed.
+#[derive(Default)]
+struct Complaints {
+    count: u64,
+    listed: Vec<Complaint>,
+}
+
+impl Complaints {
+    /// Adds one; a thread's samples come in their order.
+    fn add(&mut self, sample: u64, id: &str, reason: String) {
+        self.count += 1;
+        if self.listed.len() < LISTED {
+            self.listed.push(Complaint { sample, id: id.to_owned(), reason });
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.count += other.count;
+        self.listed.extend(other.listed);
+        self.listed.sort_unstable();
+        self.listed.truncate(LISTED);
+    }
 }
 
 impl Part {
-    /// Fails where the storage does: that says nothing of the picture.
+    /// A picture by its number and id.
     fn add(
         &mut self,
-        dataset: &Dataset,
-        sample: SampleIndex,
+        (sample, id): (u64, &str),
+        item: Item<'_>,
         decoder: &mut Decoder,
         picture: &mut Picture,
-    ) -> Result<(), ReadError> {
-        self.bytes += dataset.byte_len(sample).unwrap_or(0);
-        let complaint = |reason: String| Complaint {
-            sample: sample.get(),
-            id: dataset.id(sample).unwrap_or_default().into_owned(),
-            reason,
-        };
-        let bytes = match dataset.read(sample) {
-            Ok(bytes) => bytes,
-            Err(e) if e.is_undecodable() => {
-                self.undecodable.push(complaint(e.to_string()));
-                return Ok(());
+    ) {
+        let bytes = match item {
+            Item::Picture { bytes, label, .. } => {
+                self.labels.extend(label);
+                bytes
             }
-            Err(e) => return Err(e),
+            Item::Skipped(reason) => {
+                self.undecodable.add(sample, id, reason);
+                return;
+            }
         };
+        self.bytes += bytes.len() as u64;
         match decoder.decode_into(&bytes, picture) {
             Ok(soundness) => {
                 let (w, h) = (picture.width(), picture.height());
@@ -155,16 +185,16 @@ impl Part {
                 self.smallest = Some((small.0.min(w), small.1.min(h)));
                 self.largest = (self.largest.0.max(w), self.largest.1.max(h));
                 if let Soundness::Damaged(reason) = soundness {
-                    self.damaged.push(complaint(reason));
+                    self.damaged.add(sample, id, reason);
                 }
             }
-            Err(e) => self.undecodable.push(complaint(e.to_string())),
+            Err(e) => self.undecodable.add(sample, id, e.to_string()),
         }
-        Ok(())
     }
 
     fn merge(&mut self, other: Self) {
         self.bytes += other.bytes;
+        self.labels.extend(other.labels);
         for (format, n) in other.formats {
             *self.formats.entry(format).or_default() += n;
         }
@@ -176,27 +206,25 @@ impl Part {
             (a, b) => a.or(b),
         };
         self.largest = (self.largest.0.max(other.largest.0), self.largest.1.max(other.largest.1));
-        self.undecodable.extend(other.undecodable);
-        self.damaged.extend(other.damaged);
+        self.undecodable.merge(other.undecodable);
+        self.damaged.merge(other.damaged);
     }
 
-    fn summary(mut self, dataset: &Dataset) -> Summary {
-        self.undecodable.sort_unstable();
-        self.damaged.sort_unstable();
-        let labels: std::collections::BTreeSet<u32> =
-            (0..dataset.len()).filter_map(|i| dataset.label(SampleIndex::new(i))).collect();
+    fn summary(self, source: &Intake) -> Summary {
         Summary {
-            count: dataset.len(),
+            count: source.len(),
             bytes: self.bytes,
-            shards: dataset.shards().len() as u64,
-            classes: labels.len() as u64,
+            shards: source.shards(),
+            classes: self.labels.len() as u64,
             formats: self.formats,
             smallest: self.smallest.unwrap_or_default(),
             largest: self.largest,
             shorter_side: self.sides.into_iter().map(|(from, count)| SideCount { from, count }).collect(),
-            undecodable: self.undecodable,
-            damaged: self.damaged,
-            digest: dataset.digest(),
+            undecodable_count: self.undecodable.count,
+            undecodable: self.undecodable.listed,
+            damaged_count: self.damaged.count,
+            damaged: self.damaged.listed,
+            digest: source.digest(),
         }
     }
 }

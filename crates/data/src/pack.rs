@@ -1,50 +1,78 @@
-//! Loose pictures into tar shards with side indexes.
+//! Pictures of any source into tar shards with side indexes, here or in an object store.
 //!
-//! WebDataset layout: `path/name.jpg` and, where there is a class, `path/name.cls`. A sample's key ends at the first dot of
-//! its file name, so further dots become underscores, and a key that is taken gets a number. The
-//! same pictures give the same bytes: owners, times and modes are fixed.
+//! Role: the threads, each of which writes whole shards (`shard`), and what is known of them afterwards. Which pictures a
+//! shard holds is fixed beforehand (`plan`), so the bytes are the same whatever the number of threads, and a pack that was
+//! killed goes on: given again, it keeps the shards that are there and sound.
 //!
 //! Pictures may be shrunk on the way: decoding a large picture is most of what loading costs, and crops of a training
 //! view need no more than about its size. A picture that does not decode is packed as it is; the loader will say so.
 //!
 //! Left out: reordering.
 
-use crate::crop::shrink_to;
-use crate::dataset::{Dataset, DatasetError, ReadError, index};
-use crate::decode::{Decoder, Limits};
-use crate::generate::{PictureFormat, encode};
-use crate::picture::Picture;
-use mcl_types::SampleIndex;
-use std::collections::HashSet;
-use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+mod bucket;
+mod folder;
+mod plan;
+mod shard;
+mod shrink;
+mod target;
 
-/// Samples between two looks ahead, where they come from an object store; those fetched ahead are more.
-const READ_ON_EVERY: u64 = 64;
+pub use shrink::Shrink;
+
+use crate::dataset::{DatasetError, classes};
+use crate::decode::Format;
+use crate::intake::{Intake, IntakeError, Item};
+use crate::remote::{RemoteError, RemoteSpec, storage_fault};
+use mcl_types::StoreLocation;
+use plan::{Finished, Made, Plan, Record};
+use shard::{Name, Shard};
+use shrink::Shrinker;
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use target::{Begun, Place, Target};
+
+/// The folder below the target that tells how far a pack is. It goes when all is packed.
+pub(crate) const PROGRESS: &str = "pack-in-progress";
+/// What is packed and how, below the target.
+pub(crate) const PLAN: &str = "pack-in-progress/plan.json";
+/// What was packed and how, beside the shards.
+const DONE: &str = "pack.json";
 
 /// How to pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackSpec {
-    /// Pictures of one shard; the last may hold fewer.
+    /// Pictures of the source for one shard; the last has the rest.
     pub samples_per_shard: u64,
     /// Store pictures smaller than they are.
     pub shrink: Option<Shrink>,
+    /// Threads, each at a shard of its own.
+    pub threads: usize,
 }
 
-/// How pictures are shrunk. One whose shorter side is no longer than that already is packed as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shrink {
-    /// The shorter side afterwards, in pixels; at least 1.
-    pub short_side: u32,
-    /// Quality of the JPEG that is stored, 1 to 100.
-    pub quality: u8,
+impl Default for PackSpec {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self { samples_per_shard: 1024, shrink: None, threads }
+    }
+}
+
+/// How far a pack is, in pictures of the source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PackProgress {
+    /// Packed, left out, or kept.
+    pub done: u64,
+    /// Those that an earlier try packed.
+    pub kept: u64,
+    /// In all.
+    pub all: u64,
+    /// Bytes that were packed now.
+    pub bytes: u64,
 }
 
 /// What was packed.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PackReport {
     /// Pictures packed.
     pub samples: u64,
@@ -53,33 +81,72 @@ pub struct PackReport {
     /// Pictures that were shrunk.
     pub shrunk: u64,
     /// The shards.
-    pub shards: Vec<PathBuf>,
-    /// Ids that could not be opened, with reasons.
+    pub shards: Vec<String>,
+    /// Shards that an earlier try had made.
+    pub kept: u64,
+    /// Pictures that were left out.
+    pub skipped_count: u64,
+    /// Their ids, with reasons; of very many only some.
     pub skipped: Vec<(String, String)>,
+    /// Pictures that were packed as they are and do not decode. Where nothing is shrunk only the beginning of each is looked
+    /// at.
+    pub ill_formed_count: u64,
+    /// Their ids, with reasons; of very many only some.
+    pub ill_formed: Vec<(String, String)>,
 }
 
 /// Packing that stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// The source, or a shard just written.
+    /// The source cannot be opened.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// A picture that cannot be read.
+    /// The source fails while it is read.
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Intake(#[from] IntakeError),
+    /// The object store to pack into fails.
+    #[error("{0}; what is packed stays: the same command goes on from there")]
+    Remote(#[from] RemoteError),
     /// The target cannot be written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), go_on(source))]
     Write {
         /// Which file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
+    /// What is noted of an earlier try cannot be read.
+    #[error("{}: {source}; to begin anew, remove what is packed", path.display())]
+    Progress {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The target holds shards already.
-    #[error("{} holds .tar files already: expected a new or empty folder", path.display())]
+    #[error("{target} holds .tar files already: expected a new or empty place")]
     NotEmpty {
         /// The target.
-        path: PathBuf,
+        target: String,
+    },
+    /// The target holds another pack, or a part of one.
+    #[error(
+        "{target} holds a pack that is {}, and of {difference}: give the command that began it, or another target, or remove it",
+        if *finished { "finished" } else { "not finished" }
+    )]
+    OtherPlan {
+        /// The target.
+        target: String,
+        /// Whether it came to its end.
+        finished: bool,
+        /// How it is another one.
+        difference: String,
+    },
+    /// Another process packs into the same folder.
+    #[error("another process is packing into {target}")]
+    Busy {
+        /// The target.
+        target: String,
     },
     /// A shard of nothing, or pictures of nothing.
     #[error("{what} is {found}: expected {expected}")]
@@ -93,185 +160,258 @@ pub enum PackError {
     },
 }
 
-/// Packs `source` into `out`; `progress` hears (pictures done, pictures in all).
-///
-/// # Errors
-/// See [`PackError`]. A shard appears under its name only when it is complete.
-pub fn pack(
-    source: &Path,
-    out: &Path,
-    spec: PackSpec,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<PackReport, PackError> {
-    spec.validate()?;
-    pack_dataset(&Dataset::open(source)?, out, spec, progress)
+/// What to do about a target that cannot be written.
+fn go_on(error: &io::Error) -> &'static str {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+        "; make room and give the same command again: it goes on after the shards that are finished"
+    } else {
+        ""
+    }
 }
 
-/// The same for pictures that are listed already.
+/// Packs a source of this machine that can be read in any order into a folder.
 ///
 /// # Errors
-/// As [`pack`].
-pub fn pack_dataset(
-    dataset: &Dataset,
-    out: &Path,
+/// As [`pack_intake`].
+pub fn pack(source: &Path, out: &Path, spec: PackSpec) -> Result<PackReport, PackError> {
+    spec.validate()?;
+    let remote = RemoteSpec::default();
+    let intake = Intake::open(&source.into(), None, None, &remote)?;
+    pack_intake(&intake, &out.into(), spec, &remote, &|_| ())
+}
+
+/// Packs `intake` into `target`, or goes on with it where that was begun before.
+///
+/// # Errors
+/// See [`PackError`]. A shard appears under its name only when it is complete; what is complete stays.
+pub fn pack_intake(
+    intake: &Intake,
+    target: &StoreLocation,
     spec: PackSpec,
-    progress: &mut dyn FnMut(u64, u64),
+    remote: &RemoteSpec,
+    heard: &(dyn Fn(PackProgress) + Sync),
 ) -> Result<PackReport, PackError> {
     spec.validate()?;
-    prepare(out)?;
-    let mut shrinker = spec.shrink.map(Shrinker::new);
-    let mut report = PackReport { samples: 0, bytes: 0, shrunk: 0, shards: Vec::new(), skipped: Vec::new() };
-    let mut shard: Option<Shard> = None;
-    for sample in (0..dataset.len()).map(SampleIndex::new) {
-        if sample.get().is_multiple_of(READ_ON_EVERY) {
-            dataset.read_on_from(sample);
-        }
-        match dataset.read(sample) {
-            Ok(bytes) => {
-                let open = match shard.take() {
-                    Some(open) => open,
-                    None => Shard::create(out, report.shards.len())?,
-                };
-                let path = dataset.path_bytes(sample).unwrap_or_default();
-                let small = shrinker.as_mut().and_then(|shrinker| shrinker.shrink(&bytes));
-                let bytes: &[u8] = small.as_deref().unwrap_or(&bytes);
-                let open = open.add(&path, bytes, small.is_some(), dataset.label(sample))?;
-                report.samples += 1;
-                report.shrunk += u64::from(small.is_some());
-                report.bytes += bytes.len() as u64;
-                if open.samples == spec.samples_per_shard {
-                    report.shards.push(open.finish()?);
-                } else {
-                    shard = Some(open);
-                }
-            }
-            Err(e) if e.is_undecodable() => {
-                let id = dataset.id(sample).unwrap_or_default().into_owned();
-                tracing::warn!(id, reason = %e, "picture left out");
-                report.skipped.push((id, e.to_string()));
-            }
-            Err(e) => return Err(e.into()),
-        }
-        progress(sample.get() + 1, dataset.len());
-    }
-    if let Some(open) = shard {
-        report.shards.push(open.finish()?);
+    let plan = Plan::new(intake.version(), intake.len(), &spec);
+    let target = Target::begin(target, &plan, remote)?;
+    let (shards, kept) = Work::new(intake, &plan, &target, heard).run(spec.threads)?;
+    let finished = Finished { plan, shards };
+    target.end(&finished, &classes::to_text(intake.classes()))?;
+    let mut report = PackReport { kept, ..PackReport::default() };
+    for (shard, record) in (0..).zip(finished.shards) {
+        report.samples += record.samples;
+        report.bytes += record.bytes;
+        report.shrunk += record.shrunk;
+        report.shards.extend(record.made.is_some().then(|| target.place_of(shard)));
+        report.skipped_count += record.skipped.count;
+        report.skipped.extend(record.skipped.listed);
+        report.ill_formed_count += record.ill_formed.count;
+        report.ill_formed.extend(record.ill_formed.listed);
     }
     Ok(report)
 }
 
 impl PackSpec {
     fn validate(&self) -> Result<(), PackError> {
-        let side = self.shrink.map_or(1, |s| u64::from(s.short_side));
-        let quality = self.shrink.map_or(1, |s| u64::from(s.quality));
-        for (what, found, most, expected) in [
-            ("samples per shard", self.samples_per_shard, u64::MAX, "at least 1"),
-            ("the shorter side", side, u64::from(u16::MAX), "1 to 65535 pixels"),
-            ("the quality", quality, 100, "1 to 100"),
-        ] {
-            if !(1..=most).contains(&found) {
-                return Err(PackError::Spec { what, found, expected });
+        if self.samples_per_shard == 0 {
+            return Err(PackError::Spec { what: "samples per shard", found: 0, expected: "at least 1" });
+        }
+        self.shrink.map_or(Ok(()), Shrink::validate)
+    }
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, PackError> {
+    serde_json::to_vec(value).map_err(|e| PackError::Write { path: PLAN.into(), source: e.into() })
+}
+
+/// What all threads see.
+struct Work<'a> {
+    intake: &'a Intake,
+    plan: &'a Plan,
+    target: &'a Target<'a>,
+    heard: &'a (dyn Fn(PackProgress) + Sync),
+    next: AtomicU64,
+    stopped: AtomicBool,
+    done: AtomicU64,
+    kept: AtomicU64,
+    bytes: AtomicU64,
+    /// Complaints that are listed.
+    listed: AtomicU64,
+}
+
+/// Why a thread breaks off.
+enum Halt {
+    Failed(PackError),
+    /// Another one failed.
+    Stopped,
+}
+
+impl From<PackError> for Halt {
+    fn from(error: PackError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<IntakeError> for Halt {
+    fn from(error: IntakeError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        intake: &'a Intake,
+        plan: &'a Plan,
+        target: &'a Target<'a>,
+        heard: &'a (dyn Fn(PackProgress) + Sync),
+    ) -> Self {
+        let zero = || AtomicU64::new(0);
+        let stopped = AtomicBool::new(false);
+        let (next, done, kept, bytes, listed) = (zero(), zero(), zero(), zero(), zero());
+        Self { intake, plan, target, heard, next, stopped, done, kept, bytes, listed }
+    }
+
+    /// All shards in order, and how many were kept; or the first error.
+    fn run(&self, threads: usize) -> Result<(Vec<Record>, u64), PackError> {
+        let shards = self.plan.shards();
+        let threads = threads.clamp(1, usize::try_from(shards).unwrap_or(usize::MAX));
+        let results: Mutex<Vec<(u64, Record, bool)>> = Mutex::default();
+        let failure: Mutex<Option<PackError>> = Mutex::default();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    let mut shrinker = self.plan.shrink().map(Shrinker::new);
+                    while !self.stopped.load(Ordering::Relaxed) {
+                        let shard = self.next.fetch_add(1, Ordering::Relaxed);
+                        if shard >= shards {
+                            break;
+                        }
+                        match self.shard(shard, shrinker.as_mut()) {
+                            Ok((mut record, kept)) => {
+                                record.shorten(&self.listed);
+                                let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                                results.push((shard, record, kept));
+                            }
+                            Err(Halt::Stopped) => break,
+                            Err(Halt::Failed(error)) => {
+                                self.stopped.store(true, Ordering::Relaxed);
+                                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                                break;
+                            }
+                        }
+                    }
+                });
             }
-        }
-        Ok(())
-    }
-}
-
-/// Decodes, shrinks and encodes; keeps its memory between pictures.
-struct Shrinker {
-    how: Shrink,
-    decoder: Decoder,
-    picture: Picture,
-}
-
-impl Shrinker {
-    fn new(how: Shrink) -> Self {
-        Self { how, decoder: Decoder::new(Limits::default()), picture: Picture::default() }
-    }
-
-    /// The smaller file; `None` where the picture is small enough or cannot be shrunk.
-    fn shrink(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
-        self.decoder.decode_into(bytes, &mut self.picture).ok()?;
-        let small = shrink_to(&self.picture, self.how.short_side)?;
-        encode(&small, PictureFormat::Jpeg(self.how.quality)).ok()
-    }
-}
-
-fn write_error(path: &Path, source: io::Error) -> PackError {
-    PackError::Write { path: path.to_owned(), source }
-}
-
-fn prepare(out: &Path) -> Result<(), PackError> {
-    fs::create_dir_all(out).map_err(|e| write_error(out, e))?;
-    for entry in fs::read_dir(out).map_err(|e| write_error(out, e))? {
-        let path = entry.map_err(|e| write_error(out, e))?.path();
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar")) {
-            return Err(PackError::NotEmpty { path: out.to_owned() });
-        }
-    }
-    Ok(())
-}
-
-/// The shard being written.
-struct Shard {
-    path: PathBuf,
-    partial: PathBuf,
-    tar: tar::Builder<BufWriter<File>>,
-    keys: HashSet<Vec<u8>>,
-    samples: u64,
-}
-
-impl Shard {
-    fn create(out: &Path, number: usize) -> Result<Self, PackError> {
-        let path = out.join(format!("shard-{number:06}.tar"));
-        let partial = out.join(format!("shard-{number:06}.tar.partial"));
-        let file = File::create(&partial).map_err(|e| write_error(&partial, e))?;
-        let tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, file));
-        Ok(Self { path, partial, tar, keys: HashSet::new(), samples: 0 })
-    }
-
-    /// Adds a picture, which is a JPEG whatever its name says where it is `shrunk`.
-    fn add(mut self, path: &[u8], bytes: &[u8], shrunk: bool, label: Option<u32>) -> Result<Self, PackError> {
-        let (key, extension) = self.name(path);
-        let extension = if shrunk { b"jpg".to_vec() } else { extension };
-        let mut append = |extension: &[u8], bytes: &[u8]| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o644);
-            let name = [&key, &b"."[..], extension].concat();
-            self.tar.append_data(&mut header, OsStr::from_bytes(&name), bytes)
-        };
-        let result = append(&extension, bytes)
-            .and_then(|()| label.map_or(Ok(()), |label| append(b"cls", label.to_string().as_bytes())));
-        result.map_err(|e| write_error(&self.partial, e))?;
-        self.samples += 1;
-        Ok(self)
-    }
-
-    /// A key that nobody has in this shard, and the extension.
-    fn name(&mut self, path: &[u8]) -> (Vec<u8>, Vec<u8>) {
-        let name = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
-        let dot = path[name..].iter().rposition(|b| *b == b'.').map_or(path.len(), |at| name + at);
-        let mut key = path[..dot].to_vec();
-        key[name..].iter_mut().filter(|b| **b == b'.').for_each(|b| *b = b'_');
-        let extension = path.get(dot + 1..).unwrap_or_default().to_ascii_lowercase();
-        let mut unique = key.clone();
-        let mut number = 2;
-        while !self.keys.insert(unique.clone()) {
-            unique = [&key, format!("_{number}").as_bytes()].concat();
-            number += 1;
-        }
-        (unique, extension)
-    }
-
-    fn finish(self) -> Result<PathBuf, PackError> {
-        let Self { path, partial, tar, .. } = self;
-        let written = tar.into_inner().and_then(|mut buffer| {
-            buffer.flush()?;
-            buffer.get_ref().sync_all()
         });
-        written.and_then(|()| fs::rename(&partial, &path)).map_err(|e| write_error(&partial, e))?;
-        index(&path)?;
-        Ok(path)
+        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_unstable_by_key(|(shard, ..)| *shard);
+        let kept = results.iter().filter(|(_, record, kept)| *kept && record.made.is_some()).count() as u64;
+        Ok((results.into_iter().map(|(_, record, _)| record).collect(), kept))
     }
+
+    fn shard(&self, shard: u64, shrinker: Option<&mut Shrinker>) -> Result<(Record, bool), Halt> {
+        if let Some(record) = self.target.kept(shard)? {
+            let range = self.plan.range(shard);
+            let count = range.end - range.start;
+            self.kept.fetch_add(count, Ordering::Relaxed);
+            self.tell(count);
+            return Ok((record, true));
+        }
+        self.target.reopen()?;
+        let record = match self.target.place() {
+            Place::Folder(folder) => {
+                let sink = folder.create(shard)?;
+                let partial = sink.partial().to_owned();
+                let failed = |e| PackError::Write { path: partial.clone(), source: e };
+                self.write(shard, shrinker, sink, &failed, |written| folder.finish_shard(written))?
+            }
+            Place::Bucket(bucket) => {
+                let failed = |e: io::Error| match storage_fault(&e) {
+                    Some(fault) => PackError::Remote(fault),
+                    None => PackError::Write { path: bucket.place_of(shard).into(), source: e },
+                };
+                let sink = bucket.create(shard);
+                self.write(shard, shrinker, sink, &failed, |written| bucket.finish_shard(shard, written))?
+            }
+        };
+        self.target.keep(shard, &record)?;
+        Ok((record, false))
+    }
+
+    /// Writes a shard; one without any picture is not made.
+    fn write<W: Write>(
+        &self,
+        shard: u64,
+        mut shrinker: Option<&mut Shrinker>,
+        sink: W,
+        failed: &dyn Fn(io::Error) -> PackError,
+        finish: impl FnOnce(shard::Written<W>) -> Result<Made, PackError>,
+    ) -> Result<Record, Halt> {
+        let mut record = Record::default();
+        let mut writing = Shard::new(sink);
+        self.intake.read(self.plan.range(shard), |id, item| {
+            if self.stopped.load(Ordering::Relaxed) {
+                return Err(Halt::Stopped);
+            }
+            let before = record.bytes;
+            add(&mut writing, &mut record, id, item, shrinker.as_deref_mut())
+                .map_err(|e| Halt::Failed(failed(e)))?;
+            self.bytes.fetch_add(record.bytes - before, Ordering::Relaxed);
+            self.tell(1);
+            Ok(())
+        })?;
+        if record.samples > 0 {
+            record.made = Some(finish(writing.finish().map_err(|e| Halt::Failed(failed(e)))?)?);
+        }
+        Ok(record)
+    }
+
+    fn tell(&self, more: u64) {
+        let done = self.done.fetch_add(more, Ordering::Relaxed) + more;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let all = self.plan.samples();
+        (self.heard)(PackProgress { done, all, kept: of(&self.kept), bytes: of(&self.bytes) });
+    }
+}
+
+/// Puts a picture into a shard, or its id among those that are left out.
+fn add<W: Write>(
+    shard: &mut Shard<W>,
+    record: &mut Record,
+    id: &str,
+    item: Item<'_>,
+    shrinker: Option<&mut Shrinker>,
+) -> io::Result<()> {
+    let (path, bytes, label) = match item {
+        Item::Picture { path, bytes, label } => (path, bytes, label),
+        Item::Skipped(reason) => {
+            record.skipped.add(id, reason);
+            return Ok(());
+        }
+    };
+    let name = match Name::of(&path, &bytes) {
+        Ok(name) => name,
+        Err(reason) => {
+            record.skipped.add(id, reason.to_string());
+            return Ok(());
+        }
+    };
+    let small = match shrinker {
+        Some(shrinker) => shrinker.shrink(&bytes),
+        None => Format::of(&bytes).map(|_| None),
+    };
+    let small = small.unwrap_or_else(|reason| {
+        record.ill_formed.add(id, reason.to_string());
+        None
+    });
+    let packed: &[u8] = small.as_deref().unwrap_or(&bytes);
+    shard.add(name, packed, small.is_some(), label)?;
+    record.samples += 1;
+    record.shrunk += u64::from(small.is_some());
+    record.bytes += packed.len() as u64;
+    Ok(())
 }

@@ -1,6 +1,7 @@
-//! Tar shards in an object store, read through a bounded cache on the local disk.
+//! Tar shards in an object store, read through a bounded cache on the local disk; for packing, loose pictures and parquet
+//! files too.
 //!
-//! Role: what lies at an address ([`mod@listing`]), each shard's index ([`shards`]), and any range of a shard's bytes. Shards
+//! Role: what lies at an address ([`mod@listing`]), each shard's index ([`shards`]), and any range of an object's bytes. Objects
 //! are cut into blocks of equal size; a block comes by one ranged get and is kept in the cache folder, which all
 //! processes of the machine share. Blocks that the loader will ask for are fetched before it does.
 //!
@@ -10,6 +11,7 @@
 //! Left out: numbering, ids and digests of samples: they are those of the same shards in a folder (`dataset`).
 
 mod blocks;
+mod bucket;
 mod cache;
 mod client;
 mod listing;
@@ -17,7 +19,9 @@ mod sealed;
 mod shards;
 
 pub(crate) use blocks::{BlockId, Remote};
-pub(crate) use shards::{OpenShard, open, write_indexes};
+pub(crate) use bucket::{Bucket, Upload};
+pub(crate) use cache::{Cache, Place, walked_part};
+pub(crate) use shards::{Away, OpenShard, look, storage_fault, write_indexes};
 
 use std::io;
 use std::path::PathBuf;

@@ -27,6 +27,11 @@ fn ids(d: &Dataset) -> Vec<String> {
     (0..d.len()).map(|i| d.id(SampleIndex::new(i)).unwrap().into_owned()).collect()
 }
 
+/// Shards of so many pictures.
+fn at_a_time(samples_per_shard: u64) -> PackSpec {
+    PackSpec { samples_per_shard, ..PackSpec::default() }
+}
+
 /// A small labelled folder with awkward names.
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -99,9 +104,17 @@ fn sources_without_pictures_are_named() {
     let said = Dataset::open(dir.path()).unwrap_err().to_string();
     assert!(said.contains(dir.path().to_str().unwrap()) && said.contains("jpeg"), "{said}");
     assert!(Dataset::open(&dir.path().join("missing")).is_err());
-    put(dir.path(), b"one.txt", b"x");
-    let said = Dataset::open(&dir.path().join("one.txt")).unwrap_err().to_string();
-    assert!(said.contains("neither a folder nor a .tar"), "{said}");
+    for (name, words) in [
+        ("one.dat", "neither a folder, nor a .tar"),
+        ("one.tar.gz", "unpack it first"),
+        ("one.jpg", "name its folder"),
+        ("one.arrow", "to_parquet"),
+    ] {
+        let other = tempfile::tempdir().unwrap();
+        put(other.path(), name.as_bytes(), b"x");
+        let said = Dataset::open(&other.path().join(name)).unwrap_err().to_string();
+        assert!(said.contains(words), "{said}");
+    }
     put(
         dir.path(),
         b"bad.tar",
@@ -109,7 +122,34 @@ fn sources_without_pictures_are_named() {
     );
     assert!(matches!(Dataset::open(dir.path()), Err(DatasetError::BadTar { .. })));
     put(dir.path(), b"loose.jpg", b"x");
-    assert!(matches!(Dataset::open(dir.path()), Err(DatasetError::Mixed { .. })));
+    let said = Dataset::open(dir.path()).unwrap_err().to_string();
+    let readings = ["as folder (it holds loose.jpg)", "as webdataset (it holds bad.tar)", "--kind"];
+    assert!(readings.iter().all(|reading| said.contains(reading)), "{said}");
+}
+
+/// What the sources that were there first are called and numbered: their digests were computed by another program, from
+/// ids and lengths alone. Runs and ledgers name samples by them.
+#[test]
+fn ids_and_digests_stay_what_they_are() {
+    let dir = folder();
+    let pinned = |source: &Path, digest: &str| {
+        assert_eq!(
+            Dataset::open(source).unwrap().digest().to_string(),
+            digest,
+            "{:?}",
+            ids(&Dataset::open(source).unwrap())
+        );
+    };
+    pinned(dir.path(), "d738020bebe0bddcb835241fbb73d79c8e708e2cf50a385d2896218be3dac4f6");
+    let out = tempfile::tempdir().unwrap();
+    pack(dir.path(), out.path(), at_a_time(3)).unwrap();
+    pinned(out.path(), "0fd7e8dd8a2ba6b79641fc93e85759a38c0750a7a46d7dab55970ef395528efc");
+    for shard in 0..3 {
+        fs::remove_file(side_file(&out.path().join(format!("shard-00000{shard}.tar")))).unwrap();
+    }
+    pinned(out.path(), "0fd7e8dd8a2ba6b79641fc93e85759a38c0750a7a46d7dab55970ef395528efc");
+    let foreign = foreign_tar(out.path());
+    pinned(&foreign, "3a3c8adc723c03f5e5024ade8b43cd48a6e6b5fffffe5fb82117027d3c67418b");
 }
 
 #[test]
@@ -118,13 +158,8 @@ fn packing_keeps_every_picture_its_bytes_and_its_label() {
     symlink("nowhere", dir.path().join("dogs/zz.jpg")).unwrap();
     let loose = Dataset::open(dir.path()).unwrap();
     let out = tempfile::tempdir().unwrap();
-    let mut seen = 0;
-    let report =
-        pack(dir.path(), out.path(), PackSpec { samples_per_shard: 3, shrink: None }, &mut |done, _| {
-            seen = done
-        })
-        .unwrap();
-    assert_eq!((report.samples, report.shards.len(), report.skipped.len(), seen), (7, 3, 1, 8));
+    let report = pack(dir.path(), out.path(), at_a_time(3)).unwrap();
+    assert_eq!((report.samples, report.shards.len(), report.skipped.len()), (7, 3, 1));
     assert!(report.skipped[0].0.contains("zz.jpg"));
     let packed = Dataset::open(out.path()).unwrap();
     assert_eq!(packed.len(), 7);
@@ -150,7 +185,7 @@ fn packing_shrinks_what_is_large_and_leaves_the_rest_as_it_is() {
     let pack_at = |short_side| {
         let out = tempfile::tempdir().unwrap();
         let shrink = Some(Shrink { short_side, quality: 90 });
-        let report = pack(dir.path(), out.path(), PackSpec { samples_per_shard: 9, shrink }, &mut |_, _| ());
+        let report = pack(dir.path(), out.path(), PackSpec { shrink, ..at_a_time(9) });
         (out, report)
     };
     let (out, report) = pack_at(30);
@@ -178,22 +213,21 @@ fn packing_is_reproducible_and_never_overwrites() {
     let dir = folder();
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for out in [&one, &two] {
-        pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100, shrink: None }, &mut |_, _| ())
-            .unwrap();
+        pack(dir.path(), out.path(), at_a_time(100)).unwrap();
     }
     let bytes = |d: &tempfile::TempDir| fs::read(d.path().join("shard-000000.tar")).unwrap();
     assert_eq!(bytes(&one), bytes(&two));
-    assert!(
-        pack(dir.path(), one.path(), PackSpec { samples_per_shard: 100, shrink: None }, &mut |_, _| ())
-            .is_err()
-    );
+    // Once more there is nothing to do, and anything else is refused.
+    assert_eq!(pack(dir.path(), one.path(), at_a_time(100)).unwrap().kept, 1);
+    assert!(pack(dir.path(), one.path(), at_a_time(7)).is_err());
+    assert_eq!(bytes(&one), bytes(&two));
 }
 
 #[test]
 fn a_tar_without_index_reads_the_same() {
     let dir = folder();
     let out = tempfile::tempdir().unwrap();
-    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100, shrink: None }, &mut |_, _| ()).unwrap();
+    pack(dir.path(), out.path(), at_a_time(100)).unwrap();
     let tar = out.path().join("shard-000000.tar");
     let with = Dataset::open(&tar).unwrap();
     fs::remove_file(side_file(&tar)).unwrap();
@@ -209,7 +243,7 @@ fn a_tar_without_index_reads_the_same() {
 fn an_index_of_another_tar_is_refused() {
     let dir = folder();
     let out = tempfile::tempdir().unwrap();
-    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 100, shrink: None }, &mut |_, _| ()).unwrap();
+    pack(dir.path(), out.path(), at_a_time(100)).unwrap();
     let tar = out.path().join("shard-000000.tar");
     let good = fs::read_to_string(side_file(&tar)).unwrap();
     let refused = |text: &str, word: &str| {
@@ -227,10 +261,9 @@ fn an_index_of_another_tar_is_refused() {
     refused(&good, "bytes, the tar has");
 }
 
-#[test]
-fn foreign_tars_with_long_names_and_json_labels_work() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("foreign.tar");
+/// A tar as others make them: long names, several files a sample, classes in two ways.
+fn foreign_tar(folder: &Path) -> PathBuf {
+    let path = folder.join("foreign.tar");
     let mut tar = tar::Builder::new(fs::File::create(&path).unwrap());
     let mut add = |name: &str, bytes: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -246,6 +279,13 @@ fn foreign_tars_with_long_names_and_json_labels_work() {
     add("./y.png", &odd("1x1.png"));
     add("z.txt", b"no picture");
     tar.finish().unwrap();
+    path
+}
+
+#[test]
+fn foreign_tars_with_long_names_and_json_labels_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = foreign_tar(dir.path());
     let d = Dataset::open(&path).unwrap();
     assert_eq!(d.len(), 2);
     assert_eq!((d.label(SampleIndex::new(0)), d.label(SampleIndex::new(1))), (Some(7), Some(3)));

@@ -56,7 +56,8 @@ fn what_is_written_opens_as_a_dataset_with_its_boxes() {
     }
     let counts: Vec<usize> = read.by_image().values().map(Vec::len).collect();
     assert!(counts.len() == 20 && counts.iter().all(|c| (2..=6).contains(c)), "{counts:?}");
-    let summary = inspect(&Dataset::open(dir.path()).unwrap(), Limits::default(), 2, &|_, _| ()).unwrap();
+    let summary =
+        inspect(&Dataset::open(dir.path()).unwrap().into(), Limits::default(), 2, &|_, _| ()).unwrap();
     assert_eq!((summary.count, summary.formats[&Format::Jpeg], summary.largest), (20, 20, (128, 128)));
     assert!(summary.undecodable.is_empty() && summary.digest == dataset.digest());
 }
@@ -93,7 +94,7 @@ fn impossible_specs_are_refused() {
 #[test]
 fn an_inspection_names_every_bad_picture() {
     let odd = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/odd-inputs");
-    let odd = Dataset::open(&odd).unwrap();
+    let odd = Dataset::open(&odd).unwrap().into();
     let one = inspect(&odd, Limits::default(), 1, &|_, _| ()).unwrap();
     assert_eq!(one, inspect(&odd, Limits::default(), 4, &|_, _| ()).unwrap());
     let bad: Vec<&str> = one.undecodable.iter().map(|c| c.id.as_str()).collect();

@@ -125,7 +125,7 @@ fn a_shard_feeds_the_same_pixels_as_the_folder_it_was_packed_from() {
         fs::copy(odd(name), dir.path().join(name)).unwrap();
     }
     let out = tempfile::tempdir().unwrap();
-    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 3, shrink: None }, &mut |_, _| ()).unwrap();
+    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 3, ..PackSpec::default() }).unwrap();
     let loose = Arc::new(Dataset::open(dir.path()).unwrap());
     let packed = Arc::new(Dataset::open(out.path()).unwrap());
     for mode in [ViewMode::Exact, ViewMode::Level] {
@@ -227,7 +227,7 @@ fn a_changed_shard_is_an_error_and_not_a_replacement() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(odd("ok_baseline.jpg"), dir.path().join("a.jpg")).unwrap();
     let out = tempfile::tempdir().unwrap();
-    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 3, shrink: None }, &mut |_, _| ()).unwrap();
+    pack(dir.path(), out.path(), PackSpec { samples_per_shard: 3, ..PackSpec::default() }).unwrap();
     let tar = out.path().join("shard-000000.tar");
     let mut bytes = fs::read(&tar).unwrap();
     bytes[512 + 1500] ^= 1;

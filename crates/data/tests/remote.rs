@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 #![cfg(unix)]
 
-use mcl_data::dataset::{index, index_remote, side_file};
+use mcl_data::dataset::{index, index_source, side_file};
 use mcl_data::generate::{GenerateSpec, PictureFormat, generate};
-use mcl_data::pack::{PackSpec, pack};
+use mcl_data::pack::{PackReport, PackSpec, pack, pack_intake};
 use mcl_data::{
-    BatchRequest, Dataset, DatasetError, LaneBatch, Loader, LoaderError, LoaderSpec, ReadError, RemoteError,
-    RemoteSpec,
+    BatchRequest, Dataset, DatasetError, Intake, LaneBatch, Loader, LoaderError, LoaderSpec, ReadError,
+    RemoteError, RemoteSpec,
 };
 use mcl_testkit::{Fault, S3Server};
 use mcl_types::{Epoch, Lane, SampleIndex, Seed, Step, StoreLocation};
@@ -40,8 +40,10 @@ impl World {
             local: tempfile::tempdir().unwrap(),
             cache: tempfile::tempdir().unwrap(),
         };
-        let spec = PackSpec { samples_per_shard: 12, shrink: None };
-        pack(loose.path(), world.local.path(), spec, &mut |_, _| ()).unwrap();
+        let spec = PackSpec { samples_per_shard: 12, ..PackSpec::default() };
+        pack(loose.path(), world.local.path(), spec).unwrap();
+        // Only shards: the names of the classes are another object to look at.
+        fs::remove_file(world.local.path().join("classes.txt")).unwrap();
         // A name that needs escaping, and one that sorts by bytes.
         let second = world.local.path().join("shard-000001.tar");
         let odd = world.local.path().join("Shard 100%.tar");
@@ -372,7 +374,7 @@ fn what_is_no_place_with_shards_is_said() {
     put("bad/a.tar");
     for (prefix, words) in [
         ("loose", ["mcl data pack", "cats/a.jpg"]),
-        ("mixed", ["mcl data pack", "b.png"]),
+        ("mixed", ["as folder (it holds b.png)", "as webdataset (it holds a.tar)"]),
         ("deep", ["s3://bucket/deep/er/a.tar", "prefix"]),
         ("empty", ["nothing is there", "s3://bucket/empty"]),
         ("pictures/shard-9.tar", ["nothing is there", "shard-9"]),
@@ -407,7 +409,7 @@ fn side_indexes_are_believed_as_far_as_they_fit_and_are_written_beside_remote_sh
     assert!(matches!(error, ReadError::Misplaced { .. }) && !error.is_undecodable(), "{error}");
     assert!(dataset.read(SampleIndex::new(13)).is_ok());
     // Written anew, they are those that a local tar gets.
-    let written = index_remote(&world.server.url("pictures"), &world.spec()).unwrap();
+    let written = index_source(&world.place("pictures"), None, &world.spec(), &|_, _| ()).unwrap();
     assert_eq!(written.iter().map(|(_, pictures)| pictures).sum::<u64>(), 36);
     index(&world.local.path().join("shard-000000.tar")).unwrap();
     assert_eq!(fs::read(side("shard-000000")).unwrap(), good);
@@ -446,4 +448,160 @@ fn without_a_folder_for_the_cache_only_time_is_lost() {
     fs::write(&taken, "no folder").unwrap();
     let dataset = world.open_with(&RemoteSpec { cache_dir: taken.join("pictures"), ..world.spec() });
     assert_same(&world.here(), &dataset);
+}
+
+fn pack_into(source: &StoreLocation, out: &StoreLocation, spec: &RemoteSpec) -> Result<PackReport, String> {
+    let intake = Intake::open(source, None, None, spec).map_err(|e| e.to_string())?;
+    let pack = PackSpec { samples_per_shard: 5, shrink: None, threads: 2 };
+    pack_intake(&intake, out, pack, spec, &|_| ()).map_err(|e| e.to_string())
+}
+
+/// The bucket's and a folder's files of one pack.
+fn same_files(world: &World, prefix: &str, folder: &Path) -> bool {
+    let list = |folder: &Path| {
+        let files = fs::read_dir(folder).unwrap().map(|f| f.unwrap().path());
+        let mut files: Vec<_> = files
+            // What is noted of the pack has the store's own word for each shard.
+            .filter(|p| p.is_file() && !p.ends_with("pack.json"))
+            .map(|p| (p.file_name().unwrap().to_owned(), fs::read(&p).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let (there, here) = (list(&world.server.file(prefix)), list(folder));
+    let names = |files: &[(std::ffi::OsString, Vec<u8>)]| {
+        files.iter().map(|(name, bytes)| (name.clone(), bytes.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&there), names(&here));
+    there == here
+}
+
+#[test]
+fn loose_pictures_lists_and_shards_in_a_bucket_are_packed_to_the_bytes_of_a_folder() {
+    let world = World::new();
+    let loose = tempfile::tempdir().unwrap();
+    for path in ["cats/a.jpg", "cats/deep/b.jpg", "dogs/c 100%.jpg", "dogs/empty.jpg"] {
+        for root in [loose.path().to_owned(), world.server.file("loose")] {
+            let file = root.join(path);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, if path.contains("empty") { "" } else { path }).unwrap();
+        }
+    }
+    let list = "dogs/c 100%.jpg\tdog\ngone.jpg\tdog\n./cats/a.jpg\tcat\n";
+    for root in [loose.path().to_owned(), world.server.file("loose")] {
+        fs::write(root.join("list.tsv"), list).unwrap();
+    }
+    for (source, skipped) in [("", 1), ("list.tsv", 1)] {
+        let here = loose.path().join(source);
+        let there = world.place(format!("loose/{source}").trim_end_matches('/'));
+        let (out, name) = (tempfile::tempdir().unwrap(), format!("out-{}", source.len()));
+        let report = pack_into(&here.as_path().into(), &out.path().into(), &world.spec()).unwrap();
+        let away = pack_into(&there, &world.place(&name), &world.spec()).unwrap();
+        assert_eq!((report.samples, report.skipped_count), (away.samples, away.skipped_count));
+        assert_eq!(report.skipped_count, skipped, "{:?}", report.skipped);
+        assert!(same_files(&world, &name, out.path()), "{source}");
+        // The server leaves the folder of what was removed.
+        let progress = fs::read_dir(world.server.file(&name).join("pack-in-progress"));
+        assert_eq!(progress.map_or(0, Iterator::count), 0);
+        // It is a data set there as here; the source is none there, and says what to type.
+        let there_packed = Dataset::open_at(&world.place(&name), &world.spec()).unwrap();
+        assert_same(&Dataset::open(out.path()).unwrap(), &there_packed);
+        assert_eq!(there_packed.classes().len(), 2);
+        let said = Dataset::open_at(&there, &world.spec()).unwrap_err().to_string();
+        assert!(said.contains(&format!("mcl data pack {there}")), "{said}");
+    }
+    // Shards, also named in braces.
+    let out = tempfile::tempdir().unwrap();
+    pack_into(&world.local.path().into(), &out.path().into(), &world.spec()).unwrap();
+    pack_into(&world.place("pictures"), &world.place("again"), &world.spec()).unwrap();
+    assert!(same_files(&world, "again", out.path()));
+    let braces = Dataset::open_at(&world.place("pictures/shard-{000000,000002}.tar"), &world.spec()).unwrap();
+    assert_eq!(braces.len(), 24);
+    let said = Dataset::open_at(&world.place("pictures/shard-{000000..000003}.tar"), &world.spec());
+    let said = said.unwrap_err().to_string();
+    assert!(said.contains("4 names, and 2 of them are not there, such as shard-000001.tar"), "{said}");
+}
+
+#[test]
+fn parquet_in_a_bucket_is_packed_to_the_bytes_of_a_folder() {
+    let world = World::new();
+    fs::create_dir_all(world.server.file("hf/data")).unwrap();
+    for part in ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign").join(part);
+        fs::copy(from, world.server.file("hf/data").join(part)).unwrap();
+    }
+    let out = tempfile::tempdir().unwrap();
+    let folder = world.server.file("hf");
+    pack_into(&folder.as_path().into(), &out.path().into(), &world.spec()).unwrap();
+    // Blocks that are smaller than headers and pictures, and larger.
+    for (block_bytes, name) in [(100, "small"), (1 << 20, "large")] {
+        let spec = RemoteSpec { block_bytes, ..world.spec() };
+        pack_into(&world.place("hf"), &world.place(name), &spec).unwrap();
+        assert!(same_files(&world, name, out.path()), "{name}");
+    }
+    let said = Dataset::open_at(&world.place("hf"), &world.spec()).unwrap_err().to_string();
+    assert!(said.contains("mcl data pack s3://bucket/hf"), "{said}");
+}
+
+#[test]
+fn a_pack_into_a_bucket_goes_on_where_it_stopped_whatever_the_server_does() {
+    let world = World::new();
+    let whole = tempfile::tempdir().unwrap();
+    pack_into(&world.local.path().into(), &whole.path().into(), &world.spec()).unwrap();
+    let brief = RemoteSpec { retry_for: Duration::from_millis(50), ..world.spec() };
+    let (here, there) = (world.local.path().into(), world.place("out"));
+    // It is away for good after some requests.
+    world.server.meet(std::iter::repeat_n(Fault::None, 25));
+    world.server.meet(std::iter::repeat_n(Fault::Refuse, 10_000));
+    let said = pack_into(&here, &there, &brief).unwrap_err();
+    assert!(said.contains("the same command goes on"), "{said}");
+    world.server.forget();
+    for file in fs::read_dir(world.server.file("out")).unwrap().map(|f| f.unwrap().path()) {
+        if file.extension().is_some_and(|e| e == "tar") {
+            assert_eq!(
+                fs::read(&file).unwrap(),
+                fs::read(whole.path().join(file.file_name().unwrap())).unwrap()
+            );
+        }
+    }
+    let error = Dataset::open_at(&there, &world.spec()).unwrap_err();
+    assert!(matches!(error, DatasetError::Unfinished { .. }), "{error}");
+    // One that was done is another by now.
+    let done = world.server.file("out/shard-000000.tar");
+    assert!(done.is_file(), "nothing was done at all");
+    // By its length: this server keeps the tag of what was put whatever becomes of the file.
+    let bytes = fs::read(&done).unwrap();
+    fs::write(&done, &bytes[..bytes.len() - 1]).unwrap();
+    let slow = Fault::Slow(Duration::from_millis(20));
+    world.server.meet([Fault::Refuse, slow, Fault::DropRequest, Fault::None, Fault::DropAnswer, slow]);
+    let report = pack_into(&here, &there, &world.spec()).unwrap();
+    assert!(report.kept >= 1 && report.kept < 7, "{}", report.kept);
+    assert!(same_files(&world, "out", whole.path()));
+    assert_eq!(pack_into(&here, &there, &world.spec()).unwrap().kept, 8, "there is nothing to do");
+    fs::write(world.server.file("out/shard-000003.tar"), "x").unwrap();
+    assert_eq!(pack_into(&here, &there, &world.spec()).unwrap().kept, 7);
+    assert!(same_files(&world, "out", whole.path()));
+}
+
+#[test]
+fn large_shards_go_up_in_parts_and_given_up_ones_are_ended() {
+    let world = World::new();
+    let loose = tempfile::tempdir().unwrap();
+    for picture in 0..5_u8 {
+        fs::write(loose.path().join(format!("{picture}.jpg")), vec![picture; 7 << 20]).unwrap();
+    }
+    let whole = tempfile::tempdir().unwrap();
+    pack_into(&loose.path().into(), &whole.path().into(), &world.spec()).unwrap();
+    let there = world.place("parts");
+    let brief = RemoteSpec { retry_for: Duration::from_millis(50), ..world.spec() };
+    // A part is refused: an earlier plan and its end are looked for, the place is listed, the plan is
+    // written, the upload begun.
+    world.server.meet(std::iter::repeat_n(Fault::None, 5));
+    world.server.meet(std::iter::repeat_n(Fault::Refuse, 3));
+    assert!(pack_into(&loose.path().into(), &there, &brief).is_err());
+    world.server.forget();
+    assert!(!world.server.file("parts/shard-000000.tar").exists());
+    pack_into(&loose.path().into(), &there, &world.spec()).unwrap();
+    assert!(same_files(&world, "parts", whole.path()));
+    assert_eq!(world.server.left_of_uploads(), Vec::<String>::new());
 }

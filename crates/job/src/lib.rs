@@ -24,7 +24,7 @@ pub enum JobError {
 /// # Errors
 /// When they cannot be listed.
 pub fn open_dataset(job: &Job) -> Result<Dataset, DatasetError> {
-    Dataset::open_at(&job.data().source, &remote_spec(job))
+    Dataset::open_as(&job.data().source, job.data().kind, &remote_spec(job))
 }
 
 /// How shards in an object store are read, and what is kept of them.

@@ -113,6 +113,11 @@ impl S3Server {
         self.faults.list.lock().unwrap().extend(faults);
     }
 
+    /// No request meets a fault any more.
+    pub fn forget(&self) {
+        self.faults.list.lock().unwrap().clear();
+    }
+
     /// How many requests met a fault, of those told to.
     pub fn met(&self) -> u64 {
         self.faults.met.load(Ordering::SeqCst)

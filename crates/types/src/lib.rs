@@ -12,6 +12,7 @@ mod location;
 mod ports;
 mod retention;
 mod seed;
+mod source_kind;
 mod tier;
 mod token;
 
@@ -22,5 +23,6 @@ pub use location::{StoreLocation, StoreLocationError};
 pub use ports::{PortRange, PortRangeError};
 pub use retention::Retention;
 pub use seed::{Purpose, Seed, SplitMix64};
+pub use source_kind::{SourceKind, SourceKindError};
 pub use tier::Tier;
 pub use token::FencingToken;

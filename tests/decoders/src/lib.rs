@@ -12,10 +12,11 @@ pub mod seeds;
 
 use mcl_checkpoint_core::{Manifest, SliceView, write_slice};
 use mcl_config::Job;
-use mcl_data::dataset::TarIndex;
+use mcl_data::dataset::{ListFormat, PictureList, TarIndex};
+use mcl_data::rows::{Rows, RowsError};
 use mcl_data::{Decoder, Limits, Picture};
 use mcl_transport::{Certificate, Role};
-use mcl_types::StoreLocation;
+use mcl_types::{SourceKind, StoreLocation};
 use std::path::Path;
 
 pub use messages::{frames, messages};
@@ -40,11 +41,18 @@ pub struct Target {
     pub spare: usize,
 }
 
+/// Memory of a page that claims more than is stored of it, and of what decompresses.
+const PAGE: usize = 12 * MIB;
+/// Rows that are read: a file of a few bytes may have any number of empty ones.
+const ROWS: u64 = 1000;
+
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "manifest", run: manifest, seeds: seeds::manifests, spare: MIB },
     Target { name: "slice", run: slice, seeds: seeds::slices, spare: MIB },
     Target { name: "tar_index", run: tar_index, seeds: seeds::tars, spare: MIB },
+    Target { name: "list", run: list, seeds: seeds::lists, spare: MIB },
+    Target { name: "parquet", run: parquet, seeds: seeds::parquets, spare: PAGE },
     Target { name: "config", run: config, seeds: seeds::jobs, spare: MIB },
     Target { name: "messages", run: messages, seeds: seeds::messages, spare: MIB },
     Target { name: "frames", run: frames, seeds: seeds::frames, spare: MIB },
@@ -88,7 +96,8 @@ pub fn tar_index(bytes: &[u8]) {
     let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return };
     let (side, tar) = rest.split_at(rest.len().min(usize::from(u16::from_le_bytes(*length))));
     let name = Path::new("shard.tar");
-    for index in [TarIndex::parse(name, side, tar), TarIndex::scan(name, tar)].into_iter().flatten() {
+    let plain = TarIndex::scan_as(name, tar, SourceKind::Tar);
+    for index in [TarIndex::parse(name, side, tar), TarIndex::scan(name, tar), plain].into_iter().flatten() {
         for sample in &index.samples {
             let end = sample.offset.checked_add(sample.length).expect("an end");
             assert!(end <= tar.len() as u64, "`{}` ends at {end} of {}", sample.key, tar.len());
@@ -96,6 +105,43 @@ pub fn tar_index(bytes: &[u8]) {
         let text = serde_json::to_vec(&index).expect("an index can be written");
         // A walk follows links and long names that a spot check of headers need not accept; no panic is enough.
         let _ = TarIndex::parse(name, &text, tar);
+    }
+}
+
+/// A list of pictures, in each of its forms.
+pub fn list(bytes: &[u8]) {
+    for format in [ListFormat::Lines, ListFormat::Tabs, ListFormat::Commas] {
+        let Ok(list) = PictureList::parse(bytes, format) else { continue };
+        let mut seen = std::collections::HashSet::new();
+        for picture in &list.pictures {
+            let path = &picture.path;
+            let leaves = path.split(|b| *b == b'/').any(|part| matches!(part, b".." | b"."));
+            assert!(!path.is_empty() && !leaves && !path.contains(&0), "{path:?}");
+            assert!(seen.insert(path), "{path:?} twice");
+            let named = |label: u32| list.classes.is_empty() || (label as usize) < list.classes.len();
+            assert!(picture.label.is_none_or(named), "{picture:?} of {} classes", list.classes.len());
+        }
+    }
+}
+
+/// A parquet file, of which the first rows are read, from the first and from the second on.
+pub fn parquet(bytes: &[u8]) {
+    let Ok(rows) = Rows::of_bytes("x.parquet", bytes::Bytes::copy_from_slice(bytes)) else { return };
+    let mut first = Vec::new();
+    let read = rows.read::<RowsError>(0..rows.len().min(ROWS), |id, row| {
+        first.push((id.to_owned(), row.is_ok(), row.map_or(0, |row| row.bytes.len())));
+        Ok(())
+    });
+    if read.is_err() {
+        return;
+    }
+    let mut again = first.get(..1).unwrap_or_default().to_vec();
+    let read = rows.read::<RowsError>(1..rows.len().min(ROWS), |id, row| {
+        again.push((id.to_owned(), row.is_ok(), row.map_or(0, |row| row.bytes.len())));
+        Ok(())
+    });
+    if read.is_ok() {
+        assert_eq!(again, first, "rows are others where the first is passed over");
     }
 }
 

@@ -15,10 +15,15 @@ fn project() -> PathBuf {
 
 /// The files of a folder of the project, in order of their names, up to a size.
 fn files(folder: &str, largest: u64) -> Vec<Vec<u8>> {
+    files_of(folder, largest, |_| true)
+}
+
+/// Those whose paths are wanted.
+fn files_of(folder: &str, largest: u64, wanted: impl Fn(&Path) -> bool) -> Vec<Vec<u8>> {
     let listed = std::fs::read_dir(project().join(folder)).expect("a folder of the project");
     let mut paths: Vec<PathBuf> = listed.map(|e| e.expect("an entry").path()).collect();
     paths.sort();
-    paths.retain(|p| p.metadata().is_ok_and(|m| m.is_file() && m.len() <= largest));
+    paths.retain(|p| wanted(p) && p.metadata().is_ok_and(|m| m.is_file() && m.len() <= largest));
     paths.iter().map(|p| std::fs::read(p).expect("a readable file")).collect()
 }
 
@@ -82,6 +87,24 @@ pub fn tars() -> Vec<Vec<u8>> {
             [&length.to_le_bytes(), side.as_slice(), &tar].concat()
         })
         .collect()
+}
+
+/// Lists with and without headers, quotes, labels and what does not belong there.
+pub fn lists() -> Vec<Vec<u8>> {
+    let lists: [&[u8]; 5] = [
+        b"a.jpg\n./b/c d.png\r\n\n/abs/e.gif\t12\nraw\xff.jpg",
+        b"path,label\r\n\"a, b.jpg\",cat\r\nc.jpg,\r\n",
+        b"id\tfile_name\tclass\n1\ta.jpg\t3\n2\tb.jpg\t4\n",
+        b"\xef\xbb\xbfa.jpg,1\nb.jpg,2\n",
+        b"a.jpg\n../b.jpg\ns3://bucket/c.jpg\na.jpg\n",
+    ];
+    lists.map(<[u8]>::to_vec).to_vec()
+}
+
+/// What `datasets` and pyarrow wrote.
+pub fn parquets() -> Vec<Vec<u8>> {
+    let is_parquet = |path: &Path| path.extension().is_some_and(|e| e == "parquet");
+    files_of("crates/data/tests/foreign", 1 << 16, is_parquet)
 }
 
 /// The project's own job files, one that says everything, and addresses of stores.

@@ -2,21 +2,35 @@
 
 use clap::{Subcommand, ValueEnum};
 use mcl_config::Override;
-use mcl_types::StoreLocation;
+use mcl_types::{SourceKind, StoreLocation};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
-    /// Pack a folder of pictures into tar shards with an index.
+    /// Pack pictures of any source into tar shards with an index: what cannot be trained from directly, and what is slow
+    /// there. One that was interrupted goes on when it is given again.
     Pack {
-        /// Folder of pictures, or shards anywhere.
+        /// Folder of pictures, list (.txt, .tsv, .csv), tar shards (also of others, also in braces as shard-{000..099}.tar) or
+        /// parquet files; here or in an object store: s3://bucket/prefix.
         source: StoreLocation,
-        /// Folder for the shards.
+        /// Folder or address (s3://bucket/prefix) for the shards.
+        #[arg(value_name = "OUT", required_unless_present = "out_flag")]
+        out: Option<StoreLocation>,
+        /// The same.
+        #[arg(long = "out", id = "out_flag", value_name = "OUT", conflicts_with = "out")]
+        out_flag: Option<StoreLocation>,
+        /// How to read the source, where what is there does not tell: folder, webdataset, tar, list or parquet.
         #[arg(long)]
-        out: PathBuf,
-        /// Pictures a shard.
-        #[arg(long, default_value_t = 1024)]
+        kind: Option<SourceKind>,
+        /// The column of pictures in parquet files, where there are several.
+        #[arg(long)]
+        column: Option<String>,
+        /// Pictures of the source a shard.
+        #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..))]
         samples_per_shard: u64,
+        /// Threads, each at a shard of its own; default: one a core. The shards are the same whatever the number.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        threads: Option<u16>,
         /// Shrink pictures to this shorter side in pixels and store them as JPEG: loading then costs far less, and
         /// crops that would have been taken from the full picture lose detail.
         #[arg(long, value_name = "PIXELS")]
@@ -30,16 +44,26 @@ pub(crate) enum DataCommand {
     },
     /// Write the side index of tar shards.
     Index {
-        /// A shard, or a folder of shards; also in an object store, where the indexes go too: s3://bucket/prefix.
+        /// A shard, a folder of shards, or their names in braces; also in an object store, where the indexes go too:
+        /// s3://bucket/prefix.
         source: StoreLocation,
+        /// How to read the tars: webdataset, or tar for one in which every picture is a sample.
+        #[arg(long)]
+        kind: Option<SourceKind>,
         /// Answer as one JSON object.
         #[arg(long)]
         json: bool,
     },
     /// Look at every picture of a source: count, formats, sizes, what cannot be decoded and why.
     Inspect {
-        /// Folder, shard, folder of shards, or shards in an object store: s3://bucket/prefix.
+        /// What `mcl data pack` takes: folder, list, shards, parquet files; here or in an object store: s3://bucket/prefix.
         source: StoreLocation,
+        /// How to read the source, where what is there does not tell: folder, webdataset, tar, list or parquet.
+        #[arg(long)]
+        kind: Option<SourceKind>,
+        /// The column of pictures in parquet files, where there are several.
+        #[arg(long)]
+        column: Option<String>,
         /// Answer as one JSON object.
         #[arg(long)]
         json: bool,

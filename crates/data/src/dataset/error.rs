@@ -1,7 +1,12 @@
 //! What can be wrong with a source, or with reading one of its samples.
 
-use super::EXTENSIONS;
+use super::braces::BracesError;
+use super::list::ListError;
+use super::sight::Choice;
+use super::{EXTENSIONS, LIST_EXTENSIONS};
 use crate::remote::RemoteError;
+use crate::rows::RowsError;
+use mcl_types::SourceKind;
 use std::io;
 use std::path::PathBuf;
 
@@ -17,24 +22,150 @@ pub enum DatasetError {
         source: io::Error,
     },
     /// Nothing to train on.
-    #[error("no pictures in {}: expected files ending in {}, at any depth, or .tar shards", path.display(), EXTENSIONS.join(", "))]
+    #[error("no pictures in {}: expected files ending in {}, at any depth, .tar shards, or a list of pictures", path.display(), EXTENSIONS.join(", "))]
     Empty {
         /// The source.
         path: PathBuf,
     },
-    /// The source is one file, and not a tar.
-    #[error("{} is neither a folder nor a .tar shard", path.display())]
+    /// The source is one file, and of no kind that is read.
+    #[error(
+        "{} is neither a folder, nor a .tar shard, nor a list of pictures ({}){hint}; where its name does not tell, say it with `--kind` or `[data] kind`",
+        path.display(), LIST_EXTENSIONS.join(", ")
+    )]
     NotASource {
         /// The source.
         path: PathBuf,
+        /// What can be done about it.
+        hint: &'static str,
     },
-    /// Tar shards beside loose pictures.
-    #[error("{} holds both .tar shards and loose pictures (such as {example}): expected one kind", path.display())]
+    /// A list was asked for, and this is no file.
+    #[error("{} is no file: a list of pictures is one, such as pictures.txt or pictures.csv", path.display())]
+    NotAList {
+        /// The source.
+        path: PathBuf,
+    },
+    /// More than one kind of source in one place.
+    #[error("{} {}: say which is meant, with `--kind` or `[data] kind`", path.display(), readings(choices))]
     Mixed {
         /// The source.
         path: PathBuf,
-        /// A loose picture's id.
+        /// How it can be read.
+        choices: Vec<Choice>,
+    },
+    /// Parquet files of several splits.
+    #[error("{} holds parquet files of several splits: name one of {}; or say `--kind parquet` for all of them", path.display(), choices.join(" or "))]
+    Splits {
+        /// The source.
+        path: PathBuf,
+        /// What names each.
+        choices: Vec<String>,
+    },
+    /// Arrow files.
+    #[error(
+        "{} holds Arrow files (such as {example}), which are not read: save the data set as parquet, in Python `datasets.load_from_disk(FOLDER).to_parquet(\"pictures.parquet\")`, and pack that with `mcl data pack pictures.parquet --out SHARDS`",
+        path.display()
+    )]
+    Arrow {
+        /// The source.
+        path: PathBuf,
+        /// One of them.
         example: String,
+    },
+    /// A source that has to be packed before it is trained on.
+    #[error(
+        "{source_name} {what}: pack the pictures once, with `mcl data pack {source_name} --out SHARDS`, and name SHARDS as the source"
+    )]
+    PackFirst {
+        /// The source.
+        source_name: String,
+        /// Why.
+        what: String,
+    },
+    /// A parquet file.
+    #[error(transparent)]
+    Rows(#[from] RowsError),
+    /// A column was named, and the source has none.
+    #[error("{} has no columns: `--column {column}` is for parquet files", path.display())]
+    NoColumns {
+        /// The source.
+        path: PathBuf,
+        /// What was asked for.
+        column: String,
+    },
+    /// A pack that did not come to its end.
+    #[error(
+        "{} is not packed to the end: give its `mcl data pack` again, which goes on where it stopped; or remove {}",
+        path.display(), crate::pack::PROGRESS
+    )]
+    Unfinished {
+        /// The folder or address.
+        path: PathBuf,
+    },
+    /// A list that cannot be used.
+    #[error("{}, {source}", path.display())]
+    List {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ListError,
+    },
+    /// A list whose pictures are not there.
+    #[error(
+        "none of the {count} pictures that {} lists is there (such as {example}): relative paths count from the list's folder{hint}",
+        path.display()
+    )]
+    ListOfNothing {
+        /// The list.
+        path: PathBuf,
+        /// Paths in it.
+        count: usize,
+        /// The first of them.
+        example: String,
+        /// What may be wrong.
+        hint: &'static str,
+    },
+    /// A list that is larger than any.
+    #[error("{} has {bytes} bytes, expected a list of pictures of at most {most}", path.display())]
+    ListTooLarge {
+        /// The list.
+        path: PathBuf,
+        /// Its bytes.
+        bytes: u64,
+        /// Bytes it may have.
+        most: u64,
+    },
+    /// Names in braces that stand for nothing.
+    #[error("{place}: {source}")]
+    Braces {
+        /// The source.
+        place: String,
+        /// What is wrong.
+        source: BracesError,
+    },
+    /// Names in braces that are not all there, or not of one kind.
+    #[error("{place} stands for {count} names, and {wrong}")]
+    Named {
+        /// The source.
+        place: String,
+        /// Names it stands for.
+        count: usize,
+        /// What is wrong.
+        wrong: String,
+    },
+    /// A tar that makes sense in two ways.
+    #[error(
+        "{} can be read in two ways: as WebDataset, `{kept}` and `{left}` are parts of one sample, and {count} pictures are left out; as a plain tar, every picture is one. Say `--kind webdataset` or `--kind tar`, or `[data] kind`",
+        path.display()
+    )]
+    AmbiguousTar {
+        /// The shard.
+        path: PathBuf,
+        /// A picture.
+        kept: String,
+        /// One that would be left out for it.
+        left: String,
+        /// Pictures that would be left out.
+        count: usize,
     },
     /// Not a tar, or a damaged one.
     #[error("{} is not a readable tar: {source}", path.display())]
@@ -44,19 +175,15 @@ pub enum DatasetError {
         /// Why.
         source: io::Error,
     },
-    /// A bucket of loose pictures.
-    #[error(
-        "{address} holds loose pictures (such as {example}): expected .tar shards in an object store; pack the pictures with `mcl data pack` and upload the shards"
-    )]
-    Loose {
-        /// The source.
-        address: String,
-        /// A loose picture's name.
-        example: String,
+    /// An index was asked for, of what has none.
+    #[error("a source read as {kind} has no index: expected tar shards, read as `webdataset` or `tar`")]
+    NoIndex {
+        /// How it was to be read.
+        kind: SourceKind,
     },
-    /// A place in a bucket without shards.
+    /// A place without shards.
     #[error(
-        "no .tar shards directly in {address} ({found}): expected a .tar object, or a prefix that holds some; `mcl data pack` makes them"
+        "no .tar shards directly in {address} ({found}): expected a .tar, or a folder or prefix that holds some; `mcl data pack` makes them"
     )]
     NoShards {
         /// The source.
@@ -80,11 +207,18 @@ pub enum DatasetError {
     },
 }
 
+fn readings(choices: &[Choice]) -> String {
+    let one = |c: &Choice| format!("as {} (it holds {})", c.kind, c.example);
+    format!("can be read {}", choices.iter().map(one).collect::<Vec<_>>().join(", or "))
+}
+
 impl DatasetError {
     /// Whether starting again later may help: the storage is away, and nothing is known to be wrong with the pictures.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Remote(error) | Self::Read(ReadError::Remote { source: error, .. }) => error.may_pass(),
+            Self::Remote(error)
+            | Self::Read(ReadError::Remote { source: error, .. })
+            | Self::Rows(RowsError::Remote { source: error, .. }) => error.may_pass(),
             _ => false,
         }
     }

@@ -1,13 +1,17 @@
-//! A folder of pictures: its sorted list.
+//! Loose pictures: the sorted list of a folder, or what a list names.
 //!
-//! Listed are regular files, at any depth, whose name ends in a known extension, and links that lead
+//! Of a folder listed are regular files, at any depth, whose name ends in a known extension, and links that lead
 //! nowhere (they become a skip with a reason, not a silent gap). Links to folders are followed; one
 //! that leads back to a folder above itself is not.
 
-use super::DatasetError;
-use std::collections::BTreeMap;
+use super::list::{Listed, PictureList};
+use super::open::{Missing, modified};
+use super::{DatasetError, classes, is_unavailable};
+use crate::remote::Remote;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use walkdir::WalkDir;
 
 /// Extensions that are listed, in any case; the content decides what a file is.
@@ -15,22 +19,49 @@ pub const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "
 
 /// One listed picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct FolderEntry {
-    /// Path below the root.
+pub(crate) struct FolderEntry {
+    /// Path below the root; a whole one where a list says so.
     pub(super) path: OsString,
-    /// Bytes; 0 for a link that leads nowhere.
+    /// Bytes; 0 for what is not there.
     pub(super) length: u64,
-    /// Class of its top folder.
+    /// Its class.
     pub(super) label: Option<u32>,
+    /// When it was last written, in nanoseconds of Unix time; 0 for what is not there or in an object store.
+    pub(super) modified: i64,
 }
 
-/// The pictures of a folder in byte order of their relative paths.
+/// Loose pictures: of a folder in byte order of their relative paths, of a list in its order.
 #[derive(Debug)]
-pub(super) struct FolderList {
-    pub(super) root: PathBuf,
+pub(crate) struct FolderList {
+    pub(super) root: Root,
     pub(super) entries: Vec<FolderEntry>,
-    /// Class names by label; empty where the layout tells no classes.
-    pub(super) classes: Vec<OsString>,
+    /// Class names by label; empty where nothing tells them.
+    pub(super) classes: Vec<Vec<u8>>,
+}
+
+/// Where loose pictures are.
+#[derive(Debug)]
+pub(crate) enum Root {
+    /// Below this folder.
+    Here(PathBuf),
+    /// In an object store: the object of each entry's number, or the one that is said here, where there is one.
+    Away(Arc<Remote>, Option<Vec<Option<usize>>>),
+}
+
+impl Root {
+    /// Pictures in an object store, each of which is the object of its number.
+    pub(super) fn of(remote: Remote) -> Self {
+        Self::Away(Arc::new(remote), None)
+    }
+}
+
+/// What a walk of a folder finds.
+#[derive(Debug)]
+pub(super) struct Walked {
+    pub(super) pictures: FolderList,
+    /// Other files that hold pictures, in byte order of their paths.
+    pub(super) parquets: Vec<PathBuf>,
+    pub(super) arrows: Vec<PathBuf>,
 }
 
 pub(crate) fn has_extension(path: &Path, wanted: &[&str]) -> bool {
@@ -39,15 +70,54 @@ pub(crate) fn has_extension(path: &Path, wanted: &[&str]) -> bool {
 }
 
 impl FolderList {
+    /// Loose pictures under `root` with a class for each, where folders tell classes.
+    pub(super) fn labelled_by_folder(root: Root, mut entries: Vec<FolderEntry>) -> Self {
+        let labelled = classes::by_folder(entries.iter().map(|entry| entry.path.as_encoded_bytes()));
+        let Some((labels, classes)) = labelled else { return Self { root, entries, classes: Vec::new() } };
+        for (entry, label) in entries.iter_mut().zip(labels) {
+            entry.label = Some(label);
+        }
+        Self { root, entries, classes }
+    }
+
+    /// The pictures that `list` names, of which `folder` is the folder; and those that are not there.
+    pub(super) fn of_list(list: PictureList, folder: &Path) -> Result<(Self, Missing), DatasetError> {
+        let mut missing = Missing::default();
+        let look = |listed: Listed| {
+            let path = OsStr::from_bytes(&listed.path).to_owned();
+            let (length, modified) = match std::fs::metadata(folder.join(&path)) {
+                Ok(about) if about.is_file() => (about.len(), modified(&about)),
+                Err(source) if !is_unavailable(&source) => {
+                    return Err(DatasetError::Io { path: folder.join(path), source });
+                }
+                Ok(_) | Err(_) => {
+                    missing.count += 1;
+                    (0, 0)
+                }
+            };
+            Ok(FolderEntry { path, length, label: listed.label, modified })
+        };
+        let entries: Result<Vec<_>, _> = list.pictures.into_iter().map(look).collect();
+        let root = Root::Here(folder.to_owned());
+        Ok((Self { root, entries: entries?, classes: list.classes }, missing))
+    }
+}
+
+impl Walked {
     /// Walks `root`.
-    pub(super) fn walk(root: &Path) -> Result<Self, DatasetError> {
+    pub(super) fn of(root: &Path) -> Result<Self, DatasetError> {
         let mut entries = Vec::new();
+        let (mut parquets, mut arrows) = (Vec::new(), Vec::new());
         for entry in WalkDir::new(root).follow_links(true) {
             match entry {
                 Ok(entry) if entry.file_type().is_file() => {
                     if has_extension(entry.path(), &EXTENSIONS) {
-                        let length = entry.metadata().map_err(|e| walk_error(root, &e))?.len();
-                        push(&mut entries, root, entry.path(), length);
+                        let about = entry.metadata().map_err(|e| walk_error(root, &e))?;
+                        push(&mut entries, root, entry.path(), (about.len(), modified(&about)));
+                    } else if has_extension(entry.path(), &["parquet"]) {
+                        parquets.push(entry.into_path());
+                    } else if has_extension(entry.path(), &["arrow"]) {
+                        arrows.push(entry.into_path());
                     }
                 }
                 Ok(_) => {}
@@ -55,21 +125,26 @@ impl FolderList {
                     tracing::debug!(link = ?e.path(), "not following a link into its own parents");
                 }
                 Err(e) => match e.path().filter(|p| p.is_symlink()) {
-                    Some(link) if has_extension(link, &EXTENSIONS) => push(&mut entries, root, link, 0),
+                    Some(link) if has_extension(link, &EXTENSIONS) => push(&mut entries, root, link, (0, 0)),
                     Some(link) => tracing::debug!(?link, "ignoring a link that leads nowhere"),
                     None => return Err(walk_error(root, &e)),
                 },
             }
         }
         entries.sort_unstable_by(|a, b| a.path.as_encoded_bytes().cmp(b.path.as_encoded_bytes()));
-        let classes = label_by_folder(&mut entries);
-        Ok(Self { root: root.to_owned(), entries, classes })
+        for paths in [&mut parquets, &mut arrows] {
+            paths.sort_unstable_by(|a, b| {
+                a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes())
+            });
+        }
+        let pictures = FolderList::labelled_by_folder(Root::Here(root.to_owned()), entries);
+        Ok(Self { pictures, parquets, arrows })
     }
 }
 
-fn push(entries: &mut Vec<FolderEntry>, root: &Path, path: &Path, length: u64) {
+fn push(entries: &mut Vec<FolderEntry>, root: &Path, path: &Path, (length, modified): (u64, i64)) {
     let relative = path.strip_prefix(root).unwrap_or(path);
-    entries.push(FolderEntry { path: relative.as_os_str().to_owned(), length, label: None });
+    entries.push(FolderEntry { path: relative.as_os_str().to_owned(), length, label: None, modified });
 }
 
 fn walk_error(root: &Path, error: &walkdir::Error) -> DatasetError {
@@ -79,36 +154,4 @@ fn walk_error(root: &Path, error: &walkdir::Error) -> DatasetError {
         |e| std::io::Error::new(e.kind(), e.to_string()),
     );
     DatasetError::Io { path, source }
-}
-
-/// Labels every picture with its top folder, if each lies in one and there are at least two.
-fn label_by_folder(entries: &mut [FolderEntry]) -> Vec<OsString> {
-    fn class_of(path: &OsStr) -> Option<&OsStr> {
-        let mut parts = Path::new(path).components();
-        let first = parts.next()?.as_os_str();
-        parts.next().map(|_| first)
-    }
-    let mut classes: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
-    for entry in &*entries {
-        match class_of(&entry.path) {
-            Some(class) => classes.entry(class.as_encoded_bytes().to_vec()).or_default(),
-            None => return Vec::new(),
-        };
-    }
-    if classes.len() < 2 {
-        return Vec::new();
-    }
-    for (label, (_, slot)) in (0..).zip(classes.iter_mut()) {
-        *slot = label;
-    }
-    let mut names = vec![OsString::new(); classes.len()];
-    for entry in entries {
-        if let Some(class) = class_of(&entry.path)
-            && let Some(&label) = classes.get(class.as_encoded_bytes())
-        {
-            entry.label = Some(label);
-            names[label as usize] = class.to_owned();
-        }
-    }
-    names
 }

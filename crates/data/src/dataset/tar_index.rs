@@ -3,32 +3,26 @@
 //!
 //! WebDataset layout: entries whose paths agree up to the first dot of the file name are one sample;
 //! its picture is the first with a picture's extension, its class the number in `.cls` or under
-//! `label` in `.json`. A side file is believed only as far as it agrees with the tar: size, bounds, and
-//! the tar headers of a few entries are compared on every open, the recorded hash on every read.
+//! `label` in `.json`. In a plain tar every picture is a sample, by its path. A side file is believed only as far as it agrees
+//! with the tar: size, bounds, and the tar headers of a few entries are compared on every open, the recorded hash on every read.
 
-use super::sample_id::escape;
-use super::{DatasetError, EXTENSIONS};
-use mcl_types::Digest;
+use super::DatasetError;
+use mcl_types::{Digest, SourceKind};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 /// What the side file's name has after that of its tar.
 pub(crate) const SIDE_SUFFIX: &str = ".index.json";
 
 /// Version of the side file.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Tar headers compared on open; enough to tell another tar, few enough for a cold disk.
 const HEADERS_CHECKED: usize = 16;
 
 /// Tar's block, and the size of its headers.
 pub(crate) const BLOCK: u64 = 512;
-
-/// Most of a `.cls` or `.json` entry that is read for a class: a longer one tells none.
-const LABEL_BYTES: u64 = 16 << 20;
 
 /// One picture of a shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +45,7 @@ pub struct IndexEntry {
 
 impl IndexEntry {
     /// Whether a tar of so many bytes can hold it.
-    fn is_inside(&self, tar_bytes: u64) -> bool {
+    pub(super) fn is_inside(&self, tar_bytes: u64) -> bool {
         self.offset.checked_add(self.length).is_some_and(|end| end <= tar_bytes)
     }
 
@@ -70,6 +64,9 @@ pub struct TarIndex {
     pub version: u32,
     /// Size of the tar in bytes.
     pub tar_bytes: u64,
+    /// How the tar was read, where that is not as WebDataset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<SourceKind>,
     /// The pictures.
     pub samples: Vec<IndexEntry>,
 }
@@ -86,9 +83,17 @@ pub fn side_file(tar: &Path) -> PathBuf {
 /// # Errors
 /// When the tar cannot be read, is not a tar, or the side file cannot be written.
 pub fn index(tar: &Path) -> Result<TarIndex, DatasetError> {
+    index_as(tar, None)
+}
+
+/// The same for a tar that is read as `kind`.
+///
+/// # Errors
+/// As [`index`].
+pub fn index_as(tar: &Path, kind: Option<SourceKind>) -> Result<TarIndex, DatasetError> {
     let file = File::open(tar).map_err(|source| io(tar, source))?;
     let map = super::mapping::map(&file).map_err(|source| io(tar, source))?;
-    let mut index = TarIndex::scan(tar, &map)?;
+    let mut index = TarIndex::scan_from(tar, std::io::Cursor::new(&map[..]), map.len() as u64, kind)?;
     for sample in &mut index.samples {
         sample.blake3 = slice(&map, sample).map(Digest::of);
     }
@@ -106,26 +111,21 @@ fn slice<'a>(map: &'a [u8], entry: &IndexEntry) -> Option<&'a [u8]> {
     map.get(start..end)
 }
 
-/// Key and extension of an entry's path: cut at the first dot of the file name.
-fn split_key(path: &[u8]) -> (&[u8], &[u8]) {
-    let name = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
-    match path[name..].iter().position(|b| *b == b'.') {
-        Some(dot) => (&path[..name + dot], &path[name + dot + 1..]),
-        None => (path, &[]),
-    }
-}
-
-/// Whether the last part of `extension` is that of a picture.
-fn is_picture(extension: &[u8]) -> bool {
-    let last = extension.rsplit(|b| *b == b'.').next().unwrap_or(extension);
-    EXTENSIONS.iter().any(|e| last.eq_ignore_ascii_case(e.as_bytes()))
-}
-
 impl TarIndex {
+    /// An index of a tar that was read as WebDataset.
+    pub(crate) const fn new(tar_bytes: u64, samples: Vec<IndexEntry>) -> Self {
+        Self { version: VERSION, tar_bytes, kind: None, samples }
+    }
+
+    /// As it stands in a side file.
+    pub(crate) fn to_text(&self) -> std::io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
+
     /// Writes the side file of `tar`, replacing it in one step.
     pub(crate) fn write(&self, tar: &Path) -> Result<(), DatasetError> {
         let path = side_file(tar);
-        let text = serde_json::to_vec_pretty(self).map_err(|e| io(&path, e.into()))?;
+        let text = self.to_text().map_err(|e| io(&path, e))?;
         let mut partial = path.clone().into_os_string();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
@@ -133,14 +133,24 @@ impl TarIndex {
         fs::rename(&partial, &path).map_err(|source| io(&path, source))
     }
 
-    /// The side file where there is one that fits, else a walk of the tar.
-    pub(super) fn of(tar: &Path, map: &[u8]) -> Result<Self, DatasetError> {
+    /// What the side file says, where there is one and it is of this way of reading.
+    pub(super) fn beside(
+        tar: &Path,
+        map: &[u8],
+        kind: Option<SourceKind>,
+    ) -> Result<Option<Self>, DatasetError> {
         let path = side_file(tar);
         match fs::read(&path) {
-            Ok(text) => Self::parse(tar, &text, map),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::scan(tar, map),
+            Ok(text) => Ok(Some(Self::parse(tar, &text, map)?).filter(|index| index.is_for(kind))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(io(&path, source)),
         }
+    }
+
+    /// Whether it was made by reading as `kind`; where none is asked for, any will do.
+    pub(crate) fn is_for(&self, kind: Option<SourceKind>) -> bool {
+        let made_as = self.kind.unwrap_or(SourceKind::WebDataset);
+        kind.is_none_or(|kind| kind == made_as)
     }
 
     /// A side file's text, believed as far as it agrees with the bytes of `tar`.
@@ -190,84 +200,12 @@ impl TarIndex {
         }
         Ok(())
     }
-
-    /// Walks the headers in the bytes of `tar`, seeking over the contents; no hashes.
-    ///
-    /// # Errors
-    /// When they are no whole tar.
-    pub fn scan(tar: &Path, map: &[u8]) -> Result<Self, DatasetError> {
-        Self::scan_from(tar, std::io::Cursor::new(map), map.len() as u64)
-    }
-
-    /// The same for a tar of `tar_bytes` that lies anywhere.
-    pub(crate) fn scan_from(
-        tar: &Path,
-        bytes: impl Read + Seek,
-        tar_bytes: u64,
-    ) -> Result<Self, DatasetError> {
-        let mut archive = tar::Archive::new(bytes);
-        let entries = archive.entries_with_seek().map_err(|source| bad_tar(tar, source))?;
-        let mut samples: Vec<IndexEntry> = Vec::new();
-        let mut by_key: HashMap<Vec<u8>, usize> = HashMap::new();
-        let mut labels: HashMap<Vec<u8>, u32> = HashMap::new();
-        for entry in entries {
-            let mut entry = entry.map_err(|source| bad_tar(tar, source))?;
-            if !entry.header().entry_type().is_file() {
-                continue;
-            }
-            let path = entry.path_bytes().into_owned();
-            let (key, extension) = split_key(path.strip_prefix(b"./").unwrap_or(&path));
-            let found = IndexEntry {
-                key: escape(key).into_owned(),
-                extension: escape(extension).into_owned(),
-                offset: entry.raw_file_position(),
-                length: entry.size(),
-                label: None,
-                blake3: None,
-            };
-            if !found.is_inside(tar_bytes) {
-                return Err(bad_tar(tar, std::io::Error::other(format!("`{}` is cut off", found.key))));
-            }
-            if is_picture(extension) {
-                // A second picture of the same sample (a mask, say) is left out.
-                if !by_key.contains_key(key) {
-                    by_key.insert(key.to_vec(), samples.len());
-                    samples.push(found);
-                }
-            } else if let Some(label) =
-                label_in(extension, &mut entry).map_err(|source| bad_tar(tar, source))?
-            {
-                labels.entry(key.to_vec()).or_insert(label);
-            }
-        }
-        for (key, label) in labels {
-            if let Some(sample) = by_key.get(&key).and_then(|at| samples.get_mut(*at)) {
-                sample.label = Some(label);
-            }
-        }
-        Ok(Self { version: VERSION, tar_bytes, samples })
-    }
-}
-
-/// The class in a `.cls` or `.json` entry.
-fn label_in(extension: &[u8], entry: &mut impl Read) -> std::io::Result<Option<u32>> {
-    if extension != b"cls" && extension != b"json" {
-        return Ok(None);
-    }
-    let mut bytes = Vec::new();
-    entry.take(LABEL_BYTES).read_to_end(&mut bytes)?;
-    Ok(if extension == b"cls" {
-        std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok())
-    } else {
-        let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
-        value.and_then(|v| v.get("label")?.as_u64()).and_then(|label| u32::try_from(label).ok())
-    })
 }
 
 fn mismatch(tar: &Path, reason: &str) -> DatasetError {
     DatasetError::IndexMismatch { index: side_file(tar), reason: reason.to_owned() }
 }
 
-fn bad_tar(tar: &Path, source: std::io::Error) -> DatasetError {
+pub(super) fn bad_tar(tar: &Path, source: std::io::Error) -> DatasetError {
     DatasetError::BadTar { path: tar.to_owned(), source }
 }

@@ -114,8 +114,13 @@ impl Remote {
         &self.shared.cache
     }
 
+    /// What the store says that an object is, in words; another where it is another one.
+    pub(crate) fn version(&self, object: usize) -> String {
+        self.shared.objects.get(object).map(|(o, _)| o.version()).unwrap_or_default()
+    }
+
     /// Bytes of an object.
-    pub(super) fn len(&self, object: usize) -> u64 {
+    pub(crate) fn len(&self, object: usize) -> u64 {
         self.shared.objects.get(object).map_or(0, |(o, _)| o.size)
     }
 

@@ -9,6 +9,7 @@
 //! Left out: who needs what, and where it comes from.
 
 use super::sealed::{self, Seal};
+use mcl_types::SourceKind;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::ops::Range;
@@ -27,11 +28,11 @@ const USED_AGAIN: Duration = Duration::from_secs(1);
 
 /// What is kept as one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// What it is of, object and version: names the folder.
-    pub(super) object: String,
+    pub(crate) object: String,
     /// Which part: the file's name.
-    pub(super) part: String,
+    pub(crate) part: String,
 }
 
 impl Place {
@@ -44,9 +45,14 @@ impl Place {
     }
 }
 
+/// The part that holds what a walk of a tar found which was read as `kind`.
+pub(crate) fn walked_part(kind: Option<SourceKind>) -> String {
+    kind.map_or_else(|| "walked".to_owned(), |kind| format!("walked-{kind}"))
+}
+
 /// The folder.
 #[derive(Debug)]
-pub(super) struct Cache {
+pub(crate) struct Cache {
     folder: PathBuf,
     bound: u64,
     /// Makes names of half-written files unique within the process.
@@ -65,7 +71,7 @@ struct Kept {
 impl Cache {
     /// Uses `folder`, which is made; at most `bound` bytes are kept there. Where it cannot be used it is said, and nothing is
     /// kept: that costs time, and a machine with a full disk is no reason to end a job.
-    pub(super) fn open(folder: &Path, bound: u64) -> Self {
+    pub(crate) fn open(folder: &Path, bound: u64) -> Self {
         let mut cache = Self {
             folder: folder.to_owned(),
             bound,
@@ -86,7 +92,7 @@ impl Cache {
     }
 
     /// A part of what is kept at `place`, all of it where no `range` is given; `None` where it is not there or not sound.
-    pub(super) fn read(&self, place: &Place, range: Option<Range<u64>>) -> Option<Vec<u8>> {
+    pub(crate) fn read(&self, place: &Place, range: Option<Range<u64>>) -> Option<Vec<u8>> {
         let path = self.path(place);
         let file = File::open(&path).ok()?;
         match sealed::read(&file, &place.seal(), range) {
@@ -115,7 +121,7 @@ impl Cache {
     }
 
     /// Keeps `bytes`. Where that does not work (a full disk) it is said once, and whoever needs them fetches them again.
-    pub(super) fn keep(&self, place: &Place, bytes: &[u8]) {
+    pub(crate) fn keep(&self, place: &Place, bytes: &[u8]) {
         if let Err(error) = self.try_keep(place, bytes)
             && !self.complained.swap(true, Ordering::Relaxed)
         {

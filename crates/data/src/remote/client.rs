@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
 
 /// Waits before a request that failed for good as its library sees it is made again.
-const WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
+pub(super) const WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
 /// Threads that move bytes between sockets and memory.
 const IO_THREADS: usize = 2;
 
@@ -56,7 +56,8 @@ impl Object {
         self.size == other.size && same_tag
     }
 
-    fn version(&self) -> String {
+    /// The version in words.
+    pub(super) fn version(&self) -> String {
         match &self.tag {
             Some(tag) => format!("{} bytes with tag {tag}", self.size),
             None => format!("{} bytes of Unix time {}", self.size, self.modified),
@@ -138,17 +139,17 @@ impl Client {
     }
 
     /// Waits, unless it is stopped meanwhile: then false.
-    fn sleep(&self, time: Duration) -> bool {
+    pub(super) fn sleep(&self, time: Duration) -> bool {
         let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         let woken = self.stopping.wait_timeout_while(stopped, time, |stopped| !*stopped);
         !*woken.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Runs `request` on the runtime and waits for it, wherever the caller's thread is from.
-    fn wait<T, F>(&self, request: F) -> Result<Result<T, Error>, RemoteError>
+    pub(super) fn run<T, F>(&self, request: F) -> Result<T, RemoteError>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + Send + 'static,
+        F: Future<Output = T> + Send + 'static,
     {
         let (tell, heard) = std::sync::mpsc::channel();
         self.runtime.spawn(async move {
@@ -171,7 +172,7 @@ impl Client {
     {
         let mut tries = 0;
         loop {
-            let source = match self.wait(request(Arc::clone(&self.store)))? {
+            let source = match self.run(request(Arc::clone(&self.store)))? {
                 Ok(answer) => return Ok(answer),
                 Err(e) => e,
             };
@@ -228,7 +229,7 @@ impl Client {
             Ok((about, _)) => Err(changed(about.version())),
             Err(RemoteError::Stopped) => Err(RemoteError::Stopped),
             // A range beyond the end of a shorter one is refused, and what is gone is not found.
-            Err(failed) => match self.wait(look(Arc::clone(&self.store), object.path.clone()))? {
+            Err(failed) => match self.run(look(Arc::clone(&self.store), object.path.clone()))? {
                 Ok(None) => Err(changed("nothing".to_owned())),
                 Ok(Some(now)) if !object.is_same(&now) => Err(changed(now.version())),
                 Ok(Some(_)) | Err(_) => Err(failed),
