@@ -28,6 +28,7 @@ pub fn hang_up(sandbox: &Sandbox, arguments: &[&str], seen: &str) -> ExitStatus 
     let (mut shown, mut bytes) = (Vec::new(), [0; 4096]);
     while !String::from_utf8_lossy(&shown).contains(seen) {
         let read = from.read(&mut bytes).unwrap();
+        assert!(read > 0, "it ended: {}", String::from_utf8_lossy(&shown));
         shown.extend_from_slice(&bytes[..read]);
     }
     drop((from, pair.master));

@@ -32,8 +32,8 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// To the collector that the environment names (`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, over
-    /// gRPC); none where it names none, or `OTEL_SDK_DISABLED` is `true`. Call it inside of a tokio runtime.
+    /// To the collector that the environment names (`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, gRPC
+    /// without TLS); none where it names none, or `OTEL_SDK_DISABLED` is `true`. Call it inside of a tokio runtime.
     ///
     /// # Errors
     /// When what it names cannot be one.

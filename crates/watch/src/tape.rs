@@ -123,8 +123,10 @@ impl Said {
             return if own.from_files { Self { run: String::new(), ..own } } else { own };
         };
         if own.from_files {
+            let mut generations = own.generations;
+            generations.extend(last.generations.clone());
             let (run, lost, stragglers) = (last.run.clone(), last.lost.clone(), last.stragglers.clone());
-            return Self { run, lost, stragglers, checkpoints: last.checkpoints.clone(), ..own };
+            return Self { run, lost, stragglers, checkpoints: last.checkpoints.clone(), generations, ..own };
         }
         // Between two coordinators there is no run for a moment.
         if own.run.is_empty() { Self { run: last.run.clone(), ..own } } else { own }

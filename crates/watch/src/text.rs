@@ -49,7 +49,11 @@ pub(crate) fn ranges(numbers: &[u32]) -> String {
     let mut text = String::new();
     let mut rest = numbers;
     while let Some((&first, _)) = rest.split_first() {
-        let run = rest.iter().zip(first..).take_while(|(found, expected)| **found == *expected).count();
+        let run = rest
+            .iter()
+            .zip(u64::from(first)..)
+            .take_while(|(found, expected)| u64::from(**found) == *expected)
+            .count();
         let last = first.saturating_add(u32::try_from(run.saturating_sub(1)).unwrap_or(0));
         if !text.is_empty() {
             text.push_str(", ");

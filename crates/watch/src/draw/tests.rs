@@ -126,7 +126,7 @@ fn each_pane_has_its_rows() {
     }];
     let view = view(seen, (80, 24));
     for (key, row) in [
-        ('2', "worker-000         training      0.2 s 0"),
+        ('2', "worker-000          training      0.2 s 0"),
         ('3', "    2    2 m       2      2       620     580 generation 1 ended: worker"),
         ('4', "        1000     40 s newest"),
         ('5', "     1 next"),
