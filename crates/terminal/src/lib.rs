@@ -96,7 +96,7 @@ pub fn print(text: &str) -> io::Result<()> {
 /// See [`say!`].
 ///
 /// # Errors
-/// Those of [`print`].
+/// Those of [`print()`].
 pub fn line(text: Arguments<'_>) -> io::Result<()> {
     unless_closed(write(&mut io::stdout().lock(), format_args!("{text}\n")))
 }
