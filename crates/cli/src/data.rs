@@ -2,8 +2,9 @@
 
 use crate::arguments::{DataCommand, Kind};
 use crate::client::load_job;
+use crate::exit::Usage;
 use crate::progress::Work;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mcl_config::Override;
 use mcl_data::generate::{GenerateSpec, PictureFormat};
 use mcl_data::pack::{PackProgress, PackSpec, Shrink};
@@ -34,6 +35,7 @@ pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
                 threads: threads.map_or(PackSpec::default().threads, usize::from),
             };
             let out = out.as_ref().or(out_flag.as_ref()).context("no place to pack into")?;
+            apart(source, out)?;
             let remote = RemoteSpec::default();
             let intake = Intake::open(source, *kind, column.as_deref(), &remote)?;
             pack(&intake, out, spec, &remote, *json)
@@ -56,6 +58,20 @@ pub(crate) fn data(command: &DataCommand) -> Result<ExitCode> {
         }
     }?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses to pack a folder into itself: with shards in it, it would be another source.
+fn apart(source: &StoreLocation, out: &StoreLocation) -> Result<()> {
+    let same = match (source, out) {
+        (StoreLocation::Folder(source), StoreLocation::Folder(out)) => {
+            source.canonicalize().ok().is_some_and(|source| out.canonicalize().is_ok_and(|out| out == source))
+        }
+        _ => source == out,
+    };
+    if same {
+        bail!(Usage(format!("{out} is what is to be packed: give the shards another place")));
+    }
+    Ok(())
 }
 
 /// Complaints of each kind that are printed: the rest is in `--json`.

@@ -39,7 +39,7 @@ use mcl_types::{Digest, SampleIndex, SourceKind, StoreLocation};
 use memmap2::Mmap;
 use std::borrow::Cow;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -475,10 +475,21 @@ fn is_unavailable(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(LINK_LOOP)
 }
 
+/// A file of at most [`LARGEST`](crate::intake::LARGEST) bytes: a list may name a device, which never ends.
+fn read_picture(path: &Path) -> io::Result<Vec<u8>> {
+    let length = match fs::metadata(path)? {
+        about if about.is_file() => about.len(),
+        _ => return Err(io::Error::new(io::ErrorKind::IsADirectory, "expected a file with a picture")),
+    };
+    let mut bytes = Vec::with_capacity(usize::try_from(length.min(crate::intake::LARGEST)).unwrap_or(0));
+    fs::File::open(path)?.take(crate::intake::LARGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn read_file(path: &Path) -> Result<Vec<u8>, ReadError> {
     let mut waits = RETRY_WAITS.iter();
     loop {
-        let source = match fs::read(path) {
+        let source = match read_picture(path) {
             Ok(bytes) => return Ok(bytes),
             Err(e) => e,
         };

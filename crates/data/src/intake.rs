@@ -12,7 +12,7 @@ use std::ops::Range;
 pub(crate) const AT_ONCE: u64 = 64;
 
 /// Bytes of one picture at most: a larger file is none, and would have to be held in memory.
-const LARGEST: u64 = 1 << 30;
+pub(crate) const LARGEST: u64 = 1 << 30;
 
 /// A source that is read on.
 #[derive(Debug)]

@@ -338,6 +338,11 @@ impl<'a> Work<'a> {
                 self.write(shard, shrinker, sink, &failed, |written| bucket.finish_shard(shard, written))?
             }
         };
+        if record.made.is_none()
+            && let Place::Folder(folder) = self.target.place()
+        {
+            folder.remove(shard)?;
+        }
         self.target.keep(shard, &record)?;
         Ok((record, false))
     }

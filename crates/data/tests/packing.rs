@@ -333,3 +333,20 @@ fn names_that_would_leave_the_folder_are_left_out() {
     let packed = Dataset::open(out.path()).unwrap();
     assert_eq!(packed.id(SampleIndex::new(0)).unwrap(), "shard-000000.tar/in/side.jpg");
 }
+
+#[test]
+fn what_another_pack_left_behind_without_its_plan_is_not_believed() {
+    let dir = pictures();
+    let out = tempfile::tempdir().unwrap();
+    let nothing = r#"{"count":0,"listed":[]}"#;
+    let record = format!(
+        r#"{{"made":null,"samples":0,"bytes":0,"shrunk":0,"skipped":{nothing},"ill_formed":{nothing}}}"#
+    );
+    fs::create_dir(out.path().join("pack-in-progress")).unwrap();
+    fs::write(out.path().join("pack-in-progress/000000.json"), record).unwrap();
+    let whole = tempfile::tempdir().unwrap();
+    let expected = pack(dir.path(), whole.path(), spec(2)).unwrap();
+    let report = pack(dir.path(), out.path(), spec(2)).unwrap();
+    assert_eq!((report.samples, report.kept), (expected.samples, 0));
+    assert!(content(out.path()) == content(whole.path()));
+}

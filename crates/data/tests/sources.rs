@@ -4,7 +4,7 @@
 
 use mcl_data::dataset::{index_as, side_file};
 use mcl_data::pack::{PackSpec, pack};
-use mcl_data::{Dataset, DatasetError, RemoteSpec};
+use mcl_data::{Dataset, DatasetError, ReadError, RemoteSpec};
 use mcl_types::{SampleIndex, SourceKind, StoreLocation};
 use std::ffi::OsStr;
 use std::fs;
@@ -229,8 +229,12 @@ fn kinds_that_lie_together_have_to_be_told_apart() {
     refused(dir.path(), &["as folder (it holds cats/a.jpg)", "as webdataset (it holds b.tar)", "--kind"]);
     assert_eq!(ids(&open_as(dir.path(), SourceKind::Folder).unwrap()), ["cats/a.jpg"]);
     assert_eq!(ids(&open_as(dir.path(), SourceKind::WebDataset).unwrap()), ["b.tar/x.jpg"]);
-    put(dir.path(), b"c.parquet", b"");
-    refused(dir.path(), &["as parquet (it holds c.parquet)"]);
+    // A table is a choice where something is to be packed.
+    let tables = tempfile::tempdir().unwrap();
+    put(tables.path(), b"a.jpg", JPEG);
+    put(tables.path(), b"c.parquet", b"");
+    let said = pack(tables.path(), &dir.path().join("out"), PackSpec::default()).unwrap_err().to_string();
+    assert!(said.contains("as parquet (it holds c.parquet)"), "{said}");
     // Deeper down it is no reading of the folder.
     let deep = tempfile::tempdir().unwrap();
     put(deep.path(), b"cats/a.jpg", JPEG);
@@ -250,4 +254,27 @@ fn what_cannot_be_trained_from_says_what_to_type() {
     let arrow = tempfile::tempdir().unwrap();
     put(arrow.path(), b"data-00000-of-00001.arrow", b"");
     refused(arrow.path(), &["Arrow files", "to_parquet", "mcl data pack"]);
+}
+
+#[test]
+fn a_device_in_a_list_is_no_picture_and_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), b"a.jpg", JPEG);
+    fs::write(dir.path().join("list.txt"), "a.jpg\n/dev/zero\n").unwrap();
+    let listed = Dataset::open(&dir.path().join("list.txt")).unwrap();
+    assert_eq!(listed.len(), 2);
+    let read = |at| listed.read(SampleIndex::new(at));
+    assert!(read(0).is_ok() && matches!(read(1), Err(ReadError::Unavailable { .. })));
+}
+
+#[test]
+fn tables_beside_shards_or_pictures_do_not_keep_these_from_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    tar(&dir.path().join("00000.tar"), &[("a.jpg", JPEG)]);
+    put(dir.path(), b"00000.parquet", b"about the shard");
+    assert_eq!(ids(&Dataset::open(dir.path()).unwrap()), ["00000.tar/a.jpg"]);
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), b"a.jpg", JPEG);
+    put(dir.path(), b"metadata.parquet", b"about the pictures");
+    assert_eq!(ids(&Dataset::open(dir.path()).unwrap()), ["a.jpg"]);
 }

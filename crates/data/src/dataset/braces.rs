@@ -1,9 +1,14 @@
 //! Names in braces, as WebDataset writes them: `shard-{000000..000099}.tar`, `{train,val}-{0..3}.tar`.
 
 use super::DatasetError;
+use std::collections::HashSet;
 
 /// Most names of one list: memory stays in proportion to what a person can have meant.
 const MOST: usize = 1_000_000;
+/// Bytes of all of them, each taken to be as long as the text.
+const MOST_BYTES: usize = 256 << 20;
+/// Digits of a number.
+const DIGITS: usize = 20;
 
 /// Braces that stand for nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +23,12 @@ pub enum BracesError {
     #[error("the braces in `{found}` do not close one after another")]
     Unbalanced {
         /// The text.
+        found: String,
+    },
+    /// A name that comes more than once.
+    #[error("the braces stand for `{found}` more than once")]
+    Twice {
+        /// The name.
         found: String,
     },
     /// More names than anybody has shards.
@@ -45,7 +56,8 @@ pub fn expand(text: &str) -> Result<Option<Vec<String>>, BracesError> {
             return Err(unbalanced());
         }
         let too_many = || BracesError::TooMany { found: text.to_owned() };
-        let choices = choices(group, MOST / names.len()).ok_or_else(too_many)??;
+        let most = MOST.min(MOST_BYTES / text.len()) / names.len();
+        let choices = choices(group, most).ok_or_else(too_many)??;
         let one = |name: &String, choice: &String| format!("{name}{before}{choice}");
         names = names.iter().flat_map(|name| choices.iter().map(move |choice| one(name, choice))).collect();
         rest = after;
@@ -55,6 +67,10 @@ pub fn expand(text: &str) -> Result<Option<Vec<String>>, BracesError> {
         return Err(BracesError::Unbalanced { found: text.to_owned() });
     }
     names.iter_mut().for_each(|name| name.push_str(rest));
+    let mut seen = HashSet::with_capacity(names.len());
+    if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
+        return Err(BracesError::Twice { found: twice.clone() });
+    }
     Ok(found.then_some(names))
 }
 
@@ -72,7 +88,8 @@ pub(crate) fn below(text: &str) -> Result<Option<(&str, Vec<String>)>, DatasetEr
 /// What one group stands for; `None` where that is more than `most`.
 fn choices(group: &str, most: usize) -> Option<Result<Vec<String>, BracesError>> {
     if let Some((first, last)) = group.split_once("..") {
-        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok());
+        let is_number = |text: &str| text.len() <= DIGITS && text.bytes().all(|b| b.is_ascii_digit());
+        let number = |text: &str| is_number(text).then(|| text.parse::<u64>().ok());
         let (Some(Some(from)), Some(Some(to))) = (number(first), number(last)) else {
             return Some(Err(BracesError::Group { found: group.to_owned() }));
         };
@@ -108,6 +125,11 @@ mod tests {
         assert_eq!(expand("shard-000.tar"), Ok(None));
         assert_eq!(names("a-{8..11}.tar"), ["a-8.tar", "a-9.tar", "a-10.tar", "a-11.tar"]);
         assert_eq!(names("a-{0008..10}"), ["a-0008", "a-0009", "a-0010"]);
+        assert_eq!(expand("{a,a}.tar"), Err(BracesError::Twice { found: "a.tar".to_owned() }));
+        let long = format!("{{{}..1}}", "0".repeat(70_000));
+        assert!(matches!(expand(&long), Err(BracesError::Group { .. })));
+        let heavy = format!("{}{{0..999999}}", "x".repeat(60_000));
+        assert!(matches!(expand(&heavy), Err(BracesError::TooMany { .. })));
         assert_eq!(names("{val,train}-{0..1}.tar"), ["val-0.tar", "val-1.tar", "train-0.tar", "train-1.tar"]);
         assert_eq!(names("{x,}y"), ["xy", "y"]);
         assert_eq!(names("s3://b/s-{000000..000099}.tar").len(), 100);
@@ -136,6 +158,6 @@ mod tests {
         for text in ["{0..1000000}", "{0..18446744073709551615}", "{0..9999}{0..9999}"] {
             assert!(matches!(expand(text), Err(BracesError::TooMany { .. })), "{text}");
         }
-        assert_eq!(names("{0..999}{0..999}").len(), MOST);
+        assert_eq!(names("{0..999}-{0..999}").len(), MOST);
     }
 }

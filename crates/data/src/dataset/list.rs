@@ -11,6 +11,8 @@ use std::path::Path;
 
 /// Bytes of a list at most: that of some ten million pictures.
 pub(crate) const LARGEST: u64 = 1 << 30;
+/// Lines of a list at most: each takes some hundred bytes of memory.
+const MOST: usize = 30_000_000;
 
 /// Headers of the column of paths, in lower case.
 const PATHS: [&str; 9] =
@@ -77,10 +79,10 @@ impl PictureList {
     /// When a line is not of the format, or names what no list may name.
     pub fn parse(bytes: &[u8], format: ListFormat) -> Result<Self, ListError> {
         let mut rows = match format {
-            ListFormat::Lines => lines(bytes),
+            ListFormat::Lines => lines(bytes)?,
             ListFormat::Tabs | ListFormat::Commas => columns(bytes, format)?,
         };
-        let mut seen: HashMap<Vec<u8>, u64> = HashMap::with_capacity(rows.len());
+        let mut seen: HashMap<Vec<u8>, u64> = HashMap::new();
         for row in &mut rows {
             let fail = |what| Err(ListError { line: row.line, what });
             match clean(&row.path) {
@@ -106,15 +108,26 @@ fn shown(path: &[u8]) -> std::borrow::Cow<'_, str> {
     super::escape(path)
 }
 
-fn lines(bytes: &[u8]) -> Vec<Row> {
+fn lines(bytes: &[u8]) -> Result<Vec<Row>, ListError> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let all = bytes.iter().filter(|b| **b == b'\n').count();
+    enough_for(all)?;
     let row = |(line, text): (u64, &[u8])| {
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         let tab = text.iter().position(|b| *b == b'\t');
         let (path, label) = tab.map_or((text, &b""[..]), |at| (&text[..at], &text[at + 1..]));
         (!text.is_empty()).then(|| Row { line, path: path.to_vec(), label: label.trim_ascii().to_vec() })
     };
-    (1..).zip(bytes.split(|b| *b == b'\n')).filter_map(row).collect()
+    Ok((1..).zip(bytes.split(|b| *b == b'\n')).filter_map(row).collect())
+}
+
+/// Refuses more lines than there is memory for.
+fn enough_for(lines: usize) -> Result<(), ListError> {
+    if lines <= MOST {
+        return Ok(());
+    }
+    let what = format!("more than {MOST} lines: make several lists, and pack each (`mcl data pack`)");
+    Err(ListError { line: MOST as u64 + 1, what })
 }
 
 fn columns(bytes: &[u8], format: ListFormat) -> Result<Vec<Row>, ListError> {
@@ -155,6 +168,7 @@ fn columns(bytes: &[u8], format: ListFormat) -> Result<Vec<Row>, ListError> {
         };
         let label = label.and_then(|at| record.get(at)).unwrap_or_default().trim_ascii();
         rows.push(Row { line, path: path.to_vec(), label: label.to_vec() });
+        enough_for(rows.len())?;
     }
     Ok(rows)
 }

@@ -159,7 +159,7 @@ impl<'a> How<'a> {
             parquets: first(&parquets),
             arrows: first(&arrows),
         };
-        match sight.decide(self.kind, &source.display().to_string())? {
+        match sight.decide(self.kind, self.packing, &source.display().to_string())? {
             Reading::Pictures => Ok(Source::Samples(Kind::Folder(pictures))),
             Reading::Shards => {
                 let name = |tar: &PathBuf| tar.file_name().unwrap_or(tar.as_os_str()).as_bytes().to_vec();

@@ -52,11 +52,17 @@ impl Sight {
         }
     }
 
-    /// How `place` is read, where it is a folder or a prefix.
+    /// How `place` is read, where it is a folder or a prefix. Tables beside shards tell about these, and what cannot be
+    /// trained from is no choice for training: rows count where nothing else is there, or are meant to be packed.
     ///
     /// # Errors
     /// When nothing is there that can be read, or more than one kind and none is `wanted`.
-    pub(crate) fn decide(&self, wanted: Option<SourceKind>, place: &str) -> Result<Reading, DatasetError> {
+    pub(crate) fn decide(
+        &self,
+        wanted: Option<SourceKind>,
+        packing: bool,
+        place: &str,
+    ) -> Result<Reading, DatasetError> {
         let empty = || match &self.arrows {
             Some(example) => DatasetError::Arrow { path: place.into(), example: example.clone() },
             None => DatasetError::Empty { path: place.into() },
@@ -70,7 +76,9 @@ impl Sight {
         if let Some(wanted) = wanted.transpose()? {
             return self.of(wanted).map(|_| wanted).ok_or_else(empty);
         }
-        let seen: Vec<Reading> = Reading::ALL.into_iter().filter(|r| self.of(*r).is_some()).collect();
+        let rows_count = self.tars.is_none() && (packing || self.pictures.is_none());
+        let counts = |r: &Reading| self.of(*r).is_some() && (*r != Reading::Rows || rows_count);
+        let seen: Vec<Reading> = Reading::ALL.into_iter().filter(counts).collect();
         match seen[..] {
             [] => Err(empty()),
             [one] => Ok(one),
@@ -158,14 +166,20 @@ mod tests {
 
     #[test]
     fn one_kind_is_read_and_several_are_named() {
-        let decide = |p, t, r, wanted| sight(p, t, r).decide(wanted, "here");
+        let decide = |p, t, r, wanted| sight(p, t, r).decide(wanted, true, "here");
         assert_eq!(decide(true, false, false, None).unwrap(), Reading::Pictures);
         assert_eq!(decide(false, true, false, None).unwrap(), Reading::Shards);
         assert_eq!(decide(false, false, true, None).unwrap(), Reading::Rows);
         let said = decide(true, true, true, None).unwrap_err().to_string();
-        for word in ["here", "a.jpg", "b.tar", "c.parquet", "folder", "webdataset", "parquet", "--kind"] {
+        for word in ["here", "a.jpg", "b.tar", "folder", "webdataset", "--kind"] {
             assert!(said.contains(word), "{word}: {said}");
         }
+        let said = decide(true, false, true, None).unwrap_err().to_string();
+        assert!(said.contains("c.parquet") && said.contains("parquet"), "{said}");
+        // As img2dataset leaves it, and pictures with a table beside them.
+        assert_eq!(decide(false, true, true, None).unwrap(), Reading::Shards);
+        let training = sight(true, false, true).decide(None, false, "here");
+        assert_eq!(training.unwrap(), Reading::Pictures);
         let kind = |kind| decide(true, true, true, Some(kind)).unwrap();
         assert_eq!(kind(SourceKind::Folder), Reading::Pictures);
         assert_eq!((kind(SourceKind::Tar), kind(SourceKind::WebDataset)), (Reading::Shards, Reading::Shards));
@@ -180,7 +194,7 @@ mod tests {
         ));
         assert!(matches!(decide(false, false, false, None), Err(DatasetError::Empty { .. })));
         let arrows = Sight { arrows: Some("d.arrow".to_owned()), ..Sight::default() };
-        assert!(matches!(arrows.decide(None, "here"), Err(DatasetError::Arrow { .. })));
+        assert!(matches!(arrows.decide(None, true, "here"), Err(DatasetError::Arrow { .. })));
     }
 
     #[test]

@@ -71,8 +71,9 @@ impl TarIndex {
             }
         }
         let left = std::mem::take(&mut found.left_out);
+        let are_numbered = left.are_numbered();
         if let Some((kept, first)) = left.example {
-            if kind.is_none() && left.count > 1 && left.endings.len() == left.count {
+            if kind.is_none() && are_numbered {
                 return Err(DatasetError::AmbiguousTar {
                     path: tar.to_owned(),
                     kept,
@@ -109,6 +110,17 @@ struct LeftOut {
     endings: HashSet<String>,
     /// The picture that was kept, and the first that was not.
     example: Option<(String, String)>,
+}
+
+impl LeftOut {
+    /// Whether several names go on after the key each with a number of its own, as `a.2020.jpg` does: parts of a sample do not.
+    fn are_numbered(&self) -> bool {
+        let number = |ending: &String| {
+            let first = ending.split('.').next().unwrap_or_default();
+            !first.is_empty() && first.bytes().all(|b| b.is_ascii_digit())
+        };
+        self.count > 1 && self.endings.len() == self.count && self.endings.iter().all(number)
+    }
 }
 
 impl Found {

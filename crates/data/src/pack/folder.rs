@@ -11,6 +11,7 @@ use crate::dataset::{CLASSES_FILE, side_file, tars_in};
 use mcl_types::Digest;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes that are written at a time.
@@ -57,6 +58,38 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, PackError> {
     }
 }
 
+/// What was to be removed may be gone already.
+fn absent(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Takes the folder for this process. One that has just ended its pack there removes its lock.
+fn lock(out: &Path) -> Result<File, PackError> {
+    let progress = out.join(PROGRESS);
+    let path = progress.join("lock");
+    loop {
+        fs::create_dir_all(&progress).map_err(|e| write_error(&progress, e))?;
+        let held = match File::create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            created => created.map_err(|e| write_error(&path, e))?,
+        };
+        match held.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(PackError::Busy { target: out.display().to_string() });
+            }
+            Err(TryLockError::Error(e)) => return Err(write_error(&path, e)),
+        }
+        let own = held.metadata().map_err(|e| write_error(&path, e))?;
+        if fs::metadata(&path).is_ok_and(|there| there.ino() == own.ino()) {
+            return Ok(held);
+        }
+    }
+}
+
 impl FolderTarget {
     /// Takes the folder, and reads what an earlier pack noted there.
     pub(super) fn open(out: &Path) -> Result<(Self, Begun), PackError> {
@@ -66,24 +99,29 @@ impl FolderTarget {
         if !is_packed && !tars_in(out).map_err(|e| write_error(out, e))?.is_empty() {
             return Err(PackError::NotEmpty { target: out.display().to_string() });
         }
-        let progress = out.join(PROGRESS);
-        fs::create_dir_all(&progress).map_err(|e| write_error(&progress, e))?;
-        let lock = progress.join("lock");
-        let held = File::create(&lock).map_err(|e| write_error(&lock, e))?;
-        match held.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(PackError::Busy { target: out.display().to_string() });
-            }
-            Err(TryLockError::Error(e)) => return Err(write_error(&lock, e)),
-        }
+        let held = lock(out)?;
         let begun = Begun { plan: read(&plan)?, done: read(&done)? };
         Ok((Self { out: out.to_owned(), _lock: held }, begun))
     }
 
-    /// From here on the folder is no data set.
+    /// From here on the folder is no data set, also after a loss of power.
     pub(super) fn begin(&self, plan: &Plan) -> Result<(), PackError> {
-        put(&self.out.join(PLAN), &super::to_json(plan)?)
+        put(&self.out.join(PLAN), &super::to_json(plan)?)?;
+        let parent = self.out.parent().filter(|parent| !parent.as_os_str().is_empty());
+        for folder in [Some(self.out.join(PROGRESS).as_path()), Some(&self.out), parent].into_iter().flatten()
+        {
+            File::open(folder).and_then(|f| f.sync_all()).map_err(|e| write_error(folder, e))?;
+        }
+        Ok(())
+    }
+
+    /// A shard without any picture has no files, though an earlier try may have made some.
+    pub(super) fn remove(&self, shard: u64) -> Result<(), PackError> {
+        let tar = self.out.join(shard_name(shard));
+        for path in [side_file(&tar), tar] {
+            absent(fs::remove_file(&path)).map_err(|e| write_error(&path, e))?;
+        }
+        Ok(())
     }
 
     fn record_file(&self, shard: u64) -> PathBuf {
@@ -146,7 +184,7 @@ impl FolderTarget {
     /// Removes what only a pack under way needs.
     pub(super) fn leave(&self) -> Result<(), PackError> {
         let progress = self.out.join(PROGRESS);
-        fs::remove_dir_all(&progress).map_err(|e| write_error(&progress, e))
+        absent(fs::remove_dir_all(&progress)).map_err(|e| write_error(&progress, e))
     }
 
     /// Where a shard is.

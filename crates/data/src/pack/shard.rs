@@ -12,6 +12,8 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 
+/// Bytes of a name, less those that are put after it, that are surely no more than a tar's header has room for.
+const SHORT_NAME: usize = 70;
 /// Tar's block.
 const BLOCK: u64 = 512;
 
@@ -27,6 +29,8 @@ pub(super) struct Name {
 pub(super) enum NameError {
     #[error("its name leaves the folder, and would do so wherever the shard is unpacked")]
     Leaves,
+    #[error("its name cannot stand in a tar: a zero byte, or a long one whose beginning is no UTF-8")]
+    NoName,
     #[error("it is no picture by its name nor by its content: {0}")]
     NoPicture(#[from] DecodeError),
 }
@@ -36,6 +40,9 @@ impl Name {
     pub(super) fn of(path: &[u8], content: &[u8]) -> Result<Self, NameError> {
         if path.starts_with(b"/") {
             return Err(NameError::Leaves);
+        }
+        if path.contains(&0) {
+            return Err(NameError::NoName);
         }
         let mut clean = Vec::with_capacity(path.len());
         for part in path.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b".")) {
@@ -59,6 +66,11 @@ impl Name {
             None => extension_of(Format::of(content)?).as_bytes().to_vec(),
         };
         clean[name..].iter_mut().filter(|b| **b == b'.').for_each(|b| *b = b'_');
+        // Of a long name a tar has the beginning once more, as text.
+        let begins = std::str::from_utf8(&clean).map_or_else(|e| e.valid_up_to(), |text| text.len());
+        if clean.len() >= SHORT_NAME && begins == 0 {
+            return Err(NameError::NoName);
+        }
         Ok(Self { key: clean, extension })
     }
 }
@@ -210,5 +222,11 @@ mod tests {
         let said = Name::of(b"notes.txt", b"hello").unwrap_err().to_string();
         assert!(said.contains("no picture by its name"), "{said}");
         assert_eq!(Name::of(b"a..b.jpg", b"").unwrap().key, b"a__b");
+        assert_eq!(Name::of(b"x.\0", JPEG), Err(NameError::NoName));
+        let latin = [&[0xfc][..], &[b'x'; 120], b".jpg"].concat();
+        assert_eq!(Name::of(&latin, JPEG), Err(NameError::NoName));
+        let later = [&[b'x'; 120][..], &[0xfc], b".jpg"].concat();
+        let mut shard = Shard::new(Vec::new());
+        shard.add(Name::of(&later, JPEG).unwrap(), JPEG, false, Some(1)).unwrap();
     }
 }

@@ -49,6 +49,8 @@ pub(super) struct Target<'a> {
     finished: Option<Finished>,
     /// Whether it is noted that the place is being packed into.
     open: Mutex<bool>,
+    /// Whether what is noted of shards is of this pack: without its plan it may be of any.
+    resumed: bool,
 }
 
 impl<'a> Target<'a> {
@@ -74,7 +76,7 @@ impl<'a> Target<'a> {
             }
             (other, _) => other?,
         };
-        let target = Self { place, plan, finished, open: Mutex::new(is_open) };
+        let target = Self { place, plan, finished, open: Mutex::new(is_open), resumed: is_open };
         if target.finished.is_none() {
             target.reopen()?;
         }
@@ -101,6 +103,7 @@ impl<'a> Target<'a> {
     /// What an earlier try made of a shard, where all of it is there and is what it was.
     pub(super) fn kept(&self, shard: u64) -> Result<Option<Record>, PackError> {
         let noted = match &self.place {
+            _ if !self.resumed => None,
             Place::Folder(folder) => folder.record(shard)?,
             Place::Bucket(bucket) => bucket.record(shard)?,
         };

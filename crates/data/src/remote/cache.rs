@@ -47,7 +47,7 @@ impl Place {
 
 /// The part that holds what a walk of a tar found which was read as `kind`.
 pub(crate) fn walked_part(kind: Option<SourceKind>) -> String {
-    kind.map_or_else(|| "walked".to_owned(), |kind| format!("walked-{kind}"))
+    kind.map_or_else(|| "walked-2".to_owned(), |kind| format!("walked-2-{kind}"))
 }
 
 /// The folder.

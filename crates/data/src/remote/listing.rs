@@ -70,7 +70,7 @@ pub(super) fn list(
         }
         sight.arrows = all.arrows;
     }
-    let reading = sight.decide(kind, &client.address).map_err(|error| match error {
+    let reading = sight.decide(kind, packing, &client.address).map_err(|error| match error {
         DatasetError::Empty { .. } => nothing(client, &deep),
         other => other,
     })?;

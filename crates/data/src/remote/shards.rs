@@ -134,7 +134,11 @@ fn connect(
     kind: Option<SourceKind>,
     packing: bool,
 ) -> Result<(Client, Runtime, Listing), DatasetError> {
-    let names = braces::below(address)?;
+    // What is no group of names may be part of a name, as in a folder that is called by a GUID.
+    let names = match braces::below(address) {
+        Err(DatasetError::Braces { source: braces::BracesError::Group { .. }, .. }) => None,
+        names => names?,
+    };
     let (folder, names) = names.map_or((address, None), |(folder, names)| (folder, Some(names)));
     let (client, runtime) = Client::open(folder, spec)?;
     let found = match &names {

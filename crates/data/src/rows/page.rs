@@ -84,12 +84,16 @@ struct Header {
     kind: i64,
     claimed: i64,
     stored: i64,
+    /// The field that tells about the page.
+    about: Option<i64>,
     values: i64,
     encoding: Option<i64>,
 }
 
 /// The number of a page that is an index, which nobody reads.
 const INDEX_PAGE: i64 = 1;
+/// That of a dictionary, which holds its values one by one and is made at once.
+const DICTIONARY_PAGE: i64 = 2;
 /// Numbers of the encodings plain, dictionary as written before, dictionary.
 const ENCODINGS: [i64; 3] = [0, 2, 8];
 
@@ -103,24 +107,34 @@ impl Header {
                 (1, INT) => header.kind = thrift.integer()?,
                 (2, INT) => header.claimed = thrift.integer()?,
                 (3, INT) => header.stored = thrift.integer()?,
-                // Of a data page, of a dictionary, of a data page of the second version.
-                (5 | 7 | 8, STRUCT) => {
+                // Of a data page, of a dictionary, of a data page of the second version; it is the one that the kind says.
+                (5 | 7 | 8, STRUCT) if header.about.is_none() => {
+                    header.about = Some(id);
                     let encoding = if id == 8 { 4 } else { 2 };
                     thrift.structure(DEEPEST - 1, &mut |thrift, field, kind| {
-                        match kind {
-                            INT if field == 1 => header.values = thrift.integer()?,
-                            INT if field == encoding => header.encoding = Some(thrift.integer()?),
+                        match (field == 1, field == encoding, kind) {
+                            (true, _, INT) => header.values = thrift.integer()?,
+                            (_, true, INT) => header.encoding = Some(thrift.integer()?),
+                            // The library reads these whatever type they are said to have.
+                            (true, ..) | (_, true, _) => return None,
                             _ => thrift.skip(kind, DEEPEST - 2)?,
                         }
                         Some(())
                     })?;
                 }
+                (1..=3 | 5 | 7 | 8, _) => return None,
                 _ => thrift.skip(kind, DEEPEST - 1)?,
             }
             Some(())
         })?;
         header.length = thrift.at as u64;
-        Some(header)
+        let expected = match header.kind {
+            0 => Some(5),
+            DICTIONARY_PAGE => Some(7),
+            3 => Some(8),
+            _ => return Some(header),
+        };
+        (header.about == expected).then_some(header)
     }
 
     /// Where the next page begins.
@@ -140,8 +154,6 @@ impl Header {
         if let Some(encoding) = self.encoding.filter(|encoding| !ENCODINGS.contains(encoding)) {
             return Err(PageError::Encoding { at, encoding });
         }
-        /// A dictionary holds its values one by one, and is made at once.
-        const DICTIONARY_PAGE: i64 = 2;
         let in_proportion = large <= SPARE.saturating_add(stored.saturating_mul(GROWTH));
         let is_possible = self.kind != DICTIONARY_PAGE || count.saturating_mul(4) <= large;
         next.filter(|_| in_proportion && is_possible).ok_or(claim)
@@ -205,6 +217,8 @@ impl Thrift<'_> {
             }
             let (more, kind) = (head >> 4, head & 0x0f);
             id = if more == 0 { self.integer()? } else { id.checked_add(i64::from(more))? };
+            // Numbers of fields have 16 bits: others would be cut to those by who reads this next.
+            i16::try_from(id).ok()?;
             field(self, id, kind)?;
         }
     }
@@ -299,6 +313,28 @@ mod tests {
             let said = checked(&long[..length]);
             assert_eq!(said, Err(PageError::Header { at: 0 }), "{length}");
         }
+    }
+
+    #[test]
+    fn what_the_library_would_read_in_another_way_is_no_header() {
+        let refused = |bytes: &[u8]| assert_eq!(checked(bytes), Err(PageError::Header { at: 0 }));
+        let sound = page(2, 100, 25, 0, &[1; 100]);
+        assert_eq!(checked(&sound), Ok(()));
+        // A count that is said to have 64 bits, and one whose number is cut to 16.
+        let mut wide = sound.clone();
+        let count = wide.iter().position(|b| *b == (4 << 4 | STRUCT)).unwrap() + 1;
+        wide[count] = 1 << 4 | 6;
+        refused(&wide);
+        let far = [&[INT][..], &[0x84, 0x80, 0x08], &[50]].concat();
+        refused(&[&far[..], &sound].concat());
+        // The struct of another kind of page, before or instead of its own.
+        let head = [int(1, 0), int(1, 100), int(1, 100)].concat();
+        let inner = [int(1, 9), int(1, 0)].concat();
+        let other = [&head[..], &[4 << 4 | STRUCT], &inner, &[0, 0], &[0; 100]].concat();
+        refused(&other);
+        let both = [&head[..], &[2 << 4 | STRUCT], &inner, &[0, 2 << 4 | STRUCT], &inner, &[0, 0], &[0; 100]]
+            .concat();
+        refused(&both);
     }
 
     #[test]
