@@ -41,6 +41,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::io::{self, Read as _};
 use std::ops::{Deref, Range};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -475,13 +476,15 @@ fn is_unavailable(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(LINK_LOOP)
 }
 
-/// A file of at most [`LARGEST`](crate::intake::LARGEST) bytes: a list may name a device, which never ends.
+/// A file, of at most [`LARGEST`](crate::intake::LARGEST) bytes: a list may name a device, which never ends.
 fn read_picture(path: &Path) -> io::Result<Vec<u8>> {
-    let length = match fs::metadata(path)? {
-        about if about.is_file() => about.len(),
-        _ => return Err(io::Error::new(io::ErrorKind::IsADirectory, "expected a file with a picture")),
-    };
-    let mut bytes = Vec::with_capacity(usize::try_from(length.min(crate::intake::LARGEST)).unwrap_or(0));
+    let about = fs::metadata(path)?;
+    let kind = about.file_type();
+    if kind.is_char_device() || kind.is_block_device() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "a device, expected a file with a picture"));
+    }
+    let length = about.len().min(crate::intake::LARGEST);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     fs::File::open(path)?.take(crate::intake::LARGEST).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
