@@ -69,8 +69,8 @@ fn began(adopted: &Adopted) -> What {
     // It was read before it was adopted; without it the page lacks names of levels and bounds of the loss.
     if let Ok(job) = Job::parse(&adopted.facts.job_toml, "the job") {
         run.levels = job.method().levels.iter().map(|r| level(*r)).collect();
-        let (chance, floor) = crate::run_dir::loss_bounds(&job);
-        (run.chance, run.floor) = (Some(chance), Some(floor));
+        let bounds = crate::run_dir::loss_bounds(&job);
+        (run.chance, run.floor) = (bounds.map(|b| b.chance), bounds.map(|b| b.floor));
     }
     What::Began {
         run: Box::new(run),

@@ -173,6 +173,7 @@ fn interpret(job_toml: &str) -> Result<JobFacts> {
     let dataset = mcl_job::open_dataset(&job)?;
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
+    mcl_job::classes(&job, &dataset)?;
     Ok(JobFacts {
         job_digest: job.digest()?,
         job_toml: job.to_toml()?,

@@ -38,6 +38,7 @@ pub(crate) fn run(a: &RunArguments) -> Result<ExitCode> {
     let devices = parse_devices(&a.devices, &program)?;
     let dataset = mcl_job::open_dataset(&job)?;
     mcl_job::schedule(&job, &mcl_job::plan_spec(&job, &dataset))?;
+    mcl_job::classes(&job, &dataset)?;
     drop(dataset);
     let folder = a.run_dir.clone().unwrap_or_else(|| run_dir::default_for(&a.job));
     let folder = std::path::absolute(folder)?;
@@ -344,8 +345,8 @@ async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome)
     let tail = metrics.get(metrics.len().saturating_sub(20)..).unwrap_or_default();
     let loss = run_dir::typical(tail.iter().filter_map(|m| m.loss).collect());
     let images = run_dir::typical(metrics.iter().map(|m| m.images_per_s).collect());
-    let (chance, floor) = run_dir::loss_bounds(job);
-    let closed = (chance - loss) / (chance - floor);
+    let bounds = run_dir::loss_bounds(job);
+    let closed = bounds.map(|b| (b.chance - loss) / (b.chance - b.floor));
     let steps = metrics.last().map_or(0, |m| m.step + 1);
     let store = mcl_checkpoint_core::CheckpointDir::at(&checkpoints(job, folder)).await?;
     let newest = store.newest().await?;
@@ -357,18 +358,21 @@ async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome)
         say!(
             "{}",
             serde_json::json!({
-                "phase": phase, "run_dir": folder, "steps": steps, "loss": loss, "chance_loss": chance,
-                "floor_loss": floor, "gap_closed": closed, "images_per_s": images,
+                "phase": phase, "run_dir": folder, "steps": steps, "loss": loss,
+                "chance_loss": bounds.map(|b| b.chance), "floor_loss": bounds.map(|b| b.floor), "gap_closed": closed, "images_per_s": images,
                 "checkpoint_step": newest.map(mcl_types::Step::get), "digest": digest,
             })
         )?;
         return Ok(code);
     }
     say!("{phase}: {steps} steps, {images:.0} images/s")?;
-    say!(
-        "  loss        {loss:.4} (chance {chance:.4}, floor {floor:.4}): {:.0} % of the gap closed",
-        100.0 * closed
-    )?;
+    match (bounds, closed) {
+        (Some(run_dir::Bounds { chance, floor }), Some(closed)) => say!(
+            "  loss        {loss:.4} (chance {chance:.4}, floor {floor:.4}): {:.0} % of the gap closed",
+            100.0 * closed
+        )?,
+        _ => say!("  loss        {loss:.4}")?,
+    }
     if let (Some(step), Some(digest)) = (newest, digest) {
         say!("  checkpoint  after {} steps, digest {digest}", step.get())?;
     }

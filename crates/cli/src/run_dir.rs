@@ -2,7 +2,7 @@
 
 use crate::exit::Usage;
 use anyhow::{Context, Result};
-use mcl_config::Job;
+use mcl_config::{Job, Objective};
 use mcl_history::METRICS;
 use mcl_types::RunId;
 use serde::Deserialize;
@@ -69,16 +69,33 @@ pub(crate) fn typical(mut values: Vec<f64>) -> f64 {
     middle.iter().sum::<f64>() / count
 }
 
-/// Loss at chance and its floor for a job (see the README): 4 T sum(w) ln(KN) and
-/// 4 T sum(w) [ln(e^(1/T) + (n-1) e^(-1/(T(n-1)))) - 1/T], n = KN.
+/// Loss of guessing, and the least there can be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Bounds {
+    pub(crate) chance: f64,
+    pub(crate) floor: f64,
+}
+
+/// The bounds of a job's loss (see the README); `None` where labels decide them.
+///
+/// - `mcl`: 4 T sum(w) ln(KN) and 4 T sum(w) [ln(e^(1/T) + (n-1) e^(-1/(T(n-1)))) - 1/T], n = KN.
+/// - `moco-v2`: ln(1 + Q) and ln(1 + Q e^(-1/T)), which is the least where the queue's Q keys point evenly in all directions.
 #[expect(clippy::cast_precision_loss, reason = "a batch size")]
-pub(crate) fn loss_bounds(job: &Job) -> (f64, f64) {
+pub(crate) fn loss_bounds(job: &Job) -> Option<Bounds> {
     let (n, t) = (job.global_batch() as f64, job.method().temperature);
-    let scale = 4.0 * t * job.method().level_weights.iter().sum::<f64>();
-    let chance = scale * n.ln();
-    // Written as ln(1 + (n-1) e^(-1/T - 1/(T(n-1)))), which cannot overflow at small T.
-    let floor = scale * ((n - 1.0) * (-1.0 / t - 1.0 / (t * (n - 1.0))).exp()).ln_1p();
-    (chance, floor)
+    match job.method().objective {
+        Objective::Mcl => {
+            let scale = 4.0 * t * job.method().level_weights.iter().sum::<f64>();
+            // Written as ln(1 + (n-1) e^(-1/T - 1/(T(n-1)))), which cannot overflow at small T.
+            let floor = scale * ((n - 1.0) * (-1.0 / t - 1.0 / (t * (n - 1.0))).exp()).ln_1p();
+            Some(Bounds { chance: scale * n.ln(), floor })
+        }
+        Objective::MocoV2 => {
+            let queue = job.method().queue as f64;
+            Some(Bounds { chance: queue.ln_1p(), floor: (queue * (-1.0 / t).exp()).ln_1p() })
+        }
+        Objective::MclSupervised => None,
+    }
 }
 
 #[cfg(test)]
@@ -88,10 +105,16 @@ mod tests {
     #[test]
     fn bounds_are_the_formulas() {
         let toml = "[data]\nsource=\"x\"\n[train]\nsteps=1\n[batch]\nlanes=2\nimages_per_lane=16\n[method]\ntemperature=0.2\nlevels=[1,2,4]\nlevel_weights=[0.5,0.25,0.25]\n";
-        let (chance, floor) = loss_bounds(&Job::parse(toml, "x").unwrap());
+        let of = |toml: &str| loss_bounds(&Job::parse(toml, "x").unwrap());
+        let Bounds { chance, floor } = of(toml).unwrap();
         assert!((chance - 0.8 * 32_f64.ln()).abs() < 1e-12);
         let direct = 0.8 * ((5_f64.exp() + 31.0 * (-5.0 / 31.0_f64).exp()).ln() - 5.0);
         assert!((floor - direct).abs() < 1e-9, "{floor} {direct}");
+        let start = "[data]\nsource=\"x\"\n[train]\nsteps=1\n[method]\nobjective=";
+        let moco = of(&format!("{start}\"moco-v2\"\nqueue=1024\n")).unwrap();
+        assert!((moco.chance - 1025_f64.ln()).abs() < 1e-12, "{moco:?}");
+        assert!((moco.floor - (1.0 + 1024.0 * (-5_f64).exp()).ln()).abs() < 1e-12, "{moco:?}");
+        assert_eq!(of(&format!("{start}\"mcl-supervised\"\n")), None);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::error::ConfigError;
 use crate::sections::{
-    Augment, Batch, Checkpoint, Data, Elastic, JobFile, Method, Model, Network, Optimizer, Shuffle, Train,
+    Augment, Batch, Checkpoint, Data, Elastic, JobFile, Method, Model, Network, Objective, Optimizer,
+    Shuffle, Train,
 };
 use crate::validate;
 use mcl_types::{Digest, PortRange, Seed, SourceKind, StoreLocation};
@@ -49,8 +50,14 @@ impl Job {
         let origin = path.display().to_string();
         let mut file = strict(&text, &origin)?;
         anchor(&mut file, path.parent().unwrap_or(Path::new(".")));
-        let file = layered(file, overrides, true)?;
-        Self::checked(file, &text, &origin)
+        let mut layers = layered(file.clone(), overrides, true)?;
+        if layers.method.objective != file.method.objective {
+            // What decides the defaults was itself overridden.
+            let mut file = filled(&text, layers.method.objective, &origin)?;
+            anchor(&mut file, path.parent().unwrap_or(Path::new(".")));
+            layers = layered(file, overrides, true)?;
+        }
+        Self::checked(layers, &text, &origin)
     }
 
     /// Reads a resolved job from text, without the environment.
@@ -203,8 +210,29 @@ fn anchor(file: &mut JobFile, folder: &Path) {
     }
 }
 
-/// The file alone, so that an error can name its line.
+/// The file alone, with the defaults of its objective.
 fn strict(text: &str, origin: &str) -> Result<JobFile, ConfigError> {
+    let file = as_it_stands(text, origin)?;
+    match file.method.objective {
+        Objective::Mcl => Ok(file),
+        objective => filled(text, objective, origin),
+    }
+}
+
+/// What the file leaves open is `objective`'s default.
+fn filled(text: &str, objective: Objective, origin: &str) -> Result<JobFile, ConfigError> {
+    let wrong = |e: toml::de::Error| ConfigError::Syntax {
+        origin: origin.to_owned(),
+        line: 1,
+        message: e.message().to_owned(),
+    };
+    let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
+    crate::objective::fill(&mut table, objective).map_err(wrong)?;
+    table.try_into().map_err(wrong)
+}
+
+/// The file with the sections' defaults, so that an error can name its line.
+fn as_it_stands(text: &str, origin: &str) -> Result<JobFile, ConfigError> {
     toml::from_str(text).map_err(|e| {
         let at = e.span().map_or(0, |span| span.start).min(text.len());
         let line = text.get(..at).unwrap_or("").matches('\n').count() + 1;

@@ -8,6 +8,7 @@
 
 mod error;
 mod job;
+mod objective;
 mod reference;
 mod sections;
 mod source;

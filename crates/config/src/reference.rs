@@ -2,7 +2,7 @@
 //!
 //! Invariant: what stands between a table's two marks is made here; everything else on the page is kept.
 
-use crate::sections::{JobFile, Key};
+use crate::sections::{JobFile, Key, Objective};
 use toml::Value;
 
 /// The page whose tables cannot be found.
@@ -30,14 +30,30 @@ fn begin(section: &str) -> String {
 /// When a section's marks are missing.
 pub fn with_tables(page: &str) -> Result<String, NoTable> {
     let defaults = Value::try_from(JobFile::default()).unwrap_or(Value::Boolean(false));
-    JobFile::SECTIONS.iter().try_fold(page.to_owned(), |page, (section, keys)| {
-        let begin = begin(section) + "\n";
-        let missing = NoTable { section };
-        let (before, rest) = page.split_once(&begin).ok_or(missing.clone())?;
-        let (_, after) = rest.split_once(END).ok_or(missing)?;
+    let page = JobFile::SECTIONS.iter().try_fold(page.to_owned(), |page, (section, keys)| {
         let values = section.split('.').try_fold(&defaults, |table, name| table.get(name));
-        Ok(format!("{before}{begin}\n{}\n{END}{after}", table(keys, values)))
-    })
+        placed(&page, section, &table(keys, values))
+    })?;
+    placed(&page, OBJECTIVE, &objective_table(Objective::MocoV2))
+}
+
+/// The page with `table` between the marks of `section`.
+fn placed(page: &str, section: &'static str, table: &str) -> Result<String, NoTable> {
+    let (begin, missing) = (begin(section) + "\n", NoTable { section });
+    let (before, rest) = page.split_once(&begin).ok_or(missing.clone())?;
+    let (_, after) = rest.split_once(END).ok_or(missing)?;
+    Ok(format!("{before}{begin}\n{table}\n{END}{after}"))
+}
+
+/// Marks of the table of defaults that an objective has of its own.
+const OBJECTIVE: &str = "moco-v2";
+
+fn objective_table(objective: Objective) -> String {
+    let rows = objective
+        .defaults()
+        .iter()
+        .map(|d| format!("| `{}.{}` | `{}` | {} |\n", d.section, d.key, d.value, d.source));
+    "| key | default | from |\n|---|---|---|\n".to_owned() + &rows.collect::<String>()
 }
 
 fn table(keys: &[Key], defaults: Option<&Value>) -> String {

@@ -71,6 +71,10 @@ choice!(
     Objective {
         /// Multi-level contrastive learning.
         Mcl = "mcl",
+        /// The same pretext with labels.
+        MclSupervised = "mcl-supervised",
+        /// MoCo v2.
+        MocoV2 = "moco-v2",
     }
 );
 choice!(
@@ -212,8 +216,17 @@ section!(
 section!(
     /// `[method]`: what is learned and how it is computed.
     Method {
-        /// Multi-level contrastive learning. Not yet: `"mcl-supervised"`, `"moco-v2"`.
+        /// `mcl`: multi-level contrastive learning. `mcl-supervised`: the same with labels: a tile meets the targets of all
+        /// pictures of its class, and a classifier a level tells the class. `moco-v2`: pooled features, a queue of keys, no
+        /// pyramid; `levels` is `[1]`. Defaults of other keys that an objective has of its own stand
+        /// [below](#defaults-of-an-objective).
         objective: Objective = Objective::Mcl,
+        /// Keys that `moco-v2` remembers, a multiple of the global batch; every checkpoint holds them.
+        queue: u64 = 65_536,
+        /// Share of the contrastive loss in that of `mcl-supervised`, 0 or more; not both 0.
+        contrastive_share: f64 = 1.0,
+        /// Share of the cross entropy of classes.
+        classifier_share: f64 = 1.0,
         /// `official`: the whole graph. `exact`: less what cannot change loss or gradients; some running statistics of
         /// the momentum encoder, which training does not use, differ. `selective`: only the rows that reach the loss,
         /// so batch statistics are formed over fewer rows.

@@ -1,6 +1,6 @@
 //! Ranges and relations between keys; pure.
 
-use crate::sections::{Augment, JobFile, Method, Model, Network, Norm, Optimizer, Train};
+use crate::sections::{Augment, JobFile, Method, Model, Network, Norm, Objective, Optimizer, Train};
 use mcl_types::PortRange;
 
 /// `section.key` and what is wrong with it.
@@ -43,6 +43,7 @@ pub(crate) fn check(job: &JobFile) -> Result<(), Complaint> {
     model(&job.model)?;
     method(&job.method)?;
     batch(job)?;
+    objective(job)?;
     train(&job.train)?;
     optimizer(&job.optimizer)?;
     elastic(job)?;
@@ -125,6 +126,29 @@ fn batch(job: &JobFile) -> Result<(), Complaint> {
     })?;
     require(job.method.norm == Norm::Sync || images >= 2, "batch.images_per_lane", || {
         "found one picture a lane: statistics of a lane (method.norm = \"lane\") need two".to_owned()
+    })
+}
+
+fn objective(job: &JobFile) -> Result<(), Complaint> {
+    let m = &job.method;
+    not_negative("method.contrastive_share", m.contrastive_share)?;
+    not_negative("method.classifier_share", m.classifier_share)?;
+    require(m.contrastive_share + m.classifier_share > 0.0, "method.classifier_share", || {
+        "found 0 for both shares, expected one above 0".to_owned()
+    })?;
+    if m.objective != Objective::MocoV2 {
+        return Ok(());
+    }
+    require(m.levels == [1], "method.levels", || {
+        format!("found {:?}, expected [1]: moco-v2 has no pyramid", m.levels)
+    })?;
+    let batch = u64::from(job.batch.lanes) * u64::from(job.batch.images_per_lane);
+    require((1..=1 << 24).contains(&m.queue) && m.queue.is_multiple_of(batch), "method.queue", || {
+        format!(
+            "found {}, expected 1 to 16777216 and a multiple of the {batch} pictures of a step, such as {}",
+            m.queue,
+            batch * (m.queue / batch.max(1)).max(1)
+        )
     })
 }
 

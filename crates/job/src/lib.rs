@@ -4,9 +4,10 @@
 //! coordinator checks is the plan a rank reads by. Left out: everything with tensors.
 #![forbid(unsafe_code)]
 
-use mcl_config::{Job, Shuffle, Views};
+use mcl_config::{Job, Objective, Shuffle, Views};
 use mcl_data::{AugmentSpec, Dataset, DatasetError, LoaderSpec, RemoteSpec, ViewMode};
 use mcl_plan::{PlanError, PlanSpec, Schedule, ScheduleError};
+use mcl_types::SampleIndex;
 
 /// A job that its dataset cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,48 @@ pub enum JobError {
     /// No steps.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+    /// Labels are to be learned from, and a picture has none.
+    #[error(
+        "method.objective = \"mcl-supervised\" needs a label of every picture; `{id}` has none: give each class a folder of \
+         its own, shards with `.cls` entries, or a list with a column of labels"
+    )]
+    Unlabelled {
+        /// The picture.
+        id: String,
+    },
+    /// All pictures are alike.
+    #[error(
+        "method.objective = \"mcl-supervised\" needs at least two classes; the labels of all {pictures} pictures name {found}"
+    )]
+    OneClass {
+        /// Pictures.
+        pictures: u64,
+        /// Classes.
+        found: u32,
+    },
+}
+
+/// Classes that the job learns to tell, where its objective has labels: one more than the largest label, or the names that
+/// the dataset has, if those are more.
+///
+/// # Errors
+/// When a picture has no label, or there are fewer than two classes.
+pub fn classes(job: &Job, dataset: &Dataset) -> Result<Option<u32>, JobError> {
+    if job.method().objective != Objective::MclSupervised {
+        return Ok(None);
+    }
+    let mut found = u32::try_from(dataset.classes().len()).unwrap_or(u32::MAX);
+    for sample in (0..dataset.len()).map(SampleIndex::new) {
+        let Some(label) = dataset.label(sample) else {
+            let id = dataset.id(sample).map(std::borrow::Cow::into_owned).unwrap_or_default();
+            return Err(JobError::Unlabelled { id });
+        };
+        found = found.max(label.saturating_add(1));
+    }
+    if found < 2 {
+        return Err(JobError::OneClass { pictures: dataset.len(), found });
+    }
+    Ok(Some(found))
 }
 
 /// The pictures of `[data] source`.

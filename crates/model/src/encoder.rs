@@ -2,10 +2,11 @@
 
 use crate::blueprint::Blueprint;
 use crate::fpn::{PyramidMaps, merge};
+use crate::global::GlobalHead;
 use crate::layer::{Sides, each};
 use crate::pyramid::PyramidLayout;
 use crate::spec::MAX_LEVELS;
-use crate::{Backbone, ComputeMode, Fpn, ModelError, ModelSpec, Pass, Projector};
+use crate::{Backbone, ComputeMode, Fpn, ModelError, ModelSpec, Objective, Pass, Projector};
 
 /// Index of P5, the coarsest output.
 const TOP: usize = MAX_LEVELS - 1;
@@ -14,17 +15,29 @@ const TOP: usize = MAX_LEVELS - 1;
 #[derive(Debug)]
 pub struct Encoder {
     backbone: Backbone,
-    fpn: Fpn,
-    projector: Projector,
+    neck: Neck,
+}
+
+/// What follows the backbone.
+#[derive(Debug)]
+enum Neck {
+    /// MCL's.
+    Pyramid(Box<(Fpn, Projector)>),
+    /// MoCo's.
+    Global(GlobalHead),
 }
 
 impl Encoder {
     pub(crate) fn new(plan: &mut Blueprint, path: &str, spec: &ModelSpec) -> Result<Self, ModelError> {
-        Ok(Self {
-            backbone: Backbone::new(plan, &format!("{path}.0"), spec)?,
-            fpn: Fpn::new(plan, &format!("{path}.1"), spec)?,
-            projector: Projector::new(plan, &format!("{path}.2"), spec)?,
-        })
+        let backbone = Backbone::new(plan, &format!("{path}.0"), spec)?;
+        let neck = match spec.objective {
+            Objective::Moco { .. } => Neck::Global(GlobalHead::new(plan, &format!("{path}.fc"), spec)?),
+            Objective::Mcl | Objective::Supervised { .. } => Neck::Pyramid(Box::new((
+                Fpn::new(plan, &format!("{path}.1"), spec)?,
+                Projector::new(plan, &format!("{path}.2"), spec)?,
+            ))),
+        };
+        Ok(Self { backbone, neck })
     }
 
     /// The ResNet.
@@ -32,12 +45,37 @@ impl Encoder {
         &self.backbone
     }
     /// The feature pyramid.
-    pub const fn fpn(&self) -> &Fpn {
-        &self.fpn
+    ///
+    /// # Errors
+    /// When the objective has none.
+    pub fn fpn(&self) -> Result<&Fpn, ModelError> {
+        Ok(self.pyramid()?.0)
     }
     /// The projector.
-    pub const fn projector(&self) -> &Projector {
-        &self.projector
+    ///
+    /// # Errors
+    /// When the objective has none.
+    pub fn projector(&self) -> Result<&Projector, ModelError> {
+        Ok(self.pyramid()?.1)
+    }
+
+    fn pyramid(&self) -> Result<(&Fpn, &Projector), ModelError> {
+        match &self.neck {
+            Neck::Pyramid(both) => Ok((&both.0, &both.1)),
+            Neck::Global(_) => Err(lacks("a feature pyramid", "a backbone under a global head (moco-v2)")),
+        }
+    }
+
+    /// Embeddings of whole pictures, not normalised: by side, [n, 3, S, S] -> [n, D].
+    ///
+    /// # Errors
+    /// When the objective has no global head, or the engine or the normaliser fails.
+    pub fn global<const N: usize>(&self, pictures: &Sides<N>, pass: &Pass) -> Result<Sides<N>, ModelError> {
+        let Neck::Global(head) = &self.neck else {
+            return Err(lacks("a global head", "a backbone under a feature pyramid (mcl)"));
+        };
+        let [_, _, _, top] = self.backbone.forward(pictures, pass)?;
+        head.forward(&top)
     }
 
     /// Projected outputs of every picture: by side, [n, 3, S, S] -> by output (P2, P3, P4, P5), from `finest` on,
@@ -51,10 +89,11 @@ impl Encoder {
         finest: usize,
         pass: &Pass,
     ) -> Result<PyramidMaps<N>, ModelError> {
-        let maps = self.fpn.forward(&self.backbone.forward(pictures, pass)?, finest, pass)?;
+        let (fpn, projector) = self.pyramid()?;
+        let maps = fpn.forward(&self.backbone.forward(pictures, pass)?, finest, pass)?;
         let mut projected: PyramidMaps<N> = [None, None, None, None];
         for (out, map) in projected.iter_mut().zip(&maps) {
-            *out = map.as_ref().map(|map| self.projector.forward(map, pass)).transpose()?;
+            *out = map.as_ref().map(|map| projector.forward(map, pass)).transpose()?;
         }
         Ok(projected)
     }
@@ -94,6 +133,7 @@ impl Encoder {
         layout: &PyramidLayout,
         pass: &Pass,
     ) -> Result<Vec<Sides<N>>, ModelError> {
+        let (fpn, projector) = self.pyramid()?;
         let features = self.backbone.forward(pictures, pass)?;
         let mut merged: Option<Sides<N>> = None;
         let mut maps = Vec::with_capacity(layout.levels());
@@ -101,7 +141,7 @@ impl Encoder {
             let index = ModelSpec::output_of(level);
             let (first, count) = layout.group(level);
             let rest = layout.pictures() - first;
-            let lateral = self.fpn.lateral(index, &part(&features[index], first, rest)?, pass)?;
+            let lateral = fpn.lateral(index, &part(&features[index], first, rest)?, pass)?;
             // What was merged so far begins with the group of the level above; this level's laterals do not.
             let here = match merged {
                 None => lateral,
@@ -110,13 +150,13 @@ impl Encoder {
                     merge(&lateral, &part(&above, skip, rest)?)?
                 }
             };
-            maps.push(self.fpn.output(index, &part(&here, 0, count)?, pass)?);
+            maps.push(fpn.output(index, &part(&here, 0, count)?, pass)?);
             merged = Some(here);
         }
         // P2 goes first through the shared projector, as in the other modes.
         let mut rows = Vec::with_capacity(maps.len());
         for map in maps.iter().rev() {
-            rows.push(flat_rows(&self.projector.forward(map, pass)?)?);
+            rows.push(flat_rows(&projector.forward(map, pass)?)?);
         }
         rows.reverse();
         Ok(rows)
@@ -156,6 +196,10 @@ fn flat_rows<const N: usize>(output: &Sides<N>) -> Result<Sides<N>, ModelError> 
         let (pictures, patches, size) = output.size3()?;
         Ok(output.f_reshape([pictures * patches, size])?)
     })
+}
+
+fn lacks(expected: &str, found: &str) -> ModelError {
+    ModelError::Batch { what: "encoder".to_owned(), found: found.to_owned(), expected: expected.to_owned() }
 }
 
 fn not_computed(level: usize) -> ModelError {

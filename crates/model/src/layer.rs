@@ -128,6 +128,20 @@ impl Linear {
         })
     }
 
+    /// Weights and bias uniform within 1 / sqrt(in), as PyTorch begins where a paper says nothing.
+    #[expect(clippy::cast_precision_loss, reason = "layer sizes, far below 2^53")]
+    pub(crate) fn uniform(
+        plan: &mut Blueprint,
+        path: &str,
+        (from, to): (i64, i64),
+    ) -> Result<Self, ModelError> {
+        let rule = InitRule::Uniform { bound: 1.0 / (from as f64).sqrt() };
+        Ok(Self {
+            weight: plan.parameter(format!("{path}.weight"), &[to, from], rule)?,
+            bias: plan.parameter(format!("{path}.bias"), &[to], rule)?,
+        })
+    }
+
     pub(crate) fn forward<const N: usize>(&self, x: &Sides<N>) -> Result<Sides<N>, ModelError> {
         each(x, |x| Ok(x.f_linear(&self.weight, Some(&self.bias))?))
     }

@@ -62,10 +62,22 @@ pub fn level_losses(
         }
     }
     let shape = [2, i64::try_from(spec.levels).unwrap_or(i64::MAX), lanes];
-    let stacked =
-        |terms: &[Tensor]| -> Result<Tensor, ModelError> { Ok(Tensor::f_cat(terms, 0)?.f_reshape(shape)?) };
     let [losses, pos_cos, neg_cos] = &columns;
-    Ok(LevelLosses { losses: stacked(losses)?, pos_cos: stacked(pos_cos)?, neg_cos: stacked(neg_cos)? })
+    Ok(LevelLosses {
+        losses: stacked(losses, shape)?,
+        pos_cos: stacked(pos_cos, shape)?,
+        neg_cos: stacked(neg_cos, shape)?,
+    })
+}
+
+/// Terms of [lanes] each, side by side and level by level, as one tensor of `shape`.
+pub(crate) fn stacked(terms: &[Tensor], shape: [i64; 3]) -> Result<Tensor, ModelError> {
+    Ok(Tensor::f_cat(terms, 0)?.f_reshape(shape)?)
+}
+
+/// Mean over each lane's rows: [lanes * n] or [lanes * n, 1] -> [lanes].
+pub(crate) fn by_lane(rows: &Tensor, lanes: i64) -> Result<Tensor, ModelError> {
+    Ok(rows.f_reshape([lanes, -1])?.f_mean_dim([1_i64].as_slice(), false, None)?)
 }
 
 /// One level of one side, `[lanes]` each.
@@ -91,6 +103,30 @@ pub fn level_loss(
     temperature: f64,
     weight: f64,
 ) -> Result<LevelLoss, ModelError> {
+    let cosines = cosines_of(predictions, targets, labels, lanes)?;
+    let own = labels.f_unsqueeze(1)?;
+    let by_lane = |rows: &Tensor| by_lane(rows, lanes);
+    let likelihood = cosines.f_div_scalar(temperature)?.f_log_softmax(1, None)?.f_gather(1, &own, false)?;
+    let loss = by_lane(&likelihood)?.f_mul_scalar(-2.0 * temperature * weight)?;
+    let (pos_cos, neg_cos) = tch::no_grad(|| -> Result<_, ModelError> {
+        let cosines = cosines.f_detach()?;
+        let pos = by_lane(&cosines.f_gather(1, &own, false)?)?;
+        // Mean over the other columns: (all of the row - its own) / (columns - 1).
+        let all = by_lane(&cosines.f_sum_dim_intlist([1_i64].as_slice(), false, None)?)?;
+        let others = (targets.size().first().copied().unwrap_or(0) - 1).max(1);
+        let neg = all.f_sub(&pos)?.f_div_scalar(others)?;
+        Ok((pos, neg))
+    })?;
+    Ok(LevelLoss { loss, pos_cos, neg_cos })
+}
+
+/// Cosines of every row with every target, [rows, K N], once the shapes were found to fit.
+pub(crate) fn cosines_of(
+    predictions: &Tensor,
+    targets: &Tensor,
+    labels: &Tensor,
+    lanes: i64,
+) -> Result<Tensor, ModelError> {
     check_shape("predictions", &predictions.size(), &[-1, -1])?;
     let (rows, size) = predictions.size2()?;
     check_shape("targets", &targets.size(), &[-1, size])?;
@@ -104,23 +140,7 @@ pub fn level_loss(
     }
     let predictions = widened(predictions)?;
     let targets = targets.f_to_kind(predictions.kind())?;
-    let cosines = l2_normalized(&predictions)?.f_matmul(&targets.f_transpose(0, 1)?)?;
-    let own = labels.f_unsqueeze(1)?;
-    let by_lane = |rows: &Tensor| -> Result<Tensor, ModelError> {
-        Ok(rows.f_reshape([lanes, -1])?.f_mean_dim([1_i64].as_slice(), false, None)?)
-    };
-    let likelihood = cosines.f_div_scalar(temperature)?.f_log_softmax(1, None)?.f_gather(1, &own, false)?;
-    let loss = by_lane(&likelihood)?.f_mul_scalar(-2.0 * temperature * weight)?;
-    let (pos_cos, neg_cos) = tch::no_grad(|| -> Result<_, ModelError> {
-        let cosines = cosines.f_detach()?;
-        let pos = by_lane(&cosines.f_gather(1, &own, false)?)?;
-        // Mean over the other columns: (all of the row - its own) / (columns - 1).
-        let all = by_lane(&cosines.f_sum_dim_intlist([1_i64].as_slice(), false, None)?)?;
-        let others = (targets.size().first().copied().unwrap_or(0) - 1).max(1);
-        let neg = all.f_sub(&pos)?.f_div_scalar(others)?;
-        Ok((pos, neg))
-    })?;
-    Ok(LevelLoss { loss, pos_cos, neg_cos })
+    Ok(l2_normalized(&predictions)?.f_matmul(&targets.f_transpose(0, 1)?)?)
 }
 
 /// Half precision as f32; anything else as it is.

@@ -9,7 +9,10 @@ use crate::layer::{Sides, each};
 use crate::loss::{l2_normalized, widened};
 use crate::norm::Pass;
 use crate::pyramid::PyramidLayout;
-use crate::{BufferSet, ComputeMode, Encoder, ModelError, ModelSpec, Predictor, detrand, init};
+use crate::queue::{self, KeyQueue};
+use crate::{
+    BufferSet, Classifier, ComputeMode, Encoder, ModelError, ModelSpec, Objective, Predictor, detrand, init,
+};
 use mcl_types::Seed;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -17,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 const QUERY: &str = "encoder_q";
 const KEY: &str = "encoder_k";
 
-/// Online encoder, momentum encoder, one predictor a level.
+/// Online encoder, momentum encoder, and what the objective has besides: a predictor a level, a classifier a level, a queue.
 #[derive(Debug)]
 pub struct Model {
     spec: ModelSpec,
@@ -26,6 +29,8 @@ pub struct Model {
     encoder_q: Encoder,
     encoder_k: Encoder,
     predictors: Vec<Predictor>,
+    classifiers: Vec<Classifier>,
+    queue: Option<KeyQueue>,
     /// In name order.
     parameters: Vec<Parameter>,
     buffers: BufferSet,
@@ -40,6 +45,8 @@ enum Entry {
     Mean(usize),
     Variance(usize),
     Count(usize),
+    QueueKeys,
+    QueuePlace,
 }
 
 /// A parameter of the momentum encoder beside the online one that it follows.
@@ -70,8 +77,17 @@ impl Model {
     pub fn new(spec: ModelSpec, kind: Kind, device: Device) -> Result<Self, ModelError> {
         let mut plan = Blueprint::new(kind, device);
         let encoder_q = Encoder::new(&mut plan, QUERY, &spec)?;
-        let predictors = (0..spec.levels)
+        let (predicting, classes, queue) = match spec.objective {
+            Objective::Mcl => (spec.levels, None, None),
+            Objective::Supervised { classes } => (spec.levels, Some(classes), None),
+            Objective::Moco { queue } => (0, None, Some(KeyQueue::new(queue, spec.embedding, kind, device)?)),
+        };
+        let predictors = (0..predicting)
             .map(|level| Predictor::new(&mut plan, &format!("head.predictor.{level}"), &spec))
+            .collect::<Result<_, _>>()?;
+        let classifiers = (0..spec.levels)
+            .filter_map(|level| Some((level, classes?)))
+            .map(|(level, n)| Classifier::new(&mut plan, &format!("head.classifier.{level}"), &spec, n))
             .collect::<Result<_, _>>()?;
         plan.set_trainable(false);
         let encoder_k = Encoder::new(&mut plan, KEY, &spec)?;
@@ -85,8 +101,24 @@ impl Model {
             index.push((format!("{}.running_var", site.path), Entry::Variance(slot)));
             index.push((format!("{}.num_batches_tracked", site.path), Entry::Count(slot)));
         }
+        if queue.is_some() {
+            index.push((queue::KEYS.to_owned(), Entry::QueueKeys));
+            index.push((queue::PLACE.to_owned(), Entry::QueuePlace));
+        }
         index.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(Self { spec, kind, device, encoder_q, encoder_k, predictors, parameters, buffers, index })
+        Ok(Self {
+            spec,
+            kind,
+            device,
+            encoder_q,
+            encoder_k,
+            predictors,
+            classifiers,
+            queue,
+            parameters,
+            buffers,
+            index,
+        })
     }
 
     /// What the model was built from.
@@ -113,6 +145,10 @@ impl Model {
     pub fn predictors(&self) -> &[Predictor] {
         &self.predictors
     }
+    /// Of moco-v2 alone.
+    pub const fn queue(&self) -> Option<&KeyQueue> {
+        self.queue.as_ref()
+    }
 
     /// The official initialisation under `seed`; the momentum encoder becomes a copy of the online one.
     /// Running statistics stay as they are.
@@ -122,6 +158,9 @@ impl Model {
     pub fn initialize(&mut self, seed: Seed) -> Result<(), ModelError> {
         for parameter in self.parameters.iter().filter(|p| !is_key(&p.name)) {
             init::fill(parameter, seed)?;
+        }
+        if let Some(queue) = &self.queue {
+            queue.initialize(seed)?;
         }
         self.copy_query_to_key()
     }
@@ -211,6 +250,42 @@ impl Model {
         Ok(by_side(predictions))
     }
 
+    /// Class scores of both sides: by side and level, [lanes * tiles, D] -> [lanes * tiles, C].
+    ///
+    /// # Errors
+    /// When the objective has no classifiers, or the engine fails.
+    pub fn classify<const N: usize>(&self, rows: &[Vec<Tensor>; N]) -> Result<[Vec<Tensor>; N], ModelError> {
+        let levels = size(self.classifiers.len());
+        let found = rows.iter().map(|side| size(side.len())).max().unwrap_or(0);
+        crate::error::check_shape("levels of embeddings for classifiers", &[found], &[levels])?;
+        let scores = self.classifiers.iter().enumerate().map(|(level, classifier)| {
+            classifier.forward(&rows.each_ref().map(|side| side[level].shallow_clone()))
+        });
+        Ok(by_side(scores.collect::<Result<_, _>>()?))
+    }
+
+    /// Online embeddings of whole pictures, not normalised: [n, 3, S, S] -> [n, D].
+    ///
+    /// # Errors
+    /// When the objective has no global head, or the engine or the normaliser fails.
+    pub fn global_query(&self, pictures: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+        let [rows] = self.encoder_q.global(&[pictures.shallow_clone()], pass)?;
+        pass.buffers.settle()?;
+        Ok(rows)
+    }
+
+    /// Keys of whole pictures without a graph: [n, 3, S, S] -> [n, D], rows of length 1.
+    ///
+    /// # Errors
+    /// As [`Model::global_query`].
+    pub fn global_key(&self, pictures: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+        tch::no_grad(|| {
+            let [rows] = self.encoder_k.global(&[pictures.shallow_clone()], pass)?;
+            pass.buffers.settle()?;
+            l2_normalized(&widened(&rows)?)
+        })
+    }
+
     fn check_batch(&self, pictures: &[Tensor], layout: &PyramidLayout) -> Result<(), ModelError> {
         let side = self.spec.image_size;
         crate::error::check_shape(
@@ -251,6 +326,8 @@ impl Model {
             Entry::Mean(slot) => self.buffers.slot(slot).ok().map(|s| s.mean()),
             Entry::Variance(slot) => self.buffers.slot(slot).ok().map(|s| s.var()),
             Entry::Count(slot) => self.buffers.slot(slot).ok().map(|s| s.count()),
+            Entry::QueueKeys => self.queue.as_ref().map(KeyQueue::keys),
+            Entry::QueuePlace => self.queue.as_ref().map(KeyQueue::place),
         }
     }
 

@@ -65,6 +65,24 @@ pub enum ComputeMode {
     Selective,
 }
 
+/// What is learned, as far as it decides which networks there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Objective {
+    /// Multi-level contrastive learning: pyramid, projector, a predictor a level.
+    #[default]
+    Mcl,
+    /// The same with labels: besides, a classifier a level of so many classes.
+    Supervised {
+        /// Classes, at least 2.
+        classes: i64,
+    },
+    /// MoCo v2 (arXiv 2003.04297): pooled features, a perceptron, a queue of so many keys.
+    Moco {
+        /// Keys, at least 1.
+        queue: i64,
+    },
+}
+
 /// The open sizes, unchecked. [`ModelConfig::default`] is the published R50 model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -92,6 +110,8 @@ pub struct ModelConfig {
     pub temperature: f64,
     /// Weight of each level's losses.
     pub level_weights: Vec<f64>,
+    /// What is learned.
+    pub objective: Objective,
 }
 
 impl Default for ModelConfig {
@@ -109,6 +129,7 @@ impl Default for ModelConfig {
             levels: 4,
             temperature: 1.0,
             level_weights: vec![0.5, 0.25, 0.125, 0.125],
+            objective: Objective::Mcl,
         }
     }
 }
@@ -129,6 +150,7 @@ impl ModelSpec {
         let depth = Depth::try_from(config.depth)?;
         check_sizes(&config)?;
         check_levels(&config)?;
+        check_objective(&config)?;
         Ok(Self { config, depth })
     }
 
@@ -244,6 +266,21 @@ fn check_levels(config: &ModelConfig) -> Result<(), ModelError> {
         ));
     }
     Ok(())
+}
+
+fn check_objective(config: &ModelConfig) -> Result<(), ModelError> {
+    match config.objective {
+        Objective::Mcl => Ok(()),
+        Objective::Supervised { classes: 2..=1_048_576 } => Ok(()),
+        Objective::Supervised { classes } => {
+            Err(refuse("classes", classes, "2 to 1048576: pictures with labels, as in one folder a class"))
+        }
+        Objective::Moco { .. } if config.levels != 1 => {
+            Err(refuse("levels", config.levels, "1: MoCo v2 has no pyramid"))
+        }
+        Objective::Moco { queue: 1..=16_777_216 } => Ok(()),
+        Objective::Moco { queue } => Err(refuse("queue", queue, "1 to 16777216 keys")),
+    }
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 //! random. So three rows are always printed side by side: the checkpoint's weights, random weights (with their
 //! norms' statistics formed on the same pictures), and normalised grey pixels.
 
+use crate::engine;
 use crate::features::{self, FeaturesArguments};
 use crate::frozen::{self, FrozenArguments, Which};
 use crate::pictures::{BoxedPicture, Boxes};
-use crate::{engine, weights};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -79,7 +79,7 @@ pub(crate) fn run(a: &EvalArguments) -> Result<()> {
 
 fn neighbours(a: &KnnArguments) -> Result<()> {
     let (job, trained) = frozen::load(&a.weights)?;
-    let mut random = Model::new(weights::model_spec(&job)?, Kind::Float, Device::Cpu)?;
+    let mut random = Model::new(trained.spec().clone(), Kind::Float, Device::Cpu)?;
     random.initialize(job.seed())?;
     let size = job.model().image_size;
     let train = Boxes::load(&a.train)?;

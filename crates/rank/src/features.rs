@@ -83,7 +83,7 @@ fn maps(model: &Model, which: Which, picture: Tensor) -> Result<Vec<(String, Ten
     let pass = Pass::new(&FrozenBatchNorm, model.buffers());
     let input = [picture];
     let stages = encoder.backbone().forward(&input, &pass)?;
-    let outputs = encoder.fpn().forward(&stages, 0, &pass)?;
+    let outputs = encoder.fpn()?.forward(&stages, 0, &pass)?;
     let stages = stages.into_iter().zip(2..).map(|([map], n)| (format!("c{n}"), map));
     let mut maps: Vec<(String, Tensor)> = stages.collect();
     let outputs = outputs.into_iter().zip(2..).filter_map(|(map, n)| Some((map?, n)));

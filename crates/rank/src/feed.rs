@@ -3,7 +3,7 @@
 use crate::snapshot::{LOOK, Left};
 use crate::staging::{Layout, Staging};
 use anyhow::{Result, bail};
-use mcl_config::Job;
+use mcl_config::{Job, Objective};
 use mcl_data::{BatchRequest, Dataset, FedSample, Loader, LoaderSpec, MontageLayout};
 use mcl_plan::{EpochPlan, PlanSpec, SUBSTITUTE_ATTEMPTS, Schedule, substitute};
 use mcl_proto::v1;
@@ -52,6 +52,8 @@ impl Feed {
         let pictures = usize::try_from(job.batch().images_per_lane)?;
         let montages = MontageLayout::official(pictures, &job.method().levels)?;
         let replacements = plan.clone();
+        let labelled = job.method().objective == Objective::MclSupervised;
+        let labels = labelled.then(|| Arc::clone(&dataset));
         let loader = Loader::start(
             dataset,
             spec,
@@ -63,7 +65,7 @@ impl Feed {
         )?;
         let images = i64::from(job.batch().images_per_lane);
         let (own, seed) = (lanes.clone(), job.seed());
-        let layout = Layout { lanes: own, schedule, montages, seed, images, device };
+        let layout = Layout { lanes: own, schedule, montages, seed, images, device, labels };
         Ok(Self {
             staging: Staging::start(loader, layout, first)?,
             lanes,

@@ -8,7 +8,7 @@ use mcl_config::Job;
 use mcl_model::{Encoder, Model};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// One of the two encoders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -61,6 +61,12 @@ fn job(named: Option<&Path>, beside: &Path) -> Result<Job> {
     Ok(Job::parse(&std::fs::read_to_string(&file)?, &file.display().to_string())?)
 }
 
+/// Classes that a state's classifiers tell apart.
+fn classes_of(state: &BTreeMap<String, Tensor>) -> Option<u32> {
+    let (rows, _) = state.get("head.classifier.0.weight")?.size2().ok()?;
+    u32::try_from(rows).ok()
+}
+
 /// The job, and its model with the newest good checkpoint's weights, in f32 on the CPU.
 pub(crate) fn load(a: &FrozenArguments) -> Result<(Job, Model)> {
     let job = job(a.job.as_deref(), &a.path)?;
@@ -74,11 +80,11 @@ pub(crate) fn load(a: &FrozenArguments) -> Result<(Job, Model)> {
     })?;
     let mut state = BTreeMap::new();
     for (name, t) in &tensors {
-        if name.starts_with("encoder_") || name.starts_with("head.") {
+        if ["encoder_", "head.", "queue"].iter().any(|part| name.starts_with(part)) {
             state.insert(name.clone(), weights::tensor(name, t.dtype, &t.shape, &t.bytes)?);
         }
     }
-    let mut model = Model::new(weights::model_spec(&job)?, Kind::Float, Device::Cpu)?;
+    let mut model = Model::new(weights::model_spec(&job, classes_of(&state))?, Kind::Float, Device::Cpu)?;
     model.load(&state)?;
     Ok((job, model))
 }

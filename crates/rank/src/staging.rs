@@ -7,12 +7,13 @@ use crate::feed::Fed;
 use crate::records::notes;
 use anyhow::{Context, Result, anyhow, bail};
 use mcl_data::montage::Side;
-use mcl_data::{LaneBatch, Loader, LoaderStopper, MontageLayout};
+use mcl_data::{Dataset, FedSample, LaneBatch, Loader, LoaderStopper, MontageLayout};
 use mcl_model::LaneSide;
 use mcl_plan::Schedule;
 use mcl_train::LaneInput;
 use mcl_types::{Seed, Step};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 use tch::{Device, Tensor};
@@ -29,6 +30,8 @@ pub(crate) struct Layout {
     pub(crate) seed: Seed,
     pub(crate) images: i64,
     pub(crate) device: Device,
+    /// Who knows the pictures' labels, where the objective has any.
+    pub(crate) labels: Option<Arc<Dataset>>,
 }
 
 /// The thread and what it has made.
@@ -110,7 +113,18 @@ impl Layout {
                 .collect::<Result<Vec<_>>>()?;
             Ok(LaneSide { views, permutations })
         };
-        Ok(LaneInput { q: side(Side::Q, 0)?, k: side(Side::K, levels)?, notes: notes(&batch.fed) })
+        let (q, k) = (side(Side::Q, 0)?, side(Side::K, levels)?);
+        Ok(LaneInput { q, k, notes: notes(&batch.fed), classes: self.classes(&batch.fed)? })
+    }
+
+    /// Labels of what was really fed.
+    fn classes(&self, fed: &[FedSample]) -> Result<Vec<i64>> {
+        let Some(dataset) = &self.labels else { return Ok(Vec::new()) };
+        let label = |s: &FedSample| {
+            let label = dataset.label(s.index).with_context(|| format!("`{}` has no label", s.id))?;
+            Ok(i64::from(label))
+        };
+        fed.iter().map(label).collect()
     }
 
     /// [N, 3, s, s] bytes in host memory.

@@ -121,9 +121,10 @@ fn prepare(
     engine::tune(device);
     let dataset = Arc::new(mcl_job::open_dataset(&job)?);
     check_dataset(&dataset, &configure)?;
+    let classes = mcl_job::classes(&job, &dataset)?;
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
-    let model = Model::new(weights::model_spec(&job)?, engine::kind(job.train().precision), device)?;
+    let model = Model::new(weights::model_spec(&job, classes)?, engine::kind(job.train().precision), device)?;
     let mut trainer = Trainer::new(model, trainer_settings(&job))?;
     trainer.tell(activity.clone());
     let snapshots = Snapshots::new(&configure, Arc::clone(&orders))?;
@@ -171,6 +172,7 @@ fn kind_of(error: &anyhow::Error) -> v1::FailureKind {
         let fatal = cause.is::<mcl_data::DatasetError>()
             || cause.is::<mcl_data::LoaderError>()
             || cause.is::<mcl_config::ConfigError>()
+            || cause.is::<mcl_job::JobError>()
             || cause.is::<mcl_model::ModelError>()
             || cause.is::<Mismatch>();
         if fatal {
@@ -216,6 +218,8 @@ pub(crate) fn trainer_settings(job: &Job) -> TrainerSettings {
         autocast: job.train().precision == Precision::Bf16,
         optimizer: optimizer_settings(job),
         clip_norm: job.optimizer().clip_norm,
+        seed: job.seed(),
+        supervision: [job.method().contrastive_share, job.method().classifier_share],
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) const fn settings(compute: ComputeMode, (lanes, images): (u32, u32)) 
         autocast: false,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
+        seed: mcl_types::Seed::new(0),
+        supervision: [1.0, 1.0],
     }
 }
 
@@ -35,7 +37,12 @@ pub(crate) fn step(trainer: &mut Trainer, step: u64) -> Result<StepOutcome> {
     let lanes = trainer.layout().lanes();
     let lanes = lanes.map(|lane| {
         let seed = |side: u64| 2 * (step << 16 | u64::from(lane)) + side;
-        Ok(LaneInput { q: random_side(trainer, seed(0))?, k: random_side(trainer, seed(1))?, notes: vec![7] })
+        Ok(LaneInput {
+            q: random_side(trainer, seed(0))?,
+            k: random_side(trainer, seed(1))?,
+            notes: vec![7],
+            classes: Vec::new(),
+        })
     });
     let lanes = lanes.collect::<Result<Vec<_>>>()?;
     let rates = Rates { lr: 0.5, momentum: 0.99 };

@@ -3,12 +3,12 @@
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint_core::Dtype;
 use mcl_config::Job;
-use mcl_model::{ComputeMode, ModelConfig, ModelSpec};
+use mcl_model::{ComputeMode, ModelConfig, ModelSpec, Objective};
 use mcl_train::NormScope;
 use tch::{Kind, Tensor};
 
-/// The model that a job describes.
-pub(crate) fn model_spec(job: &Job) -> Result<ModelSpec> {
+/// The model that a job describes; `classes` are those of its pictures, where the objective has labels.
+pub(crate) fn model_spec(job: &Job, classes: Option<u32>) -> Result<ModelSpec> {
     let (m, method) = (job.model(), job.method());
     let spec = ModelSpec::new(ModelConfig {
         depth: m.depth,
@@ -23,6 +23,13 @@ pub(crate) fn model_spec(job: &Job) -> Result<ModelSpec> {
         levels: method.levels.len(),
         temperature: method.temperature,
         level_weights: method.level_weights.clone(),
+        objective: match method.objective {
+            mcl_config::Objective::Mcl => Objective::Mcl,
+            mcl_config::Objective::MclSupervised => {
+                Objective::Supervised { classes: i64::from(classes.unwrap_or(0)) }
+            }
+            mcl_config::Objective::MocoV2 => Objective::Moco { queue: i64::try_from(method.queue)? },
+        },
     })?;
     Ok(spec)
 }

@@ -193,6 +193,7 @@ impl Case {
             levels: c.downsample_ratios.len(),
             temperature: c.temperature,
             level_weights: c.loss_weight.clone(),
+            objective: mcl_model::Objective::Mcl,
         })?)
     }
 
@@ -248,6 +249,8 @@ impl Case {
                 weight_decay: c.weight_decay,
             },
             clip_norm: c.max_norm,
+            seed: mcl_types::Seed::new(0),
+            supervision: [1.0, 1.0],
         };
         let mut trainer = Trainer::new(model, settings)?;
         trainer.join(lanes, rank, group)?;
@@ -337,7 +340,12 @@ impl Case {
                 .collect::<Result<_, TrainError>>()?;
             Ok(LaneSide { views, permutations })
         };
-        Ok(LaneInput { q: lane_side("q", 0)?, k: lane_side("k", levels)?, notes: Vec::new() })
+        Ok(LaneInput {
+            q: lane_side("q", 0)?,
+            k: lane_side("k", levels)?,
+            notes: Vec::new(),
+            classes: Vec::new(),
+        })
     }
 }
 

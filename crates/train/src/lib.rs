@@ -14,6 +14,7 @@ mod digest;
 mod error;
 pub mod golden;
 mod norm;
+mod objective;
 mod optimizer;
 mod part;
 mod schedule;

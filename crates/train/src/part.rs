@@ -7,12 +7,11 @@
 //! step's calls, not its lanes.
 
 use crate::norm::TrainingNorm;
+use crate::objective::Targets;
 use crate::step::{LaneInput, StepInput, StepProbe};
 use crate::{TrainError, Trainer};
 use mcl_collective::ReduceOp;
-use mcl_model::{
-    BufferSet, Contrast, LaneSide, LevelLosses, Pass, Pyramid, PyramidLayout, level_losses, on_device,
-};
+use mcl_model::{BufferSet, LaneSide, LevelLosses, Pass, Pyramid, PyramidLayout, on_device};
 use mcl_types::Rank;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -40,13 +39,13 @@ impl NormScope {
 
 /// Some lanes of one step on one rank.
 pub(crate) struct Part<'a> {
-    layout: &'a PyramidLayout,
+    pub(crate) layout: &'a PyramidLayout,
     /// By side: [P, 3, S, S], bytes or numbers.
-    pictures: [Tensor; 2],
+    pub(crate) pictures: [Tensor; 2],
     /// By side and level.
-    labels: [Vec<Tensor>; 2],
+    pub(crate) labels: [Vec<Tensor>; 2],
     /// Running statistics that this part writes to.
-    buffers: BufferSet,
+    pub(crate) buffers: BufferSet,
 }
 
 impl Trainer {
@@ -86,18 +85,21 @@ impl Trainer {
         Ok(Pyramid::assemble(layout, &sides)?)
     }
 
-    /// Both sides' pictures as the model takes them.
-    fn numbers(&self, part: &Part) -> Result<[Tensor; 2], TrainError> {
-        let of = |side: &Tensor| match side.kind() {
-            Kind::Uint8 => self.normalization.apply(side),
+    /// One side's pictures as the model takes them.
+    pub(crate) fn numbers(&self, side: &Tensor) -> Result<Tensor, TrainError> {
+        match side.kind() {
+            Kind::Uint8 => Ok(self.normalization.apply(side)?),
             _ => Ok(side.shallow_clone()),
-        };
+        }
+    }
+
+    fn both(&self, part: &Part) -> Result<[Tensor; 2], TrainError> {
         let [q, k] = &part.pictures;
-        Ok([of(q)?, of(k)?])
+        Ok([self.numbers(q)?, self.numbers(k)?])
     }
 
     /// Which ranks a part's norms speak with. On a CPU one rank and several compute alike.
-    fn norm(&self) -> TrainingNorm<'_> {
+    pub(crate) fn norm(&self) -> TrainingNorm<'_> {
         match (self.settings.norm, &self.group) {
             (NormScope::Job, Some(group)) => TrainingNorm::Joint(Some(group)),
             _ if self.model.device() == Device::Cpu => TrainingNorm::Joint(None),
@@ -113,40 +115,22 @@ impl Trainer {
         }
     }
 
-    /// A part's targets, side q before k: [lanes * N, D] each.
-    pub(crate) fn targets(&self, part: &Part) -> Result<[Tensor; 2], TrainError> {
+    /// The momentum encoder's P5 rows of a part, side q before k: [lanes * N, D] each.
+    pub(crate) fn top_rows(&self, part: &Part) -> Result<[Tensor; 2], TrainError> {
         let norm = self.norm();
         let pass = Pass::new(&norm, &part.buffers);
         let _half = self.autocast()?;
-        Ok(self.model.targets(&self.numbers(part)?, part.layout, self.settings.compute, &pass)?)
+        Ok(self.model.targets(&self.both(part)?, part.layout, self.settings.compute, &pass)?)
     }
 
-    /// A part's losses, given both sides' targets of all lanes of the job.
-    pub(crate) fn losses(
-        &self,
-        part: &Part,
-        [tq, tk]: &[Tensor; 2],
-        probe: Option<&mut StepProbe>,
-    ) -> Result<LevelLosses, TrainError> {
+    /// A part's online embeddings and the predictions made of them, by side and level.
+    pub(crate) fn predictions(&self, part: &Part) -> Result<[[Vec<Tensor>; 2]; 2], TrainError> {
         let norm = self.norm();
         let pass = Pass::new(&norm, &part.buffers);
-        let half = self.autocast()?;
-        let online = self.model.online(&self.numbers(part)?, part.layout, self.settings.compute, &pass)?;
+        let _half = self.autocast()?;
+        let online = self.model.online(&self.both(part)?, part.layout, self.settings.compute, &pass)?;
         let predictions = self.model.predict(&online, &pass)?;
-        drop(half);
-        let ([pred_q, pred_k], [labels_q, labels_k]) = (&predictions, &part.labels);
-        let losses = level_losses(
-            self.model.spec(),
-            part.layout.lane_count(),
-            &Contrast { predictions: pred_q, targets: tk, labels: labels_q },
-            &Contrast { predictions: pred_k, targets: tq, labels: labels_k },
-        )?;
-        if let Some(probe) = probe {
-            probe.add_rows(&online, &predictions, &part.labels)?;
-            probe.targets = vec![tk.shallow_clone(), tq.shallow_clone()];
-            probe.add_cosines(&losses)?;
-        }
-        Ok(losses)
+        Ok([online, predictions])
     }
 
     /// The step's running statistics: those of the only part, or the mean over all lanes of the job.
@@ -191,11 +175,13 @@ impl Trainer {
 }
 
 impl StepProbe {
-    fn add_rows(
+    pub(crate) fn add(
         &mut self,
-        online: &[Vec<Tensor>; 2],
-        predictions: &[Vec<Tensor>; 2],
-        labels: &[Vec<Tensor>; 2],
+        online: &[Vec<Tensor>],
+        predictions: &[Vec<Tensor>],
+        labels: &[Vec<Tensor>],
+        targets: &Targets,
+        losses: &LevelLosses,
     ) -> Result<(), TrainError> {
         for (kept, new) in
             [(&mut self.online, online), (&mut self.predictions, predictions), (&mut self.labels, labels)]
@@ -208,10 +194,8 @@ impl StepProbe {
                 *kept = Tensor::f_cat(&[&*kept, new], 0)?;
             }
         }
-        Ok(())
-    }
-
-    fn add_cosines(&mut self, losses: &LevelLosses) -> Result<(), TrainError> {
+        // Side q meets k's.
+        self.targets = targets.rows.iter().rev().map(Tensor::shallow_clone).collect();
         for (kept, new) in [(&mut self.pos_cos, &losses.pos_cos), (&mut self.neg_cos, &losses.neg_cos)] {
             *kept = Some(match kept.take() {
                 None => new.shallow_clone(),

@@ -2,6 +2,7 @@
 
 use crate::activity::Doing;
 use crate::agreement::{Agreed, Halt, Word};
+use crate::objective::Targets;
 use crate::optimizer::grad_norm;
 use crate::part::Part;
 use crate::{TrainError, Trainer, together};
@@ -24,6 +25,8 @@ pub struct LaneInput {
     pub k: LaneSide,
     /// What all ranks are to know of this lane before they apply the step; the same number a lane on all ranks.
     pub notes: Vec<i64>,
+    /// By slot: class of each picture, where the objective has labels; else empty.
+    pub classes: Vec<i64>,
 }
 
 /// The schedules' values for a step.
@@ -141,7 +144,8 @@ impl Trainer {
         }
         let parts = self.parts(input)?;
         let mut times = StepTimes::default();
-        let (last, losses) = self.forward(&parts, &mut times, probe.as_deref_mut())?;
+        let targets = self.objective.targets(self, &parts, input)?;
+        let (last, losses) = self.forward(&parts, &targets, &mut times, probe.as_deref_mut())?;
         times.forward = started.elapsed().saturating_sub(times.backward);
         self.activity.set(Doing::Backward, Some(input.step));
         if let Some(reducer) = &self.reducer {
@@ -173,7 +177,7 @@ impl Trainer {
         }
         self.activity.set(Doing::Update, Some(input.step));
         mcl_failpoint::pass(Failpoint::BeforeUpdate);
-        self.update(norm, input.rates, staged)
+        self.update(norm, input.rates, staged, &targets)
             .map_err(|source| TrainError::Torn { source: Box::new(source) })?;
         self.not_finite = 0;
         Ok(outcome(agreed, norm, false, times))
@@ -203,18 +207,16 @@ impl Trainer {
         Ok(())
     }
 
-    /// Targets of all parts, then each part's losses. All parts but the last are followed by their own backward pass at
+    /// Each part's losses. All parts but the last are followed by their own backward pass at
     /// once, whose gradients stay on this rank until the last one's join them; so one part's graph lives at a time.
     /// Answers the last part's losses with their graph, and those of all of this rank's lanes without: [2, L, lanes].
     fn forward(
         &self,
         parts: &[Part],
+        targets: &Targets,
         times: &mut StepTimes,
         mut probe: Option<&mut StepProbe>,
     ) -> Result<(LevelLosses, Tensor), TrainError> {
-        let own: Vec<[Tensor; 2]> = parts.iter().map(|part| self.targets(part)).collect::<Result<_, _>>()?;
-        let own = |side: usize| Tensor::f_cat(&own.iter().map(|both| &both[side]).collect::<Vec<_>>(), 0);
-        let targets = self.gather_targets(&[own(0)?, own(1)?])?;
         let mut values = Vec::new();
         let mut last = None;
         for part in parts {
@@ -223,7 +225,7 @@ impl Trainer {
                 self.backward(&losses)?;
                 times.backward += started.elapsed();
             }
-            let losses = self.losses(part, &targets, probe.as_deref_mut())?;
+            let losses = self.objective.losses(self, part, targets, probe.as_deref_mut())?;
             values.push(losses.losses.f_detach()?);
             last = Some(losses);
         }
@@ -231,17 +233,17 @@ impl Trainer {
         Ok((last, Tensor::f_cat(&values, 2)?))
     }
 
-    /// Both sides' targets of all lanes, in lane order: 2 x [K N, D].
-    fn gather_targets(&self, own: &[Tensor; 2]) -> Result<[Tensor; 2], TrainError> {
+    /// Rows of this rank's lanes, by side [own lanes * N, D], for those of all lanes in lane order: [K N, D].
+    pub(crate) fn gather_rows(&self, own: &[Tensor]) -> Result<Vec<Tensor>, TrainError> {
         if self.group.is_none() {
-            return Ok([own[0].shallow_clone(), own[1].shallow_clone()]);
+            return Ok(own.iter().map(Tensor::shallow_clone).collect());
         }
         let (n, size) = (i64::from(self.settings.images_per_lane), self.model.spec().embedding);
+        let sides = i64::try_from(own.len()).unwrap_or(i64::MAX);
         no_grad(|| {
-            let by_lane = Tensor::f_stack(own, 1)?.f_reshape([-1, n, 2, size])?;
+            let by_lane = Tensor::f_stack(own, 1)?.f_reshape([-1, n, sides, size])?;
             let all = self.gather_lanes(&by_lane)?;
-            let side = |side: i64| all.f_select(2, side)?.f_reshape([-1, size]);
-            Ok([side(0)?, side(1)?])
+            (0..sides).map(|side| Ok(all.f_select(2, side)?.f_reshape([-1, size])?)).collect()
         })
     }
 
@@ -273,7 +275,13 @@ impl Trainer {
         )
     }
 
-    fn update(&mut self, norm: f64, rates: Rates, staged: BufferSet) -> Result<(), TrainError> {
+    fn update(
+        &mut self,
+        norm: f64,
+        rates: Rates,
+        staged: BufferSet,
+        targets: &Targets,
+    ) -> Result<(), TrainError> {
         staged.seal()?;
         if self.settings.clip_norm > 0.0 {
             let coefficient = self.settings.clip_norm / (norm + 1e-6);
@@ -286,6 +294,7 @@ impl Trainer {
         let (keys, queries): (Vec<_>, Vec<_>) =
             self.model.momentum_pairs().into_iter().map(|pair| (pair.key, pair.query)).unzip();
         many::lerp(&keys, &queries, 1.0 - rates.momentum)?;
+        self.objective.applied(&self.model, targets)?;
         Ok(self.model.commit_buffers(staged)?)
     }
 

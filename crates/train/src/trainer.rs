@@ -5,6 +5,7 @@
 
 use crate::activity::Activity;
 use crate::digest::{digest_of, disagreement};
+use crate::objective::{Objective, objective_of};
 use crate::{NormScope, Optimizer, OptimizerSettings, TrainError};
 use mcl_collective::{
     Autocast, Group, Membership, Reducer, autocast, drop_gradient, on_gradient, ready_order,
@@ -46,6 +47,10 @@ pub struct TrainerSettings {
     pub optimizer: OptimizerSettings,
     /// Gradients are scaled down to this total norm; 0 switches it off.
     pub clip_norm: f64,
+    /// Seed of what a step draws.
+    pub seed: Seed,
+    /// Shares of the contrastive loss and of the cross entropy, where labels are learned from.
+    pub supervision: [f64; 2],
 }
 
 /// Who a trainer is in one generation.
@@ -81,6 +86,7 @@ pub struct Trainer {
     pub(crate) model: Model,
     pub(crate) optimizer: Optimizer,
     pub(crate) settings: TrainerSettings,
+    pub(crate) objective: Box<dyn Objective>,
     pub(crate) seat: Seat,
     pub(crate) normalization: Normalization,
     pub(crate) activity: Activity,
@@ -106,10 +112,12 @@ impl Trainer {
         let optimizer = Optimizer::new(settings.optimizer, &model.trainable())?;
         let normalization = Normalization::new(model.kind(), model.device())?;
         let fresh = model.stage_buffers()?;
+        let learned = model.spec().objective;
         let mut trainer = Self {
             model,
             optimizer,
             settings,
+            objective: objective_of(learned),
             seat,
             normalization,
             activity: Activity::default(),
@@ -260,12 +268,10 @@ impl Trainer {
         let norm = self.rehearsed_norm();
         let pass = Pass::new(&norm, &buffers);
         let half = self.autocast()?;
-        let both = [pictures.shallow_clone(), pictures];
-        let online = self.model.online(&both, &layout, self.settings.compute, &pass)?;
-        let [q, k] = self.model.predict(&online, &pass)?;
+        let outputs = self.objective.rehearse(self, &pictures, &layout, &pass)?;
         drop(half);
         let mut total = Tensor::f_zeros([], (self.model.kind(), device))?;
-        for rows in q.iter().chain(&k) {
+        for rows in &outputs {
             total = total.f_add(&rows.f_square()?.f_mean(self.model.kind())?)?;
         }
         let params: Vec<Tensor> =

@@ -37,6 +37,8 @@ fn trainer(autocast: bool, compute: ComputeMode) -> Trainer {
         autocast,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
+        seed: mcl_types::Seed::new(0),
+        supervision: [1.0, 1.0],
     };
     Trainer::new(model, settings).unwrap()
 }
@@ -58,8 +60,12 @@ fn side(trainer: &Trainer, seed: u64) -> LaneSide {
 fn train(trainer: &mut Trainer, steps: u64) -> (f64, Vec<Tensor>) {
     let mut first = None;
     for step in 0..steps {
-        let lane =
-            LaneInput { q: side(trainer, 2 * step), k: side(trainer, 2 * step + 1), notes: Vec::new() };
+        let lane = LaneInput {
+            q: side(trainer, 2 * step),
+            k: side(trainer, 2 * step + 1),
+            notes: Vec::new(),
+            classes: Vec::new(),
+        };
         let rates = Rates { lr: 0.1, momentum: 0.9 };
         let mut probe = StepProbe::default();
         let input = StepInput { step: Step::new(step), lanes: &[lane], rates, halt: Halt::No, saving: false };

@@ -33,6 +33,8 @@ fn trainer() -> Trainer {
         autocast: false,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
+        seed: mcl_types::Seed::new(0),
+        supervision: [1.0, 1.0],
     };
     Trainer::new(model, settings).unwrap()
 }

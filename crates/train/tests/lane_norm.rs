@@ -45,6 +45,8 @@ fn trainer(lanes: u32, compute: ComputeMode) -> Trainer {
         autocast: false,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 0.0,
+        seed: mcl_types::Seed::new(0),
+        supervision: [1.0, 1.0],
     };
     Trainer::new(model(), settings).unwrap()
 }
@@ -123,7 +125,7 @@ fn lanes_one_after_another_are_the_step_written_out() {
             .map(|lane| {
                 let layout = PyramidLayout::new(trainer.model().spec(), N, lane..lane + 1).unwrap();
                 let [q, k] = sides(&layout, lane);
-                LaneInput { q, k, notes: Vec::new() }
+                LaneInput { q, k, notes: Vec::new(), classes: Vec::new() }
             })
             .collect();
         let rates = Rates { lr: 0.1, momentum: 0.9 };

@@ -42,6 +42,8 @@ fn trainer(lanes: u32) -> Trainer {
         autocast: false,
         optimizer: OptimizerSettings { rule: Rule::Lars { momentum: 0.9, eta: 1e-3 }, weight_decay: 1e-5 },
         clip_norm: 500.0,
+        seed: mcl_types::Seed::new(0),
+        supervision: [1.0, 1.0],
     };
     Trainer::new(model, settings).unwrap()
 }
@@ -63,7 +65,7 @@ fn side(trainer: &Trainer, seed: u64, value: Option<f64>) -> LaneSide {
 fn lane(trainer: &Trainer, lane: u32, step: u64, value: Option<f64>) -> LaneInput {
     let seed = 1000 * u64::from(lane) + 2 * step;
     let notes = vec![i64::from(lane), i64::try_from(step).unwrap(), -1];
-    LaneInput { q: side(trainer, seed, value), k: side(trainer, seed + 1, value), notes }
+    LaneInput { q: side(trainer, seed, value), k: side(trainer, seed + 1, value), notes, classes: Vec::new() }
 }
 
 fn step_with(

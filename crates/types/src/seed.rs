@@ -22,6 +22,8 @@ pub enum Purpose {
     Generate,
     /// Evaluation's random choices.
     Evaluate,
+    /// Which lane computes which key, for norms of a lane's own (moco-v2): (step).
+    KeyShuffle,
 }
 
 impl Purpose {
@@ -34,6 +36,7 @@ impl Purpose {
             Self::Substitute => "substitute",
             Self::Generate => "generate",
             Self::Evaluate => "evaluate",
+            Self::KeyShuffle => "key-shuffle",
         }
     }
 }

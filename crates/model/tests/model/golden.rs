@@ -46,6 +46,7 @@ impl Golden {
             levels: 4,
             temperature: config["T"].as_f64().unwrap(),
             level_weights: serde_json::from_value(config["loss_weight"].clone()).unwrap(),
+            objective: mcl_model::Objective::Mcl,
         }
     }
 
@@ -221,7 +222,7 @@ fn golden_a_inside() {
         let _no_grad = tch::no_grad_guard();
         let pictures = &[pyramid.pictures.shallow_clone()];
         let features = model.encoder_q().backbone().forward(pictures, &with).unwrap();
-        let maps = model.encoder_q().fpn().forward(&features, 0, &with).unwrap();
+        let maps = model.encoder_q().fpn().unwrap().forward(&features, 0, &with).unwrap();
         let online = model.encoder_q().project_all(pictures, 0, &with).unwrap();
         let momentum = model.encoder_k().project_all(pictures, 0, &with).unwrap();
         for output in 0..4 {

@@ -23,6 +23,7 @@ pub fn tiny_config(levels: usize) -> ModelConfig {
         levels,
         temperature: 0.5,
         level_weights: [0.5, 0.25, 0.125, 0.125][..levels].to_vec(),
+        objective: mcl_model::Objective::Mcl,
     }
 }
 

@@ -55,7 +55,8 @@ pub(super) fn part(a: &TrainingArguments, scale: Scale, device: Device) -> Resul
     let dataset = Arc::new(Dataset::open(folder.path())?);
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
-    let mut model = Model::new(weights::model_spec(&job)?, engine::kind(job.train().precision), device)?;
+    let mut model =
+        Model::new(weights::model_spec(&job, None)?, engine::kind(job.train().precision), device)?;
     model.initialize(job.seed())?;
     let mut trainer = Trainer::new(model, train::trainer_settings(&job))?;
     let mut feed = Feed::start(&job, device, dataset, plan, schedule, 0..1, Step::new(0))?;

@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Runs what is left of a study, cell by cell: `python3 experiments/run.py objects [--arm A] [--seed N] [--list]`.
+
+A cell is one arm with one seed. Its result lies in `experiments/results/STUDY/ARM-sSEED.json`, with the commands that made it, and
+is not made again; delete the file to have it made again. Pictures and runs lie in `.experiments/`. A run that was broken off goes
+on from its checkpoint. Needs `make release`, and Python 3.11.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from datetime import datetime, timezone
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+WORK = ROOT / ".experiments"
+
+
+def fail(message):
+    raise SystemExit(f"experiments: {message}")
+
+
+class Commands:
+    """Runs commands and remembers them as a reader would type them in the project's root."""
+
+    def __init__(self, mcl):
+        self.mcl = mcl
+        self.typed = []
+
+    def __call__(self, *arguments, remember=True):
+        command = [str(a) for a in arguments]
+        if remember:
+            self.typed.append(" ".join(command).replace(str(ROOT) + "/", ""))
+        done = subprocess.run([self.mcl, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            fail(f"`{' '.join(command)}` ended with {done.returncode}")
+        return done.stdout
+
+
+def pictures(run, data, folder):
+    """Generates the study's pictures where they lack; objects get a list with labels, for the supervised arm."""
+    for name, spec in data.items():
+        out = folder / name
+        if (out / "pictures.csv").exists():
+            continue
+        shutil.rmtree(out, ignore_errors=True)
+        run("mcl", "data", "generate", spec["kind"], "--count", spec["count"], "--seed", spec["seed"], "--out", out, remember=False)
+        coco = json.loads((out / "annotations.json").read_text())
+        label = {a["image_id"]: a["category_id"] for a in coco["annotations"]}
+        rows = [f"images/{i['file_name']},{label[i['id']]}" for i in coco["images"]]
+        (out / "pictures.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+
+
+def cpu_seconds():
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+
+def pretrain(run, study, arm, seed, folder, steps):
+    """Pre-trains, or goes on; the run directory, and seconds of CPU and wall that the steps took by the run's own rows."""
+    where = folder / "runs" / f"{arm}-s{seed}"
+    finished = where / "finished.json"
+    if not finished.exists():
+        job = HERE / study["name"] / study["arms"][arm]["job"]
+        sets = [f"train.seed={seed}", *study["arms"][arm].get("set", [])]
+        if steps is not None:
+            sets.append(f"train.steps={steps}")
+        before, started = cpu_seconds(), time.monotonic()
+        resumed = where.exists()
+        arguments = [a for s in sets for a in ("--set", s)]
+        out = run("mcl", "run", job, "--workers", 1, "--devices", "cpu", "--run-dir", where, "--json", *arguments)
+        told = json.loads(out.splitlines()[-1])
+        cost = {"cpu_seconds": cpu_seconds() - before, "wall_seconds": time.monotonic() - started, "resumed": resumed}
+        finished.write_text(json.dumps({"told": told, "cost": cost, "commands": run.typed}))
+    done = json.loads(finished.read_text())
+    run.typed[:] = done["commands"]
+    return where, done
+
+
+def cell(study, arm, seed, mcl):
+    folder = WORK / study["name"]
+    result = HERE / "results" / study["name"] / f"{arm}-s{seed}.json"
+    run = Commands(mcl)
+    pictures(run, study["data"], folder)
+    steps = equal_steps(study, arm, seed)
+    where, done = pretrain(run, study, arm, seed, folder, steps)
+    probes = {}
+    for probe in ("knn", "linear"):
+        out = run(
+            "mcl", "eval", probe, where, "--encoder", study["arms"][arm].get("encoder", "momentum"), "--json",
+            "--train", folder / "train", "--test", folder / "test", "--scenes", folder / "scenes",
+        )
+        probes[probe] = json.loads(out.splitlines()[-1])
+    told = done["told"]
+    row = {
+        "study": study["name"],
+        "arm": arm,
+        "seed": seed,
+        "steps": told["steps"],
+        "pictures": told["steps"] * study["batch"],
+        "loss": told["loss"],
+        "gap_closed": told["gap_closed"],
+        "cost": done["cost"],
+        "probes": probes,
+        "commands": run.typed,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(row, indent=1) + "\n")
+    brief = {p: {k: round(v["trained"], 3) for k, v in probes[p].items() if isinstance(v, dict) and "trained" in v} for p in probes}
+    print(f"{arm} seed {seed}: {brief}", flush=True)
+
+
+def equal_steps(study, arm, seed):
+    """Steps of an arm that is to cost as much CPU as another: by what both cost a step with this seed."""
+    as_long = study["arms"][arm].get("as_long_as")
+    if as_long is None:
+        return study["arms"][arm].get("steps")
+    results = HERE / "results" / study["name"]
+    of = {}
+    for name in (as_long, study["arms"][arm]["as"]):
+        file = results / f"{name}-s{seed}.json"
+        if not file.exists():
+            fail(f"{arm} costs as much as {as_long}: {file.relative_to(ROOT)} is to be made first")
+        row = json.loads(file.read_text())
+        of[name] = (row["cost"]["cpu_seconds"], row["steps"])
+    total, _ = of[as_long]
+    seconds, steps = of[study["arms"][arm]["as"]]
+    return round(total / (seconds / steps))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("--arm", action="append", help="only these arms")
+    parser.add_argument("--seed", type=int, action="append", help="only these seeds")
+    parser.add_argument("--list", action="store_true", help="say which cells are done and which are left")
+    a = parser.parse_args()
+    file = HERE / a.study / "study.toml"
+    if not file.is_file():
+        fail(f"no study `{a.study}`: there are {sorted(p.parent.name for p in HERE.glob('*/study.toml'))}")
+    study = {"name": a.study, **tomllib.loads(file.read_text())}
+    mcl = Path(os.environ.get("MCL_BIN", ROOT / "target/release/mcl"))
+    for seed in a.seed or study["seeds"]:
+        for arm in a.arm or study["arms"]:
+            if arm not in study["arms"]:
+                fail(f"no arm `{arm}`: there are {list(study['arms'])}")
+            done = (HERE / "results" / a.study / f"{arm}-s{seed}.json").exists()
+            if a.list:
+                print(f"{'done' if done else 'left'}  {arm} seed {seed}")
+            elif not done:
+                if not mcl.exists():
+                    fail(f"{mcl} is missing: `make release` builds it")
+                cell(study, arm, seed, mcl)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
