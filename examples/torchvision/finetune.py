@@ -224,7 +224,7 @@ def finetune(args):
           f"categories; left out of training: {run.train.left_out['crowd']} crowd annotations, "
           f"{run.train.left_out['tiny']} boxes below a pixel, {run.train.left_out['images']} images without a box", flush=True)
     loop(run, files, stop)
-    if run.step < args.steps or stop.asked:
+    if run.step < args.steps:
         print(f"stopped after step {run.step} of {args.steps}; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     last = files.curve[-1]
@@ -250,11 +250,13 @@ def loop(run, files, stop):
         row = run.advance()
         run.seconds = time.monotonic() - before
         files.add(row)
-        if run.saves() or stop.asked:
+        if run.saves():
             files.save(run.state())
         if time.monotonic() - told >= PROGRESS:
             told = time.monotonic()
             print(f"step {run.step} of {args.steps}, loss {row['loss']:.3f}, {run.seconds:.0f} s", flush=True)
+    if run.step < args.steps:
+        files.save(run.state())
 
 
 def resumed(files, args):
