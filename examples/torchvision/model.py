@@ -4,8 +4,6 @@ Widths, pyramid channels and input sizes may be smaller than usual: heads, ancho
 trained on shrink along. At the usual ones the network is torchvision's own. All layers are trained; a frozen norm keeps
 scale, shift and statistics as they were loaded.
 """
-import pickle
-
 import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -127,7 +125,7 @@ def opened(file):
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {file}: make it with `{EXPORT}`") from error
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises many things at what it does not know
         raise UserError(f"{file} is no file of tensors that torch reads: make it with `{EXPORT}`") from error
     if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
         raise UserError(f"{file} holds more than tensors by name: make it with `{EXPORT}`")
