@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Opens exports in the tools that they are for, which are Python's: torchvision and timm strictly, Detectron2's and
 # MMDetection's files against the lists of what those expect, their configurations as YAML and in mmengine; our forward
-# pass against torchvision's on the exported weights. Imports what torch wrote. Reads a run's event files with
+# pass against torchvision's on the exported weights. Tests examples/torchvision, and compares the other examples'
+# configurations with the exported ones. Imports what torch wrote. Reads a run's event files with
 # TensorBoard's own reader, and its metrics with the parser of Prometheus' client. Prints tables; fails on any difference.
 # Apart from `make test`, which needs no Python. [INTEROP_VENV=folder] keeps the Python packages elsewhere than in
 # .interop/venv.
@@ -35,6 +36,10 @@ say "opening them"
 export PYTHONDONTWRITEBYTECODE=1
 "$python" tests/interop/check.py --mcl "$mcl" --checkpoints "$work/checkpoints" --exports "$work/exports" \
   --numpy-1 "$venv/numpy-1"
+
+say "fine-tuning torchvision's detectors, also from these"
+"$python" -m pip install --quiet -r examples/torchvision/requirements.txt
+MCL_EXPORTS="$work/exports" OMP_NUM_THREADS=1 "$python" -m unittest discover -s examples/torchvision
 
 say "a run that is killed, goes back to its checkpoint and is continued, for TensorBoard"
 rm -rf "$work/run" "$work/objects"

@@ -25,6 +25,7 @@ import lists
 HERE = Path(__file__).parent
 DATA = HERE / "../../crates/export/tests/data"
 ENCODERS = {"momentum": "encoder_k.", "online": "encoder_q."}
+EXAMPLES = HERE / "../../examples"
 EPSILON = 1e-5
 # Absolute, on maps whose values are about one to ten.
 FORWARD = 1e-4
@@ -195,7 +196,28 @@ def configurations(exports):
                 found[key] = model[section][name]
         wrong = [f"{key}: {found[key]}, expected {wanted[key]}" for key in wanted if found[key] != wanted[key]]
         row(f"{file.name} as YAML", len(wanted), wrong)
-        mmdet_configuration(exports / f"mmdet-{encoder}.py")
+        example = yaml.safe_load((EXAMPLES / "detectron2/mask_rcnn_r50_fpn_1x.yaml").read_text())["MODEL"]
+        wrong = [f"{key}: {example.get(key)}, exported {model.get(key)}" for key in sorted({*example, *model} - {"WEIGHTS"})
+                 if example.get(key) != model.get(key)]
+        row(f"examples/detectron2 against {file.name}", len(example), wrong)
+        mmdet_configuration(exports / f"mmdet-{encoder}.py", f"mmdet-{encoder}.pth")
+    mmdet_configuration(EXAMPLES / "mmdetection/mask-rcnn_r50_fpn_1x_coco.py", "mmdet.pth")
+
+
+def mmdet_retinanet(file, own):
+    """RetinaNet's pyramid begins at C3: its levels 0 to 2 are the encoder's 1 to 3."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "retinanet.pth"
+        subprocess.run([sys.executable, EXAMPLES / "mmdetection/retinanet_weights.py", file, out], check=True)
+        tensors = torch.load(out, weights_only=True)["state_dict"]
+    expected = {}
+    for name, tensor in own.items():
+        part, _, rest = name.partition(".")
+        if part == "0":
+            expected[f"backbone.{rest}"] = tensor
+        elif part == "1" and int((split := rest.split("."))[1]) > 0:
+            expected[".".join(("neck", split[0], str(int(split[1]) - 1), *split[2:]))] = tensor
+    row(f"{file.name} renumbered for RetinaNet", len(tensors), differing(tensors, expected))
 
 
 # What the base configuration of MMDetection 3 says of what the export changes or must leave alone.
@@ -216,7 +238,7 @@ model = dict(
 """
 
 
-def mmdet_configuration(file):
+def mmdet_configuration(file, checkpoint):
     """mmengine itself merges it into a base that lies where MMDetection 3 keeps its own: PACKAGE/.mim/configs."""
     from mmengine.config import Config
 
@@ -243,7 +265,7 @@ def mmdet_configuration(file):
         "data_preprocessor.type": "DetDataPreprocessor",
         "data_preprocessor.mean": [123.675, 116.28, 103.53],
         "data_preprocessor.bgr_to_rgb": True,
-        "init_cfg.checkpoint": f"{file.stem}.pth",
+        "init_cfg.checkpoint": checkpoint,
         "backbone.type": "ResNet",
         "backbone.depth": 50,
         "backbone.base_channels": 64,
@@ -392,6 +414,7 @@ def main():
         pyramid_outputs(file, model, own[encoder])
         forward(a.exports / f"features-{encoder}.safetensors", model)
         mmdet(a.exports / f"mmdet-{encoder}.pth", own[encoder])
+        mmdet_retinanet(a.exports / f"mmdet-{encoder}.pth", own[encoder])
         detectron2(a.exports / f"detectron2-{encoder}.pkl", own[encoder], a.numpy_1)
     configurations(a.exports)
     cards(a.exports)

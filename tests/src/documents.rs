@@ -175,8 +175,13 @@ fn targets() -> Vec<String> {
 
 /// Every document of the project, by its path in it.
 pub fn all() -> Vec<PathBuf> {
+    let examples = ["detectron2", "mmdetection", "torchvision"].map(|f| project().join("examples").join(f));
     let folders = ["", "docs", "docs/adr", "docs/results", "deploy"].map(|f| project().join(f));
-    let files = folders.iter().flat_map(|f| std::fs::read_dir(f).unwrap()).map(|entry| entry.unwrap().path());
+    let files = folders
+        .iter()
+        .chain(&examples)
+        .flat_map(|f| std::fs::read_dir(f).unwrap())
+        .map(|entry| entry.unwrap().path());
     let texts = files.filter(|path| path.extension().is_some_and(|e| e == "md"));
     let mut all: Vec<PathBuf> = texts.map(|p| p.strip_prefix(project()).unwrap().to_owned()).collect();
     all.sort();
