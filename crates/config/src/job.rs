@@ -380,6 +380,36 @@ mod tests {
     }
 
     #[test]
+    fn an_objective_has_defaults_of_its_own_wherever_it_is_said() {
+        let moco = Job::parse(&format!("{SMALL}[method]\nobjective = \"moco-v2\"\n"), "small.toml").unwrap();
+        let method = moco.method();
+        assert_eq!((method.temperature, method.base_momentum, method.queue), (0.2, 0.999, 65_536));
+        assert_eq!((method.levels.as_slice(), moco.global_batch()), (&[1][..], 256));
+        assert_eq!((moco.optimizer().kind, moco.optimizer().lr), (crate::OptimizerKind::Sgd, 0.03));
+        assert_eq!((moco.augment().blur_p_q, moco.augment().jitter.saturation), (0.5, 0.4));
+        assert_eq!(Job::parse(&moco.to_toml().unwrap(), "resolved").unwrap(), moco);
+
+        // What the file says stands, in the section that a default would go to as well.
+        let own = "[method]\nobjective = \"moco-v2\"\ntemperature = 0.07\n[augment.jitter]\nhue = 0.3\n";
+        let own = Job::parse(&format!("{SMALL}{own}"), "small.toml").unwrap();
+        assert_eq!((own.method().temperature, own.augment().jitter.hue), (0.07, 0.3));
+        assert_eq!(own.augment().jitter.brightness, 0.4);
+
+        // Said on the command line it is the same job; with labels the defaults are MCL's.
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("small.toml");
+        std::fs::write(&file, SMALL).unwrap();
+        let said = |o: &str| Job::load(&file, &[o.parse().unwrap()]).unwrap();
+        let digest = |job: &Job| job.digest().unwrap();
+        assert_eq!(digest(&said("method.objective=moco-v2")), digest(&moco));
+        assert_eq!(said("method.objective=mcl-supervised").method().temperature, 1.0);
+        let levels =
+            format!("{SMALL}[method]\nobjective = \"moco-v2\"\nlevels = [1, 2]\nlevel_weights = [1, 1]\n");
+        let message = Job::parse(&levels, "small.toml").unwrap_err().to_string();
+        assert!(message.starts_with("small.toml:8: `method.levels`: "), "{message}");
+    }
+
+    #[test]
     fn ports_are_read_and_nonsense_names_file_line_and_key() {
         let network = |lines: &str| Job::parse(&format!("{SMALL}[network]\n{lines}\n"), "small.toml");
         let job =
