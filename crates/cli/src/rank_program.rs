@@ -1,6 +1,6 @@
 //! `mcl-rank`, beside this executable, with libtorch in its library path.
 
-use crate::arguments::{Encoder, EvalCommand};
+use crate::arguments::{Encoder, EvalCommand, JudgedArguments};
 use crate::exit::Usage;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -149,35 +149,40 @@ pub(crate) fn eval(command: &EvalCommand) -> Result<ExitCode> {
 
 fn eval_arguments(command: &EvalCommand) -> Vec<OsString> {
     let (name, weights) = match command {
-        EvalCommand::Knn(a) => ("knn", &a.weights),
+        EvalCommand::Knn(a) => ("knn", &a.judged.weights),
+        EvalCommand::Linear(a) => ("linear", &a.judged.weights),
         EvalCommand::Features(a) => ("features", &a.weights),
     };
     let encoder = if weights.encoder == Encoder::Online { "online" } else { "momentum" };
     let mut arguments: Vec<OsString> =
         vec![name.into(), (&weights.path).into(), "--encoder".into(), encoder.into()];
-    let mut pair = |key: &str, value: OsString| arguments.extend([key.into(), value]);
     if let Some(job) = &weights.job {
-        pair("--job", job.into());
+        arguments.extend(["--job".into(), job.into()]);
     }
     match command {
         EvalCommand::Knn(a) => {
-            pair("--train", (&a.train).into());
-            pair("--test", (&a.test).into());
-            if let Some(scenes) = &a.scenes {
-                pair("--scenes", scenes.into());
-            }
-            pair("--k", a.k.to_string().into());
-            if a.json {
-                arguments.push("--json".into());
-            }
+            arguments.extend(judged_arguments(&a.judged));
+            arguments.extend(["--k".into(), a.k.to_string().into()]);
+        }
+        EvalCommand::Linear(a) => {
+            arguments.extend(judged_arguments(&a.judged));
+            arguments.extend(["--seed".into(), a.seed.to_string().into()]);
         }
         EvalCommand::Features(a) => {
-            pair("--picture", (&a.picture).into());
-            pair("--out", (&a.out).into());
-            if a.json {
-                arguments.push("--json".into());
-            }
+            arguments.extend(["--picture".into(), (&a.picture).into(), "--out".into(), (&a.out).into()]);
+            arguments.extend(a.json.then(|| "--json".into()));
         }
     }
+    arguments
+}
+
+fn judged_arguments(a: &JudgedArguments) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> =
+        vec!["--train".into(), (&a.train).into(), "--test".into(), (&a.test).into()];
+    if let Some(scenes) = &a.scenes {
+        arguments.extend(["--scenes".into(), scenes.into()]);
+    }
+    arguments.extend(a.levels.then(|| "--levels".into()));
+    arguments.extend(a.json.then(|| "--json".into()));
     arguments
 }

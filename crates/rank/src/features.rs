@@ -46,26 +46,14 @@ pub(crate) fn run(a: &FeaturesArguments) -> Result<()> {
     Ok(())
 }
 
-/// What is wrong with maps that went through norms which never saw data; the momentum encoder trains with the top of its
-/// pyramid alone.
+/// What is wrong with maps that went through norms which never saw data.
 fn warning(model: &Model, which: Which) -> Result<Option<String>> {
-    let mut unseen = Vec::new();
-    for (name, tensor) in model.state() {
-        if name.starts_with(which.prefix())
-            && let Some(norm) = name.strip_suffix(".num_batches_tracked")
-            && tensor.f_int64_value(&[])? == 0
-        {
-            unseen.push(norm);
-        }
-    }
-    let other = match which {
-        Which::Momentum => "; --encoder online runs its whole pyramid",
-        Which::Online => "",
-    };
+    let unseen = frozen::unseen(model, which)?;
     Ok(unseen.first().map(|first| {
         format!(
-            "{} norms such as {first} never saw data, so maps behind them are not normalised{other}",
-            unseen.len()
+            "{} norms such as {first} never saw data, so maps behind them are not normalised{}",
+            unseen.len(),
+            which.whole_pyramid()
         )
     }))
 }

@@ -34,6 +34,29 @@ impl Which {
             Self::Online => "encoder_q.",
         }
     }
+
+    /// What to add where norms of its pyramid never saw data.
+    pub(crate) const fn whole_pyramid(self) -> &'static str {
+        match self {
+            Self::Momentum => "; --encoder online runs its whole pyramid",
+            Self::Online => "",
+        }
+    }
+}
+
+/// Norms of an encoder that never saw data, so that maps behind them are not normalised; the momentum encoder trains with
+/// the top of its pyramid alone.
+pub(crate) fn unseen(model: &Model, which: Which) -> Result<Vec<&str>> {
+    let mut unseen = Vec::new();
+    for (name, tensor) in model.state() {
+        if name.starts_with(which.prefix())
+            && let Some(norm) = name.strip_suffix(".num_batches_tracked")
+            && tensor.f_int64_value(&[])? == 0
+        {
+            unseen.push(norm);
+        }
+    }
+    Ok(unseen)
 }
 
 /// Whose weights are looked at.

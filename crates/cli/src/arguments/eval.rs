@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub(crate) enum EvalCommand {
     /// k nearest neighbours on object crops and scene boxes, with random weights and raw pixels beside.
     Knn(KnnArguments),
+    /// A linear probe (logistic regression) on the same features, with random weights and raw pixels beside.
+    Linear(LinearArguments),
     /// The feature maps C2..C5 and P2..P5 of one picture, as a safetensors file.
     Features(FeaturesArguments),
 }
@@ -25,25 +27,45 @@ pub(crate) struct FrozenArguments {
     pub(crate) job: Option<PathBuf>,
 }
 
+/// Whose features are judged, on what.
 #[derive(Debug, Args)]
-pub(crate) struct KnnArguments {
+pub(crate) struct JudgedArguments {
     #[command(flatten)]
     pub(crate) weights: FrozenArguments,
-    /// Folder of generated objects: neighbours are looked for among these ...
+    /// Objects to learn from: a folder with `annotations.json` (each box is one), or folders of classes, shards or a list
+    /// with labels (each picture is one) ...
     #[arg(long)]
     pub(crate) train: PathBuf,
-    /// ... for each of these.
+    /// ... and those to classify.
     #[arg(long)]
     pub(crate) test: PathBuf,
-    /// Folder of generated scenes, for the boxes.
+    /// Folder of scenes with `annotations.json`: even pictures are learned from, odd ones classified, box by box.
     #[arg(long)]
     pub(crate) scenes: Option<PathBuf>,
-    /// Neighbours.
-    #[arg(long, default_value_t = 20)]
-    pub(crate) k: u32,
+    /// Also each level of backbone and pyramid alone: on boxes of scenes, else on object crops.
+    #[arg(long)]
+    pub(crate) levels: bool,
     /// Answer as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KnnArguments {
+    #[command(flatten)]
+    pub(crate) judged: JudgedArguments,
+    /// Neighbours.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) k: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LinearArguments {
+    #[command(flatten)]
+    pub(crate) judged: JudgedArguments,
+    /// Which fifth of the training pictures chooses the penalty.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
 }
 
 #[derive(Debug, Args)]
