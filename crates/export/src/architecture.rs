@@ -14,8 +14,8 @@ pub struct Architecture {
     pub width: usize,
     /// Channels of C2, C3, C4, C5.
     pub stages: [usize; 4],
-    /// Channels of P2 to P5.
-    pub pyramid: usize,
+    /// Channels of P2 to P5; none where the objective has no pyramid (moco-v2).
+    pub pyramid: Option<usize>,
     /// Convolutions of the projector.
     pub projector_convs: usize,
 }
@@ -49,14 +49,19 @@ impl Architecture {
             _ => None,
         };
         let mut stages = [0; 4];
+        let lateral = "1.lateral_convs.0.conv.weight";
+        let last = if bottleneck { 3 } else { 2 };
         for (level, channels) in stages.iter_mut().enumerate() {
-            *channels = size(&format!("1.lateral_convs.{level}.conv.weight"), 1)?;
+            *channels = match has(lateral) {
+                true => size(&format!("1.lateral_convs.{level}.conv.weight"), 1)?,
+                false => size(&format!("0.layer{}.0.conv{last}.weight", level + 1), 0)?,
+            };
         }
         Ok(Self {
             depth,
             width: size("0.conv1.weight", 0)?,
             stages,
-            pyramid: size("1.lateral_convs.0.conv.weight", 0)?,
+            pyramid: has(lateral).then(|| size(lateral, 0)).transpose()?,
             projector_convs: count("2.cls_convs.", "conv.weight"),
         })
     }
@@ -64,6 +69,10 @@ impl Architecture {
     /// For people: `ResNet-50, width 64`.
     pub fn describe(&self) -> String {
         let depth = self.depth.map_or_else(|| "of unusual depth".to_owned(), |d| d.to_string());
-        format!("ResNet-{depth}, width {}, feature pyramid of {} channels", self.width, self.pyramid)
+        let pyramid = self.pyramid.map_or_else(
+            || "no feature pyramid".to_owned(),
+            |channels| format!("feature pyramid of {channels} channels"),
+        );
+        format!("ResNet-{depth}, width {}, {pyramid}", self.width)
     }
 }

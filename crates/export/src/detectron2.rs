@@ -69,7 +69,7 @@ TEST:
 VERSION: 2
 ",
         width = a.width,
-        pyramid = a.pyramid,
+        pyramid = a.pyramid.unwrap_or_default(),
         convs = a.projector_convs,
         weights = quoted(weights),
     )
@@ -85,7 +85,7 @@ mod tests {
             depth: Some(50),
             width: 64,
             stages: [256, 512, 1024, 2048],
-            pyramid: 256,
+            pyramid: Some(256),
             projector_convs: 4,
         };
         let text = config(&a, "mcl.pkl");

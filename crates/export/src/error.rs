@@ -33,6 +33,15 @@ pub enum ExportError {
         /// What the format takes.
         expected: &'static str,
     },
+    /// A format of detectors, of an encoder that has no pyramid.
+    #[error(
+        "the encoder has no feature pyramid, which {format} wants; export its backbone with --format torchvision, timm or \
+         safetensors"
+    )]
+    NoPyramid {
+        /// The format.
+        format: &'static str,
+    },
     /// A norm whose statistics are nobody's.
     #[error("norm `{norm}` never saw data, so it cannot be folded into its convolution: {advice}")]
     Unseen {

@@ -72,6 +72,10 @@ pub struct ExportedFile {
 pub fn export(request: &ExportRequest<'_>, state: &Tensors) -> Result<Exported, ExportError> {
     let container = container(request.format, request.file_name)?;
     let architecture = Architecture::of(state, request.encoder.prefix())?;
+    let wants = matches!(request.format, Format::TorchvisionFpn | Format::Detectron2 | Format::Mmdet);
+    if wants && architecture.pyramid.is_none() {
+        return Err(ExportError::NoPyramid { format: request.format.name() });
+    }
     let unseen = Unseen::of(state, request.format, request.encoder);
     let tensors = chosen(request.format, request.encoder, state, &unseen)?;
     let bytes = match container {

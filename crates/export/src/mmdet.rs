@@ -56,7 +56,7 @@ model = dict(
         mask_head=dict(in_channels={pyramid})))
 ",
         width = a.width,
-        pyramid = a.pyramid,
+        pyramid = a.pyramid.unwrap_or_default(),
         weights = quoted(weights),
     )
 }
@@ -71,7 +71,7 @@ mod tests {
             depth: Some(18),
             width: 8,
             stages: [8, 16, 32, 64],
-            pyramid: 24,
+            pyramid: Some(24),
             projector_convs: 4,
         };
         let text = config(&a, "mcl.pth");

@@ -28,9 +28,9 @@ pub(crate) fn obstacle(format: Format, a: &Architecture) -> Option<String> {
             "{tool}'s resnet{depth} is {WIDTH} channels wide after the first convolution, this network {}",
             a.width
         )),
-        Format::TorchvisionFpn if a.pyramid != PYRAMID => Some(format!(
+        Format::TorchvisionFpn if a.pyramid != Some(PYRAMID) => Some(format!(
             "{tool}'s resnet_fpn_backbone has {PYRAMID} channels in its pyramid, this network {}",
-            a.pyramid
+            a.pyramid.unwrap_or_default()
         )),
         Format::Detectron2 if depth < 50 && a.width != WIDTH => Some(format!(
             "{tool} builds ResNet-{depth} only with {WIDTH} channels after the first convolution, this network has {}",
@@ -50,7 +50,7 @@ mod tests {
             depth: Some(50),
             width: 64,
             stages: [256, 512, 1024, 2048],
-            pyramid: 256,
+            pyramid: Some(256),
             projector_convs: 4,
         };
         for format in Format::ALL {
@@ -58,12 +58,12 @@ mod tests {
             let odd = obstacle(format, &Architecture { depth: None, ..usual });
             assert_eq!(odd.is_some(), format != Format::Safetensors, "{format:?}");
         }
-        let thin = Architecture { depth: Some(18), width: 16, pyramid: 64, ..usual };
+        let thin = Architecture { depth: Some(18), width: 16, pyramid: Some(64), ..usual };
         let opens = |format| obstacle(format, &thin).is_none();
         let [safetensors, torchvision, fpn, detectron2, mmdet, timm] = Format::ALL.map(opens);
         assert_eq!((safetensors, mmdet), (true, true), "widths are settings there");
         assert_eq!((torchvision, fpn, detectron2, timm), (false, false, false, false));
-        let narrow = Architecture { pyramid: 64, ..usual };
+        let narrow = Architecture { pyramid: Some(64), ..usual };
         assert!(obstacle(Format::TorchvisionFpn, &narrow).unwrap().contains("256"));
         assert_eq!(obstacle(Format::Detectron2, &narrow), None);
         // Detectron2 takes any width of the deeper ones.

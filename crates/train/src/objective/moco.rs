@@ -1,8 +1,9 @@
 //! MoCo v2 (arXiv 2003.04297): q's pictures meet k's keys and a queue of earlier ones.
 //!
-//! Batch statistics tell the momentum encoder which pictures stand together, and so which key is whose. With statistics over
-//! all lanes there is nothing to tell apart. With those of a lane's own, keys are computed in lanes that are mixed anew each
-//! step (shuffled batch norm, arXiv 1911.05722, section 3.3). With one lane both are the same, and nothing is mixed.
+//! A query and its key that were normalised by the statistics of the same pictures know each other by that: keys of the queue had
+//! others. So with statistics of a lane's own, keys are computed in lanes that are mixed anew each step (shuffled batch norm, arXiv
+//! 1911.05722, section 3.3). Statistics over all lanes are those of the same pictures on both sides; the more pictures,
+//! the less they tell. With one lane nothing can be mixed.
 
 use super::{Objective, Targets};
 use crate::part::{NormScope, Part};
