@@ -3,7 +3,7 @@
 
 A cell is one arm with one seed. Its result lies in `experiments/results/STUDY/ARM-sSEED.json`, with the commands that made it, and
 is not made again; delete the file to have it made again. Pictures and runs lie in `.experiments/`. A run that was broken off goes
-on from its checkpoint. Needs `make release`, and Python 3.11.
+on from its checkpoint; its cost is then that of the rest, and the result says so. Needs `make release`, and Python 3.11.
 """
 
 import argparse
@@ -137,17 +137,48 @@ def equal_steps(study, arm, seed):
     return round(total / (seconds / steps))
 
 
+def table(study):
+    """Finished cells by arm, as Markdown: mean over seeds, and the least and the largest where there are several."""
+    columns = [(probe, where) for probe in ("knn", "linear") for where in ("objects", "scenes")]
+    print("| arm | seeds | pictures | CPU s | " + " | ".join(f"{probe}, {where}" for probe, where in columns) + " |")
+    print("|---|---|---|---|" + "---|" * len(columns))
+
+    def told(values, digits=3):
+        mean = sum(values) / len(values)
+        spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+        return f"{mean:.{digits}f}{spread}"
+
+    rows = {}
+    for arm in study["arms"]:
+        files = sorted((HERE / "results" / study["name"]).glob(f"{arm}-s*.json"))
+        cells = [json.loads(file.read_text()) for file in files]
+        if cells:
+            rows[arm] = cells
+    for arm, cells in rows.items():
+        cost = told([c["cost"]["cpu_seconds"] for c in cells], 0)
+        numbers = [told([c["probes"][probe][where]["trained"] for c in cells]) for probe, where in columns]
+        pictures = told([c["pictures"] for c in cells], 0)
+        print(f"| {arm} | {len(cells)} | {pictures} | {cost} | " + " | ".join(numbers) + " |")
+    everything = [c for cells in rows.values() for c in cells]
+    for floor in ("random", "pixels") if everything else ():
+        numbers = [told([c["probes"][probe][where][floor] for c in everything]) for probe, where in columns]
+        print(f"| {floor} | | | | " + " | ".join(numbers) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study")
     parser.add_argument("--arm", action="append", help="only these arms")
     parser.add_argument("--seed", type=int, action="append", help="only these seeds")
+    parser.add_argument("--table", action="store_true", help="print the results so far as a table")
     parser.add_argument("--list", action="store_true", help="say which cells are done and which are left")
     a = parser.parse_args()
     file = HERE / a.study / "study.toml"
     if not file.is_file():
         fail(f"no study `{a.study}`: there are {sorted(p.parent.name for p in HERE.glob('*/study.toml'))}")
     study = {"name": a.study, **tomllib.loads(file.read_text())}
+    if a.table:
+        return table(study)
     mcl = Path(os.environ.get("MCL_BIN", ROOT / "target/release/mcl"))
     for seed in a.seed or study["seeds"]:
         for arm in a.arm or study["arms"]:

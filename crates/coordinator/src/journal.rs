@@ -12,6 +12,8 @@ use mcl_types::{Generation, RunId, Term};
 use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// Current values by name, as JSON.
@@ -95,17 +97,42 @@ pub fn is_free(run_dir: &Path) -> Result<bool, CoordinatorError> {
     match Database::open(&path) {
         Ok(_) => Ok(true),
         Err(DatabaseError::DatabaseAlreadyOpen) => Ok(false),
-        // Nobody was here yet.
-        Err(_) if !path.exists() => Ok(true),
+        // Nobody was here yet, or not for long enough to write anything.
+        Err(_) if !path.exists() || never_finished(&path) => Ok(true),
         Err(other) => Err(journal_error(&path, other)),
     }
+}
+
+/// Whether a coordinator died while it made the file: the database's first bytes are written last, so nothing is in it.
+fn never_finished(path: &Path) -> bool {
+    let mut first = [1];
+    File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && first == [0]
+}
+
+/// Removes a file that was never finished and makes another. Whoever else finds it waits for the folder's lock, looks again,
+/// and then finds the new one in use.
+fn made_anew(dir: &Path, path: &Path) -> Result<Database, DatabaseError> {
+    let io = |e: std::io::Error| DatabaseError::Storage(redb::StorageError::Io(e));
+    let folder = File::open(dir).map_err(io)?;
+    folder.lock().map_err(io)?;
+    match Database::create(path) {
+        Err(_) if never_finished(path) => {}
+        made => return made,
+    }
+    tracing::warn!(path = %path.display(), "a coordinator died while it made this journal; it is made anew");
+    std::fs::remove_file(path).map_err(io)?;
+    Database::create(path)
 }
 
 impl Journal {
     /// Opens or makes the journal of a run directory and begins the next term.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Term, Found), CoordinatorError> {
         let path = dir.join("coordinator.redb");
-        let database = Database::create(&path).map_err(|e| match e {
+        let database = match Database::create(&path) {
+            Err(_) if never_finished(&path) => made_anew(dir, &path),
+            made => made,
+        };
+        let database = database.map_err(|e| match e {
             DatabaseError::DatabaseAlreadyOpen => CoordinatorError::InUse { dir: dir.to_owned() },
             other => journal_error(&path, other),
         })?;
@@ -410,6 +437,26 @@ mod tests {
             rolled_back: None,
             last_checkpoint: Some(4),
         }
+    }
+
+    /// Found by chaos under load: a coordinator that was killed in its first milliseconds never started again.
+    #[test]
+    fn a_journal_whose_maker_died_is_made_anew_and_one_that_is_something_else_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("coordinator.redb");
+        let mut unfinished = vec![0; 73_728];
+        unfinished[12] = 4;
+        std::fs::write(&path, &unfinished).unwrap();
+        assert!(is_free(dir.path()).unwrap());
+        let (journal, term, found) = Journal::open(dir.path()).unwrap();
+        assert_eq!((term, found), (Term::new(1), Found::default()));
+        assert!(Journal::open(dir.path()).is_err(), "it is in use");
+        drop(journal);
+        assert_eq!(Journal::open(dir.path()).unwrap().1, Term::new(2));
+
+        std::fs::write(&path, "somebody's notes").unwrap();
+        assert!(is_free(dir.path()).is_err() && Journal::open(dir.path()).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's notes");
     }
 
     #[test]
