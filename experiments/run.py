@@ -145,12 +145,12 @@ def table(study):
 
     def told(values, digits=3):
         mean = sum(values) / len(values)
-        spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+        spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if min(values) < max(values) else ""
         return f"{mean:.{digits}f}{spread}"
 
     rows = {}
     for arm in study["arms"]:
-        files = sorted((HERE / "results" / study["name"]).glob(f"{arm}-s*.json"))
+        files = sorted((HERE / "results" / study["name"]).glob(f"{arm}-s[0-9]*.json"))
         cells = [json.loads(file.read_text()) for file in files]
         if cells:
             rows[arm] = cells

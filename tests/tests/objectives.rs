@@ -97,6 +97,9 @@ fn labels_that_lack_are_told_before_anything_starts() {
     let same: String = list.lines().map(|line| line.split(',').next().unwrap().to_owned() + ",0\n").collect();
     std::fs::write(sandbox.path("same.csv"), same.replacen("path,0", "path,label", 1)).unwrap();
     sandbox.fails(2, &["at least two classes", "160"], &set("data.source=same.csv"));
+    let huge = list.replacen(",3\n", ",4000000000\n", 1);
+    std::fs::write(sandbox.path("huge.csv"), huge).unwrap();
+    sandbox.fails(2, &["labels below 1048576", "has 4000000000"], &set("data.source=huge.csv"));
     let mut queue = vec!["run", job, "--run-dir", "none"];
     queue.extend(MOCO.iter().flat_map(|set| ["--set", set]));
     queue.extend(["--set", "method.queue=50"]);

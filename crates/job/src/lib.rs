@@ -27,6 +27,16 @@ pub enum JobError {
         /// The picture.
         id: String,
     },
+    /// A label that is no number of a class.
+    #[error(
+        "method.objective = \"mcl-supervised\" takes labels below {MOST_CLASSES}; `{id}` has {label}: number the classes from 0"
+    )]
+    Label {
+        /// The picture.
+        id: String,
+        /// Its label.
+        label: u32,
+    },
     /// All pictures are alike.
     #[error(
         "method.objective = \"mcl-supervised\" needs at least two classes; the labels of all {pictures} pictures name {found}"
@@ -38,6 +48,9 @@ pub enum JobError {
         found: u32,
     },
 }
+
+/// Each level has a row of weights a class; labels above are ids that were never meant as numbers of classes.
+const MOST_CLASSES: u32 = 1 << 20;
 
 /// Classes that the job learns to tell, where its objective has labels: one more than the largest label, or the names that
 /// the dataset has, if those are more.
@@ -54,7 +67,11 @@ pub fn classes(job: &Job, dataset: &Dataset) -> Result<Option<u32>, JobError> {
             let id = dataset.id(sample).map(std::borrow::Cow::into_owned).unwrap_or_default();
             return Err(JobError::Unlabelled { id });
         };
-        found = found.max(label.saturating_add(1));
+        if label >= MOST_CLASSES {
+            let id = dataset.id(sample).map(std::borrow::Cow::into_owned).unwrap_or_default();
+            return Err(JobError::Label { id, label });
+        }
+        found = found.max(label + 1);
     }
     if found < 2 {
         return Err(JobError::OneClass { pictures: dataset.len(), found });
