@@ -64,7 +64,7 @@ def cpu_seconds():
 
 
 def pretrain(run, study, arm, seed, folder, steps):
-    """Pre-trains, or goes on; the run directory, and seconds of CPU and wall that the steps took by the run's own rows."""
+    """Pre-trains, or goes on; the run directory, and what all its processes cost, in seconds of CPU and of the clock."""
     where = folder / "runs" / f"{arm}-s{seed}"
     finished = where / "finished.json"
     if not finished.exists():
@@ -131,6 +131,8 @@ def equal_steps(study, arm, seed):
         if not file.exists():
             fail(f"{arm} costs as much as {as_long}: {file.relative_to(ROOT)} is to be made first")
         row = json.loads(file.read_text())
+        if row["cost"]["resumed"]:
+            fail(f"{file.relative_to(ROOT)} was broken off, so its cost is not known: delete it and its run to have it made again")
         of[name] = (row["cost"]["cpu_seconds"], row["steps"])
     total, _ = of[as_long]
     seconds, steps = of[study["arms"][arm]["as"]]

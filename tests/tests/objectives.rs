@@ -94,8 +94,8 @@ fn labels_that_lack_are_told_before_anything_starts() {
         |value| ["run", job, "--run-dir", "none", "--set", "method.objective=mcl-supervised", "--set", value];
     sandbox.fails(2, &["needs a label of every picture", ".jpg", ".cls"], &set("data.source=objects"));
     let list = std::fs::read_to_string(sandbox.path("labelled.csv")).unwrap();
-    let same: String = list.lines().map(|line| line.split(',').next().unwrap().to_owned() + ",0\n").collect();
-    std::fs::write(sandbox.path("same.csv"), same.replacen("path,0", "path,label", 1)).unwrap();
+    let same: String = list.lines().map(|line| line.split(',').next().unwrap().to_owned() + ",7\n").collect();
+    std::fs::write(sandbox.path("same.csv"), same.replacen("path,7", "path,label", 1)).unwrap();
     sandbox.fails(2, &["at least two classes", "160"], &set("data.source=same.csv"));
     let huge = list.replacen(",3\n", ",4000000000\n", 1);
     std::fs::write(sandbox.path("huge.csv"), huge).unwrap();

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// Settings of glibc's allocator for a rank: freed tensors stay with the process (up to 8 GiB at once, where they would go
-/// back to the system from 128 KiB on) and lie on huge pages. Measured: a step costs 5 to 8 % less.
+/// back to the system from 128 KiB on) and lie on huge pages. Measured: a step costs 5 to 8 % less. The heap grows by 8 MiB at a
+/// time: in steps of 128 KiB it lies on small pages, which the kernel replaces by huge ones for minutes, and what a rank holds
+/// grows with that (1,000 steps over 50, R18 at 64 px: 1.024 before, 1.007 with it, 10 MB more from the start).
 const ALLOCATOR: &str = "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592:\
-                         glibc.malloc.hugetlb=1";
+                         glibc.malloc.hugetlb=1:glibc.malloc.top_pad=8388608";
 
 /// The program and what must stand in its environment.
 #[derive(Debug, Clone)]

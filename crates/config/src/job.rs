@@ -109,6 +109,7 @@ impl Job {
         file.checkpoint = Checkpoint::default();
         file.train.epochs = None;
         file.train.steps = None;
+        file.method.forget_what_is_not_used();
         Ok(Digest::of(Self { file, store_ports: None }.to_toml()?.as_bytes()))
     }
 
@@ -407,6 +408,20 @@ mod tests {
             format!("{SMALL}[method]\nobjective = \"moco-v2\"\nlevels = [1, 2]\nlevel_weights = [1, 1]\n");
         let message = Job::parse(&levels, "small.toml").unwrap_err().to_string();
         assert!(message.starts_with("small.toml:8: `method.levels`: "), "{message}");
+    }
+
+    /// Runs that older programs began are the same jobs: a key that came later and is not used does not change their digest.
+    #[test]
+    fn digests_of_older_jobs_stay() {
+        let digest =
+            |more: &str| Job::parse(&format!("{SMALL}{more}"), "small.toml").unwrap().digest().unwrap();
+        assert_eq!(
+            digest("").to_string(),
+            "6b2a08965a07b716154bc1b454718802937e12834d09007937fa5c826f2a745d"
+        );
+        assert_eq!(digest("[method]\nqueue = 512\nclassifier_share = 0.5\n"), digest(""));
+        let supervised = "[method]\nobjective = \"mcl-supervised\"\n";
+        assert_ne!(digest(&format!("{supervised}classifier_share = 0.5\n")), digest(supervised));
     }
 
     #[test]

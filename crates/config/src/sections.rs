@@ -213,6 +213,33 @@ section!(
         predictor_hidden: u32 = 2048,
     }
 );
+/// As published (arXiv 1911.05722, section 4).
+const USUAL_QUEUE: u64 = 65_536;
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+const fn is_usual_queue(queue: &u64) -> bool {
+    *queue == USUAL_QUEUE
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_whole(share: &f64) -> bool {
+    share.to_bits() == 1_f64.to_bits()
+}
+
+impl Method {
+    /// Keys that the objective does not look at as if they were not set.
+    pub(crate) fn forget_what_is_not_used(&mut self) {
+        let usual = Self::default();
+        if self.objective != Objective::MocoV2 {
+            self.queue = usual.queue;
+        }
+        if self.objective != Objective::MclSupervised {
+            (self.contrastive_share, self.classifier_share) =
+                (usual.contrastive_share, usual.classifier_share);
+        }
+    }
+}
+
 section!(
     /// `[method]`: what is learned and how it is computed.
     Method {
@@ -222,11 +249,14 @@ section!(
         /// [below](#defaults-of-an-objective).
         objective: Objective = Objective::Mcl,
         /// Keys that `moco-v2` remembers, a multiple of the global batch; every checkpoint holds them.
-        queue: u64 = 65_536,
+        #[serde(skip_serializing_if = "is_usual_queue")]
+        queue: u64 = USUAL_QUEUE => "65536",
         /// Share of the contrastive loss in that of `mcl-supervised`, 0 or more; not both 0.
-        contrastive_share: f64 = 1.0,
+        #[serde(skip_serializing_if = "is_whole")]
+        contrastive_share: f64 = 1.0 => "1.0",
         /// Share of the cross entropy of classes.
-        classifier_share: f64 = 1.0,
+        #[serde(skip_serializing_if = "is_whole")]
+        classifier_share: f64 = 1.0 => "1.0",
         /// `official`: the whole graph. `exact`: less what cannot change loss or gradients; some running statistics of
         /// the momentum encoder, which training does not use, differ. `selective`: only the rows that reach the loss,
         /// so batch statistics are formed over fewer rows.

@@ -65,6 +65,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) obstacle: Option<&'a str>,
     /// What a reader should know before anything else.
     pub(crate) notices: &'a [String],
+    /// How the weights were trained.
+    pub(crate) method: &'a str,
 }
 
 /// The card as JSON.
@@ -85,6 +87,7 @@ pub(crate) fn json(facts: &Facts<'_>) -> String {
             "tensors": facts.tensors,
         },
         "encoder": request.encoder.name(),
+        "method": facts.method,
         "architecture": {
             "depth": a.depth, "width": a.width, "stages": a.stages, "pyramid": a.pyramid,
             "projector_convs": a.projector_convs,
@@ -138,7 +141,7 @@ pub(crate) fn markdown(facts: &Facts<'_>) -> String {
         ("digest of the pictures", format!("`{}`", or_unknown(from.noted("dataset_digest")))),
         ("written by", format!("{} (checkpoint), {} (export)", from.builder, from.exporter)),
     ];
-    let mut text = format!("# {name}\n\nPre-trained with MCL (arXiv 2304.02010).\n\n| | |\n|---|---|\n");
+    let mut text = format!("# {name}\n\nPre-trained with {}.\n\n| | |\n|---|---|\n", facts.method);
     for (what, value) in rows {
         text.push_str(&format!("| {what} | {value} |\n"));
     }

@@ -104,6 +104,7 @@ pub fn export(request: &ExportRequest<'_>, state: &Tensors) -> Result<Exported, 
         unseen: &unseen,
         obstacle: obstacle.as_deref(),
         notices: &notices,
+        method: method(state),
     };
     let file = |name: String, role, text: String| ExportedFile { name, role, bytes: text.into_bytes() };
     let cards = [
@@ -113,6 +114,17 @@ pub fn export(request: &ExportRequest<'_>, state: &Tensors) -> Result<Exported, 
     let config = config(request, &architecture, obstacle.as_deref())
         .map(|(name, text)| file(name, Role::Config, text));
     Ok(Exported { files: [weights].into_iter().chain(config).chain(cards).collect(), notices })
+}
+
+/// How a state was trained, read off what it holds.
+fn method(state: &Tensors) -> &'static str {
+    if state.contains_key("queue") {
+        "MoCo v2 (arXiv 2003.04297), as a backbone without a pyramid; its head is not in this file"
+    } else if state.contains_key("head.classifier.0.weight") {
+        "MCL (arXiv 2304.02010) with labels"
+    } else {
+        "MCL (arXiv 2304.02010)"
+    }
 }
 
 /// Name and text of the configuration for the tool, where it takes one.

@@ -8,6 +8,7 @@ use mcl_config::{Job, Objective, Shuffle, Views};
 use mcl_data::{AugmentSpec, Dataset, DatasetError, LoaderSpec, RemoteSpec, ViewMode};
 use mcl_plan::{PlanError, PlanSpec, Schedule, ScheduleError};
 use mcl_types::SampleIndex;
+use std::collections::BTreeSet;
 
 /// A job that its dataset cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +46,14 @@ pub enum JobError {
         /// Pictures.
         pictures: u64,
         /// Classes.
-        found: u32,
+        found: usize,
     },
 }
 
 /// Each level has a row of weights a class; labels above are ids that were never meant as numbers of classes.
 const MOST_CLASSES: u32 = 1 << 20;
 
-/// Classes that the job learns to tell, where its objective has labels: one more than the largest label, or the names that
-/// the dataset has, if those are more.
+/// Classes that the job learns to tell, where its objective has labels: one more than the largest label.
 ///
 /// # Errors
 /// When a picture has no label, or there are fewer than two classes.
@@ -61,7 +61,7 @@ pub fn classes(job: &Job, dataset: &Dataset) -> Result<Option<u32>, JobError> {
     if job.method().objective != Objective::MclSupervised {
         return Ok(None);
     }
-    let mut found = u32::try_from(dataset.classes().len()).unwrap_or(u32::MAX);
+    let mut seen = BTreeSet::new();
     for sample in (0..dataset.len()).map(SampleIndex::new) {
         let Some(label) = dataset.label(sample) else {
             let id = dataset.id(sample).map(std::borrow::Cow::into_owned).unwrap_or_default();
@@ -71,12 +71,12 @@ pub fn classes(job: &Job, dataset: &Dataset) -> Result<Option<u32>, JobError> {
             let id = dataset.id(sample).map(std::borrow::Cow::into_owned).unwrap_or_default();
             return Err(JobError::Label { id, label });
         }
-        found = found.max(label + 1);
+        seen.insert(label);
     }
-    if found < 2 {
-        return Err(JobError::OneClass { pictures: dataset.len(), found });
+    if seen.len() < 2 {
+        return Err(JobError::OneClass { pictures: dataset.len(), found: seen.len() });
     }
-    Ok(Some(found))
+    Ok(seen.last().map(|largest| largest + 1))
 }
 
 /// The pictures of `[data] source`.

@@ -19,7 +19,8 @@ pub(crate) struct FeaturesArguments {
     /// The picture; its sides are rounded up to whole cells of the coarsest map (32 pixels).
     #[arg(long)]
     picture: PathBuf,
-    /// The safetensors file to write: `picture` as the network saw it, `c2` .. `c5`, `p2` .. `p5`.
+    /// The safetensors file to write: `picture` as the network saw it, `c2` .. `c5`, and `p2` .. `p5` where there is a
+    /// pyramid.
     #[arg(long)]
     out: PathBuf,
     /// Answer as one JSON object.
@@ -71,7 +72,11 @@ fn maps(model: &Model, which: Which, picture: Tensor) -> Result<Vec<(String, Ten
     let pass = Pass::new(&FrozenBatchNorm, model.buffers());
     let input = [picture];
     let stages = encoder.backbone().forward(&input, &pass)?;
-    let outputs = encoder.fpn()?.forward(&stages, 0, &pass)?;
+    let outputs = match encoder.fpn() {
+        Ok(fpn) => fpn.forward(&stages, 0, &pass)?,
+        // A backbone without a pyramid has none.
+        Err(_) => [None, None, None, None],
+    };
     let stages = stages.into_iter().zip(2..).map(|([map], n)| (format!("c{n}"), map));
     let mut maps: Vec<(String, Tensor)> = stages.collect();
     let outputs = outputs.into_iter().zip(2..).filter_map(|(map, n)| Some((map?, n)));

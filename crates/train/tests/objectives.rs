@@ -184,6 +184,24 @@ fn model_like(model: &Model) -> Model {
     Model::new(model.spec().clone(), Kind::Double, Device::Cpu).unwrap()
 }
 
+#[test]
+fn half_precision_trains_every_objective() {
+    for (name, objective, norm) in CASES {
+        let settings =
+            TrainerSettings { autocast: true, ..settings(LANES, N, norm, Rule::Sgd { momentum: 0.9 }) };
+        let mut trainer = Trainer::new(model(objective, Kind::Float), settings).unwrap();
+        let lanes: Vec<_> = (0..LANES).map(|l| lane(&trainer, l, 0, 1.0)).collect();
+        let input =
+            StepInput { step: Step::new(0), lanes: &lanes, rates: RATES, halt: Halt::No, saving: false };
+        let outcome = trainer.step(&input).unwrap();
+        assert!(!outcome.skipped, "{name}");
+        assert!(
+            trainer.state().unwrap().values().all(|t| matches!(t.kind(), Kind::Float | Kind::Int64)),
+            "{name}"
+        );
+    }
+}
+
 const WORLDS: &str = "however_many_ranks_there_are_states_are_the_same";
 
 /// Three steps as one rank of several; the first keeps its state.

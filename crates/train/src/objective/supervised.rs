@@ -38,7 +38,9 @@ impl Objective for Supervised {
         probe: Option<&mut StepProbe>,
     ) -> Result<LevelLosses, TrainError> {
         let [online, predictions] = trainer.predictions(part)?;
+        let half = trainer.autocast()?;
         let logits = trainer.model.classify(&online)?;
+        drop(half);
         let classes = targets.classes.as_ref();
         let classes = classes.ok_or_else(|| TrainError::State("targets without classes".to_owned()))?;
         let side = |side: usize, other: usize| -> Result<Taught<'_>, TrainError> {
