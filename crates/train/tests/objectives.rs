@@ -190,7 +190,10 @@ fn half_precision_trains_every_objective() {
         let settings =
             TrainerSettings { autocast: true, ..settings(LANES, N, norm, Rule::Sgd { momentum: 0.9 }) };
         let mut trainer = Trainer::new(model(objective, Kind::Float), settings).unwrap();
-        let lanes: Vec<_> = (0..LANES).map(|l| lane(&trainer, l, 0, 1.0)).collect();
+        let mut lanes: Vec<_> = (0..LANES).map(|l| lane(&trainer, l, 0, 1.0)).collect();
+        for view in lanes.iter_mut().flat_map(|l| l.q.views.iter_mut().chain(&mut l.k.views)) {
+            *view = view.to_kind(Kind::Float);
+        }
         let input =
             StepInput { step: Step::new(0), lanes: &lanes, rates: RATES, halt: Halt::No, saving: false };
         let outcome = trainer.step(&input).unwrap();
