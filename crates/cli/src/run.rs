@@ -359,7 +359,8 @@ async fn summarize(a: &RunArguments, job: &Job, folder: &Path, outcome: Outcome)
             "{}",
             serde_json::json!({
                 "phase": phase, "run_dir": folder, "steps": steps, "loss": loss,
-                "chance_loss": bounds.map(|b| b.chance), "floor_loss": bounds.map(|b| b.floor), "gap_closed": closed, "images_per_s": images,
+                "chance_loss": bounds.map(|b| b.chance), "floor_loss": bounds.map(|b| b.floor),
+                "gap_closed": closed, "images_per_s": images,
                 "checkpoint_step": newest.map(mcl_types::Step::get), "digest": digest,
             })
         )?;

@@ -19,7 +19,10 @@ pub fn on_device(tensor: &Tensor, device: Device) -> Result<Tensor, ModelError> 
 }
 
 /// Whole numbers on `device`: `[n]`.
-pub(crate) fn numbers_on_device(numbers: &[i64], device: Device) -> Result<Tensor, ModelError> {
+///
+/// # Errors
+/// When host or device is out of memory.
+pub fn numbers_on_device(numbers: &[i64], device: Device) -> Result<Tensor, ModelError> {
     let numbers = Tensor::f_from_slice(numbers)?;
     if device == Device::Cpu {
         return Ok(numbers);

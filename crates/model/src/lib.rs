@@ -36,7 +36,7 @@ mod queue;
 mod spec;
 mod supervised;
 
-pub use arrival::on_device;
+pub use arrival::{numbers_on_device, on_device};
 pub use backbone::Backbone;
 pub use buffers::BufferSet;
 pub use classifier::Classifier;

@@ -159,11 +159,7 @@ fn unnamed(pictures: &[BoxedPicture], names: &mut Vec<String>) -> BTreeMap<usize
 
 /// Always the same order for the same number of pictures.
 fn shuffle(pictures: &mut [BoxedPicture]) {
-    let mut stream = Seed::new(0).stream(Purpose::Evaluate, &[]);
-    for last in (1..pictures.len()).rev() {
-        let place = usize::try_from(stream.below(last as u64 + 1)).unwrap_or(last);
-        pictures.swap(last, place);
-    }
+    Seed::new(0).stream(Purpose::Evaluate, &[]).shuffle(pictures);
 }
 
 /// The classes of all folders of a comparison, matched by name and numbered.

@@ -83,11 +83,7 @@ fn choose(train: &Rows<'_>, classes: i64, seed: Seed, bar: &ProgressBar) -> Resu
 /// Rows to learn from and rows held out: all rows of a picture are on one side.
 fn split(pictures: &[usize], seed: Seed) -> (Vec<i64>, Vec<i64>) {
     let mut order: Vec<usize> = pictures.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
-    let mut stream = seed.stream(Purpose::Evaluate, &[]);
-    for last in (1..order.len()).rev() {
-        let place = usize::try_from(stream.below(last as u64 + 1)).unwrap_or(last);
-        order.swap(last, place);
-    }
+    seed.stream(Purpose::Evaluate, &[]).shuffle(&mut order);
     let count = order.len().div_ceil(HELD_OUT);
     let held: BTreeMap<usize, bool> = order.into_iter().zip((0..).map(|place| place < count)).collect();
     let (out, kept): (Vec<_>, Vec<_>) =

@@ -9,9 +9,9 @@ use super::{Objective, Targets};
 use crate::part::{NormScope, Part};
 use crate::step::{StepInput, StepProbe};
 use crate::{TrainError, Trainer};
-use mcl_model::{KeyQueue, LevelLosses, Model, Pass, PyramidLayout, moco_losses};
+use mcl_model::{KeyQueue, LevelLosses, Model, Pass, PyramidLayout, moco_losses, numbers_on_device};
 use mcl_types::{Purpose, Step};
-use tch::{Tensor, no_grad};
+use tch::Tensor;
 
 #[derive(Debug)]
 pub(crate) struct Moco;
@@ -93,7 +93,7 @@ fn order(trainer: &Trainer, step: Step) -> Result<Tensor, TrainError> {
     let pictures = settings.lanes as usize * settings.images_per_lane as usize;
     let drawn = settings.seed.stream(Purpose::KeyShuffle, &[step.get()]).permutation(pictures);
     let drawn: Vec<i64> = drawn.into_iter().filter_map(|place| i64::try_from(place).ok()).collect();
-    Ok(Tensor::f_from_slice(&drawn)?.f_to_device(trainer.model.device())?)
+    Ok(numbers_on_device(&drawn, trainer.model.device())?)
 }
 
 impl Trainer {
@@ -102,6 +102,6 @@ impl Trainer {
         let norm = self.norm();
         let pass = Pass::new(&norm, &part.buffers);
         let _half = self.autocast()?;
-        no_grad(|| Ok(self.model.global_key(&self.numbers(pictures)?, &pass)?))
+        Ok(self.model.global_key(&self.numbers(pictures)?, &pass)?)
     }
 }

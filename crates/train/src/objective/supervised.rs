@@ -5,7 +5,7 @@ use super::{Objective, Targets};
 use crate::part::Part;
 use crate::step::{LaneInput, StepInput, StepProbe};
 use crate::{TrainError, Trainer};
-use mcl_model::{Contrast, LevelLosses, Pass, PyramidLayout, Taught, supervised_losses};
+use mcl_model::{Contrast, LevelLosses, Pass, PyramidLayout, Taught, numbers_on_device, supervised_losses};
 use tch::Tensor;
 
 #[derive(Debug)]
@@ -71,6 +71,6 @@ fn classes(trainer: &Trainer, lanes: &[LaneInput]) -> Result<Tensor, TrainError>
         }
         own.extend_from_slice(&lane.classes);
     }
-    let own = Tensor::f_from_slice(&own)?.f_to_device(trainer.model.device())?.f_reshape([-1, images])?;
+    let own = numbers_on_device(&own, trainer.model.device())?.f_reshape([-1, images])?;
     Ok(trainer.gather_lanes(&own)?.f_reshape([-1])?)
 }
