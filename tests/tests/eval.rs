@@ -65,6 +65,16 @@ fn neighbours_and_a_linear_probe_judge_the_same_features() {
     assert_eq!(keys(&levels["levels"]), BTreeSet::from(["c2", "c3", "c4", "c5", "p5"]));
     assert!(said.contains("P2, P3, P4 left out") && said.contains("--encoder online"), "{said}");
 
+    // Scenes may be looked at enlarged, crops stay.
+    let (large, _) = answer(&sandbox, &[&["knn"], &on[..], &["--short-side", "256"]].concat());
+    assert_eq!(keys(&large), BTreeSet::from(["k", "objects", "scenes", "short_side"]));
+    assert_eq!((&large["objects"], &large["short_side"]), (&knn["objects"], &Value::from(256)));
+    assert_eq!(large["scenes"]["pixels"], knn["scenes"]["pixels"]);
+    assert_ne!(large["scenes"], knn["scenes"]);
+    let alone = ["eval", "knn", "run", "--train", "objects", "--test", "others", "--short-side", "256"];
+    let said = error_of(&sandbox.run(&alone));
+    assert!(said.contains("--scenes"), "{said}");
+
     let linear = [&["linear"], &on[..], &["--levels", "--encoder", "online"]].concat();
     let (probed, said) = answer(&sandbox, &linear);
     assert_eq!(keys(&probed), BTreeSet::from(["penalty", "objects", "scenes", "levels"]));

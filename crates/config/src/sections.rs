@@ -177,6 +177,9 @@ section!(
         channel_permutation_p: f64 = 0.0,
         /// Probability of inverting the picture; not in the paper.
         invert_p: f64 = 0.0,
+        /// Probability of a turn by 90, 180 or 270 degrees, each as likely; not in the paper.
+        #[serde(skip_serializing_if = "is_nothing")]
+        quarter_turn_p: f64 = 0.0 => "0.0",
     }
 );
 section!(
@@ -219,6 +222,11 @@ const USUAL_QUEUE: u64 = 65_536;
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 const fn is_usual_queue(queue: &u64) -> bool {
     *queue == USUAL_QUEUE
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_nothing(share: &f64) -> bool {
+    *share <= 0.0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]

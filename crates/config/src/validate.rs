@@ -71,6 +71,7 @@ fn augment(a: &Augment) -> Result<(), Complaint> {
     share("augment.solarize_p_k", a.solarize_p_k)?;
     share("augment.channel_permutation_p", a.channel_permutation_p)?;
     share("augment.invert_p", a.invert_p)?;
+    share("augment.quarter_turn_p", a.quarter_turn_p)?;
     share("augment.jitter.brightness", a.jitter.brightness)?;
     share("augment.jitter.contrast", a.jitter.contrast)?;
     share("augment.jitter.saturation", a.jitter.saturation)?;

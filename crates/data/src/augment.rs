@@ -231,7 +231,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Crop, resize to `size` x `size`, planes, flip.
+    /// Crop, resize to `size` x `size`, planes, flip, quarter turns.
     fn fill(
         &mut self,
         picture: &Picture,
@@ -244,6 +244,14 @@ impl Scratch {
         colour::planes(&self.rgb, r, g, b);
         if params.flip {
             colour::mirror(out, size as usize);
+        }
+        if params.quarter_turns > 0 {
+            let edge = size as usize;
+            self.swap.clear();
+            self.swap.extend_from_slice(out);
+            for (to, from) in out.chunks_exact_mut(edge * edge).zip(self.swap.chunks_exact(edge * edge)) {
+                colour::turn(from, edge, params.quarter_turns, to);
+            }
         }
         Ok(())
     }

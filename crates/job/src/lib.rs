@@ -143,6 +143,7 @@ pub fn augment_spec(job: &Job) -> AugmentSpec {
         solarize_p_k: a.solarize_p_k,
         channel_permutation_p: a.channel_permutation_p,
         invert_p: a.invert_p,
+        quarter_turn_p: a.quarter_turn_p,
         ..AugmentSpec::default()
     }
 }

@@ -84,6 +84,9 @@ struct JudgedArguments {
     /// Folder of scenes: even pictures are learned from, odd ones classified, box by box.
     #[arg(long)]
     scenes: Option<PathBuf>,
+    /// Scale scenes to this shorter side in pixels, as detectors do; without it they are looked at as they are.
+    #[arg(long, value_name = "PIXELS", requires = "scenes", value_parser = clap::value_parser!(u32).range(32..=4096))]
+    short_side: Option<u32>,
     /// Also each level of backbone and pyramid alone.
     #[arg(long)]
     levels: bool,
@@ -162,7 +165,12 @@ fn compare(a: &JudgedArguments, judge: Judge) -> Result<()> {
     let mut random = Model::new(trained.spec().clone(), Kind::Float, Device::Cpu)?;
     random.initialize(job.seed())?;
     let passes = bar("passes");
-    let look = Look { which: a.weights.encoder, size: job.model().image_size, bar: &passes };
+    let look = Look {
+        which: a.weights.encoder,
+        size: job.model().image_size,
+        short_side: a.short_side,
+        bar: &passes,
+    };
     let finest = levels.iter().flatten().filter_map(|l| l.output()).min();
     look.warm_up(&mut random, &objects.train.pictures, finest)?;
     let extractor = Extractor { models: [&trained, &random], look };
@@ -249,6 +257,7 @@ fn judged(
         judge,
         objects: objects.all(judge, &CROPS, &bar)?,
         scenes: scenes.as_ref().map(|scenes| scenes.all(judge, &SCENES, &bar)).transpose()?,
+        short_side: extractor.look.short_side,
         levels: levels.map(|levels| levels.iter().map(alone).collect::<Result<_>>()).transpose()?,
     };
     bar.finish_and_clear();

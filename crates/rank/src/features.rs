@@ -63,7 +63,7 @@ fn warning(model: &Model, which: Which) -> Result<Option<String>> {
 fn input(file: &Path) -> Result<Tensor> {
     let bytes = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let picture = decode(&bytes, Limits::default()).with_context(|| file.display().to_string())?;
-    Ok(pictures::network_input(&picture)?.0)
+    Ok(pictures::network_input(&picture, None)?.0)
 }
 
 /// The input and every map, by name: C2..C5 [1, C, H/4, W/4] .. [1, 8C, H/32, W/32], P2..P5 [1, F, H/4, W/4] ..

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// Pixels that the network's coarsest cell covers.
-const STRIDE: u32 = 32;
+const STRIDE: u64 = 32;
+/// A picture that is scaled stays below this.
+const LARGEST_SCALED: u32 = 16_384;
 /// Classes that a message names at most.
 const NAMED: usize = 5;
 
@@ -235,8 +237,8 @@ impl OpenPicture<'_> {
     }
 
     /// The whole picture, see [`network_input`].
-    pub(crate) fn whole(&self) -> Result<(Tensor, u32, u32)> {
-        network_input(&self.picture)
+    pub(crate) fn whole(&self, short_side: Option<u32>) -> Result<(Tensor, u32, u32)> {
+        network_input(&self.picture, short_side)
     }
 
     /// An object's box as (x0, y0, x1, y1) in a copy of `width` x `height`.
@@ -251,10 +253,28 @@ impl OpenPicture<'_> {
     }
 }
 
-/// A picture with sides rounded up to the network's stride, normalised: [1, 3, H, W], W, H.
-pub(crate) fn network_input(picture: &Picture) -> Result<(Tensor, u32, u32)> {
-    let round = |side: u32| side.div_ceil(STRIDE).max(1) * STRIDE;
-    let (width, height) = (round(picture.width()), round(picture.height()));
+/// Width and height of [`network_input`].
+fn input_size(width: u32, height: u32, short_side: Option<u32>) -> Result<(u32, u32)> {
+    let shorter = u64::from(width.min(height)).max(1);
+    let scaled = |side: u32| match short_side {
+        Some(wanted) => (u64::from(side) * u64::from(wanted) * 2 / shorter).div_ceil(2),
+        None => u64::from(side),
+    };
+    let round = |side: u32| scaled(side).div_ceil(STRIDE).max(1) * STRIDE;
+    let (wide, high) = (round(width), round(height));
+    match (short_side, u32::try_from(wide.max(high))) {
+        (Some(_), Ok(LARGEST_SCALED..)) | (_, Err(_)) => bail!(
+            "a picture of {width}x{height} pixels would be {wide}x{high} for the network, expected less than {LARGEST_SCALED} a \
+             side: leave pictures of such proportions out, or choose a smaller --short-side"
+        ),
+        _ => Ok((u32::try_from(wide)?, u32::try_from(high)?)),
+    }
+}
+
+/// A picture, its shorter side scaled to `short_side` pixels where that is said, with sides rounded up to the network's
+/// stride, normalised: [1, 3, H, W], W, H.
+pub(crate) fn network_input(picture: &Picture, short_side: Option<u32>) -> Result<(Tensor, u32, u32)> {
+    let (width, height) = input_size(picture.width(), picture.height(), short_side)?;
     let pixels = crop::resize_rgb(picture, width, height)?;
     let shaped = Tensor::f_from_slice(&pixels)?.f_reshape([1, 3, i64::from(height), i64::from(width)])?;
     Ok((Normalization::new(Kind::Float, Device::Cpu)?.apply(&shaped)?, width, height))
@@ -274,6 +294,19 @@ mod tests {
             pictures: classes.iter().map(picture).collect(),
             names: names.iter().map(|&n| n.to_owned()).collect(),
         }
+    }
+
+    #[test]
+    fn pictures_are_scaled_by_their_shorter_side_and_fill_whole_cells() {
+        let size = |width, height, short| input_size(width, height, short).unwrap();
+        assert_eq!(size(128, 128, None), (128, 128));
+        assert_eq!(size(130, 97, None), (160, 128));
+        assert_eq!(size(128, 128, Some(256)), (256, 256));
+        assert_eq!(size(640, 480, Some(240)), (320, 256));
+        assert_eq!(size(100, 300, Some(64)), (64, 192));
+        assert_eq!(size(1, 1, Some(64)), (64, 64));
+        let said = input_size(2, 60_000, Some(64)).unwrap_err().to_string();
+        assert!(said.contains("2x60000") && said.contains("--short-side"), "{said}");
     }
 
     #[test]

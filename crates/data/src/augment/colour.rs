@@ -110,3 +110,19 @@ pub(super) fn mirror(plane: &mut [u8], width: usize) {
         row.reverse();
     }
 }
+
+/// Turns a square plane by quarters against the clock.
+pub(super) fn turn(from: &[u8], edge: usize, quarters: u8, to: &mut [u8]) {
+    let last = edge.saturating_sub(1);
+    for (y, row) in to.chunks_exact_mut(edge.max(1)).enumerate() {
+        for (x, value) in row.iter_mut().enumerate() {
+            let at = match quarters % 4 {
+                0 => y * edge + x,
+                1 => x * edge + (last - y),
+                2 => (last - y) * edge + (last - x),
+                _ => (last - x) * edge + y,
+            };
+            *value = from[at];
+        }
+    }
+}

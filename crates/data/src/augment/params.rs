@@ -36,6 +36,8 @@ pub struct ViewParams {
     pub crop: CropBox,
     /// Mirror left to right.
     pub flip: bool,
+    /// Quarter turns against the clock, 0 to 3.
+    pub quarter_turns: u8,
     /// The jitter's parts in the order drawn; those of strength zero are left out, and all where the
     /// jitter is off.
     pub jitter: Vec<JitterPart>,
@@ -76,7 +78,12 @@ impl ViewParams {
         let blurred = random.chance(blur_p);
         let sigma = random.range(spec.blur_sigma.0, spec.blur_sigma.1);
         let solarize = random.chance(solarize_p);
-        Self { crop, flip, jitter, channels, invert, grey, blur: blurred.then_some(sigma), solarize }
+        // Drawn last, so that a recipe without turns makes the choices that it made before there were any.
+        let turned = random.chance(spec.quarter_turn_p);
+        let turns = [1, 2, 3][random.below(3) as usize % 3];
+        let quarter_turns = if turned { turns } else { 0 };
+        let blur = blurred.then_some(sigma);
+        Self { crop, flip, quarter_turns, jitter, channels, invert, grey, blur, solarize }
     }
 }
 
@@ -133,6 +140,7 @@ mod tests {
         near(share(&q, |v| v.solarize), 0.0);
         near(share(&k, |v| v.solarize), 0.2);
         near(share(&q, |v| v.channels != [0, 1, 2]), 0.0);
+        near(share(&q, |v| v.quarter_turns != 0), 0.0);
         for v in &q {
             assert!((0.1..2.0).contains(&v.blur.unwrap()));
             for part in &v.jitter {
@@ -142,6 +150,19 @@ mod tests {
                     JitterPart::Hue(f) => assert!((-0.1..=0.1).contains(&f)),
                 }
             }
+        }
+    }
+
+    #[test]
+    fn all_turns_are_as_likely_and_change_no_other_choice() {
+        let still = draw(&AugmentSpec::default(), Side::Q, 4000);
+        let turned = draw(&AugmentSpec { quarter_turn_p: 0.75, ..AugmentSpec::default() }, Side::Q, 4000);
+        for turns in 0..4 {
+            let found = share(&turned, |v| v.quarter_turns == turns);
+            assert!((found - 0.25).abs() < 0.03, "{found} of {turns} turns");
+        }
+        for (a, b) in still.iter().zip(turned) {
+            assert_eq!(*a, ViewParams { quarter_turns: 0, ..b });
         }
     }
 

@@ -128,6 +128,7 @@ fn slow_exact(picture: &Picture, params: &ViewParams, size: u32, ratio: u32) -> 
 fn exact_views_equal_decimated_full_views() {
     let spec =
         AugmentSpec { blur_p_k: 0.4, channel_permutation_p: 0.3, invert_p: 0.3, ..AugmentSpec::default() };
+    let spec = AugmentSpec { quarter_turn_p: 0.5, ..spec };
     let augmenter = Augmenter::new(spec, 64, &[1, 2, 4, 8], ViewMode::Exact, Seed::new(9)).unwrap();
     let (mut views, mut scratch) = (Views::default(), Scratch::default());
     for (i, (w, h)) in [(97, 71), (64, 64), (1, 1), (3, 200), (200, 3), (131, 260)].into_iter().enumerate() {
@@ -142,6 +143,36 @@ fn exact_views_equal_decimated_full_views() {
             }
         }
     }
+}
+
+#[test]
+fn a_turned_view_is_the_view_turned() {
+    let still = AugmentSpec { blur_p_q: 0.0, ..AugmentSpec::default() };
+    let turned = AugmentSpec { quarter_turn_p: 1.0, ..still };
+    let picture = scene(90, 50);
+    let make = |spec| {
+        let augmenter = Augmenter::new(spec, 32, &[1], ViewMode::Level, Seed::new(3)).unwrap();
+        let views = (0..40).map(|sample| {
+            let (mut views, sample) = (Views::default(), SampleIndex::new(sample));
+            let mut scratch = Scratch::default();
+            augmenter.views(&picture, Epoch::new(0), sample, &mut views, &mut scratch).unwrap();
+            let turns = augmenter.params(90, 50, Epoch::new(0), sample, 0).quarter_turns;
+            (views.buffers.swap_remove(0), turns)
+        });
+        views.collect::<Vec<_>>()
+    };
+    let mut seen = [0; 4];
+    for ((mut view, none), (found, turns)) in make(still).into_iter().zip(make(turned)) {
+        assert_eq!(none, 0);
+        seen[turns as usize] += 1;
+        for _ in 0..turns {
+            // Against the clock: the last column becomes the first row.
+            let planes = view.chunks(32 * 32);
+            view = planes.flat_map(|p| (0..32 * 32).map(|i| p[(i % 32) * 32 + 31 - i / 32])).collect();
+        }
+        assert_eq!(found, view, "{turns} turns");
+    }
+    assert!(seen[0] == 0 && seen[1..].iter().all(|n| *n > 3), "{seen:?}");
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl Default for Jitter {
 
 /// The augmentation of every view. Defaults are the official values.
 ///
-/// Stages in their order: crop and resize, flip, jitter (its four parts in random order), channel
+/// Stages in their order: crop and resize, flip, quarter turns, jitter (its four parts in random order), channel
 /// permutation, inversion, grey, blur, solarise; then, in exact mode, decimation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -57,6 +57,8 @@ pub struct AugmentSpec {
     pub channel_permutation_p: f64,
     /// Chance of inverting the colours. Not in the official recipe.
     pub invert_p: f64,
+    /// Chance of a turn by 90, 180 or 270 degrees, each as likely. Not in the official recipe.
+    pub quarter_turn_p: f64,
 }
 
 impl Default for AugmentSpec {
@@ -75,6 +77,7 @@ impl Default for AugmentSpec {
             solarize_p_k: 0.2,
             channel_permutation_p: 0.0,
             invert_p: 0.0,
+            quarter_turn_p: 0.0,
         }
     }
 }
@@ -140,6 +143,7 @@ impl AugmentSpec {
             ("solarize_p_k", self.solarize_p_k),
             ("channel_permutation_p", self.channel_permutation_p),
             ("invert_p", self.invert_p),
+            ("quarter_turn_p", self.quarter_turn_p),
         ];
         for (key, found) in chances {
             if !(0.0..=1.0).contains(&found) {

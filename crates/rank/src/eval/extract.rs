@@ -15,6 +15,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 const BATCH: usize = 64;
 /// Side of a grey thumbnail.
 const THUMBNAIL: u32 = 16;
+/// Points of a box that are looked at, a side: 7 bins with 2 each.
+const POINTS: u32 = 14;
 /// Passes that form the norms' statistics of random weights.
 const WARM_UP: usize = 30;
 
@@ -108,6 +110,8 @@ pub(super) struct Look<'a> {
     pub(super) which: Which,
     /// Side of a crop.
     pub(super) size: u32,
+    /// Shorter side that whole pictures are scaled to; `None` leaves them as they are.
+    pub(super) short_side: Option<u32>,
     pub(super) bar: &'a ProgressBar,
 }
 
@@ -146,7 +150,7 @@ impl Extractor<'_> {
         self.look.bar.inc_length(pictures.len() as u64);
         for picture in pictures {
             let open = picture.open()?;
-            let (whole, width, height) = open.whole()?;
+            let (whole, width, height) = open.whole(self.look.short_side)?;
             let frames: Vec<_> =
                 (0..picture.boxes.len()).map(|index| open.scaled_box(index, width, height)).collect();
             for (whose, model) in Whose::ALL.into_iter().zip(self.models) {
@@ -249,35 +253,65 @@ fn places(pictures: &[BoxedPicture]) -> Vec<(usize, usize)> {
     pictures.iter().enumerate().flat_map(boxes).collect()
 }
 
-/// Mean of a map's cells under a box (x0, y0, x1, y1 in pixels), at least one cell: [1, C].
+/// Mean over the points of a map under a box (x0, y0, x1, y1 in pixels) that a detector's box head looks at: `RoIAlign` (Mask
+/// R-CNN, arXiv 1703.06870, section 3) of 7 x 7 bins with 2 x 2 points each, half a pixel set right. [1, C].
 fn pooled(map: &Tensor, frame: [f64; 4], stride: f64) -> Result<Tensor> {
     let size = map.size();
-    #[expect(clippy::cast_possible_truncation, reason = "pixels of a picture")]
-    let span = |low: f64, high: f64, cells: i64| {
-        let first = ((low / stride).floor() as i64).clamp(0, cells - 1);
-        let end = ((high / stride).ceil() as i64).clamp(first + 1, cells);
-        (first, end - first)
-    };
-    let (x, width) = span(frame[0], frame[2], size[3]);
-    let (y, height) = span(frame[1], frame[3], size[2]);
-    let inside = map.f_narrow(2, y, height)?.f_narrow(3, x, width)?;
-    Ok(inside.f_mean_dim([2_i64, 3].as_slice(), false, None)?)
+    let down = points(frame[1] / stride, frame[3] / stride, size[2])?.f_reshape([1, 1, -1, 1])?;
+    let across = points(frame[0] / stride, frame[2] / stride, size[3])?.f_reshape([1, 1, 1, -1])?;
+    let weights = down.f_mul(&across)?.f_to_kind(map.kind())?;
+    Ok(map.f_mul(&weights)?.f_sum_dim_intlist([2_i64, 3].as_slice(), false, None)?)
+}
+
+/// What each of `cells` cells weighs when points are spread evenly over `low..high`, with their neighbours in proportion.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "cells of a map"
+)]
+fn points(low: f64, high: f64, cells: i64) -> Result<Tensor> {
+    let mut weights = vec![0.0; usize::try_from(cells)?];
+    let last = weights.len().checked_sub(1).context("a map without cells")?;
+    for point in 0..POINTS {
+        let at = low + (high - low) * (f64::from(point) + 0.5) / f64::from(POINTS) - 0.5;
+        let at = at.clamp(0.0, last as f64);
+        let (cell, behind) = (at as usize, at.fract());
+        weights[cell] += (1.0 - behind) / f64::from(POINTS);
+        weights[(cell + 1).min(last)] += behind / f64::from(POINTS);
+    }
+    Ok(Tensor::f_from_slice(&weights)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// torchvision 0.26: `roi_align(map, [box], 7, 1 / 32, sampling_ratio=2, aligned=True).mean((2, 3))`.
     #[test]
-    fn a_box_smaller_than_a_cell_still_has_one() {
-        let map = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]) + 1.0;
-        for (frame, cell) in [
-            ([0.0, 0.0, 1.0, 1.0], 1.0),
-            ([127.0, 127.0, 128.0, 128.0], 16.0),
-            ([500.0, 500.0, 600.0, 600.0], 16.0),
+    fn boxes_are_pooled_as_torchvision_pools_them() {
+        let map = Tensor::arange(48, (Kind::Double, Device::Cpu)).pow_tensor_scalar(1.5).view([1, 2, 4, 6]);
+        for (frame, wanted) in [
+            ([0.0, 0.0, 30.0, 25.0], [0.8601, 120.7001]),
+            ([100.0, 60.0, 192.0, 128.0], [79.6791, 275.9871]),
+            ([20.5, 33.25, 21.5, 90.0], [27.7532, 188.0804]),
+            ([150.0, 90.0, 191.0, 127.0], [100.3188, 307.4359]),
+            ([0.0, 0.0, 192.0, 128.0], [44.6031, 214.5438]),
         ] {
             let found = pooled(&map, frame, 32.0).unwrap();
-            assert_eq!(found.size(), [1, 1]);
+            assert_eq!(found.size(), [1, 2]);
+            for (channel, wanted) in (0..).zip(wanted) {
+                let found = found.double_value(&[0, channel]);
+                assert!((found - wanted).abs() < 1e-3, "{frame:?}: {found} for {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_box_outside_takes_the_nearest_cell() {
+        let map = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]) + 1.0;
+        for (frame, cell) in [([-9.0, -9.0, -1.0, -1.0], 1.0), ([500.0, 500.0, 600.0, 600.0], 16.0)] {
+            let found = pooled(&map, frame, 32.0).unwrap();
             assert!((found.double_value(&[0, 0]) - cell).abs() < 1e-6);
         }
     }

@@ -33,6 +33,8 @@ pub(super) struct Results {
     pub(super) judge: Judge,
     pub(super) objects: Comparison,
     pub(super) scenes: Option<Comparison>,
+    /// Shorter side that scenes were scaled to.
+    pub(super) short_side: Option<u32>,
     /// One map each, of the boxes of scenes where there are scenes, else of object crops; none where they were not asked
     /// for.
     pub(super) levels: Option<Vec<(Level, Comparison)>>,
@@ -49,6 +51,9 @@ impl Results {
                 answer.insert("penalty".to_owned(), penalties.into())
             }
         };
+        if let Some(short_side) = self.short_side {
+            answer.insert("short_side".to_owned(), json!(short_side));
+        }
         answer.into()
     }
 
@@ -103,6 +108,7 @@ mod tests {
             judge,
             objects: compared(Some(verdict(0.125))),
             scenes: None,
+            short_side: None,
             levels: levels.then(|| vec![(Level::C2, compared(None))]),
         }
     }
