@@ -1,7 +1,8 @@
 //! `mcl eval knn` and `mcl eval linear`: what they answer, on what they can be tried, what they refuse.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use mcl_system_tests::{Sandbox, error_of};
+use mcl_system_tests::{SIX_LANES_IN_F64, Sandbox, checkpoint_visible, committed, error_of};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -119,6 +120,49 @@ fn labelled_pictures_without_boxes_are_objects_too() {
             assert_eq!(refused.status.code(), Some(1), "{said}");
             assert!(reasons.iter().all(|reason| said.contains(reason)), "{said}");
             assert!(!said.contains("panicked"), "{said}");
+        }
+    }
+}
+
+/// Weights that went through three interruptions and two changes of size tell pictures apart as those of a steady run do: the
+/// same accuracies to the last digit, and not by chance, since they are not those of other weights.
+#[test]
+fn a_run_interrupted_three_times_and_resized_twice_is_judged_as_a_steady_one() {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&["data", "generate", "objects", "--out", "others", "--count", "200", "--seed", "6"]);
+    sandbox.ok(&["data", "generate", "scenes", "--out", "scenes", "--count", "40", "--seed", "7"]);
+    let job = [&SIX_LANES_IN_F64[..], &["checkpoint.every_steps=4"]].concat();
+    sandbox.train("steady", 2, &job);
+
+    let mut run = sandbox.start("eventful", 2, &job);
+    run.until("the checkpoint of step 4", |dir| checkpoint_visible(dir, 4));
+    run.kill_everything();
+    let mut run = sandbox.start("eventful", 3, &job);
+    run.until("the checkpoint of step 8", |dir| checkpoint_visible(dir, 8));
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.end().status.code(), Some(130));
+    let drained = committed(&sandbox.path("eventful"));
+    let mut run = sandbox.start("eventful", 1, &job);
+    run.until("a step more", |dir| committed(dir) > drained);
+    run.kill_everything();
+    let ended = sandbox.train("eventful", 1, &job);
+    assert_eq!(ended["steps"], 20);
+    let report = sandbox.exact_ledger("eventful");
+    assert_eq!((&report["missing"], &report["twice"]), (&0.into(), &0.into()));
+    assert_ne!(sandbox.digest("steady"), sandbox.digest("eventful"), "sums in another order, other bits");
+
+    for verb in ["knn", "linear"] {
+        for encoder in ["momentum", "online"] {
+            let of = |run| {
+                let on = ["--train", "objects", "--test", "others", "--scenes", "scenes"];
+                answer(&sandbox, &[&[verb, run, "--encoder", encoder], &on[..]].concat()).0
+            };
+            let steady = of("steady");
+            println!("{verb}, {encoder}: {steady}");
+            assert_eq!(steady, of("eventful"), "{verb}, {encoder}");
+            for on in ["objects", "scenes"] {
+                assert_ne!(steady[on]["trained"], steady[on]["random"], "{verb}, {encoder}: {steady}");
+            }
         }
     }
 }

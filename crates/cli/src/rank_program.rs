@@ -184,6 +184,9 @@ fn judged_arguments(a: &JudgedArguments) -> Vec<OsString> {
     if let Some(scenes) = &a.scenes {
         arguments.extend(["--scenes".into(), scenes.into()]);
     }
+    if let Some(short_side) = a.short_side {
+        arguments.extend(["--short-side".into(), short_side.to_string().into()]);
+    }
     arguments.extend(a.levels.then(|| "--levels".into()));
     arguments.extend(a.json.then(|| "--json".into()));
     arguments

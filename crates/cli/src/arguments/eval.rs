@@ -42,6 +42,9 @@ pub(crate) struct JudgedArguments {
     /// Folder of scenes with `annotations.json`: even pictures are learned from, odd ones classified, box by box.
     #[arg(long)]
     pub(crate) scenes: Option<PathBuf>,
+    /// Scale scenes to this shorter side in pixels, as detectors do; without it they are looked at as they are.
+    #[arg(long, value_name = "PIXELS", requires = "scenes", value_parser = clap::value_parser!(u32).range(32..=4096))]
+    pub(crate) short_side: Option<u32>,
     /// Also each level of backbone and pyramid alone: on boxes of scenes, else on object crops.
     #[arg(long)]
     pub(crate) levels: bool,
