@@ -92,37 +92,66 @@ def pretrain(run, study, arm, seed, folder, steps):
     return where, done
 
 
-def cell(study, arm, seed, mcl):
+def encoder(study, arm):
+    return study["arms"][arm].get("encoder", "momentum")
+
+
+def judged(run, study, arm, weights, probe):
+    """What a probe of the study says of an arm's weights."""
     folder = WORK / study["name"]
-    result = HERE / "results" / study["name"] / f"{arm}-s{seed}.json"
-    run = Commands(mcl)
-    pictures(run, {name: study["data"][name] for name in ("train", "test", "scenes")}, folder)
-    steps = equal_steps(study, arm, seed)
-    where, done = pretrain(run, study, arm, seed, folder, steps)
-    probes = {}
-    for name, probe in study["probes"].items():
-        out = run(
-            "mcl", "eval", probe["by"], where, "--encoder", study["arms"][arm].get("encoder", "momentum"), "--json",
-            "--train", folder / "train", "--test", folder / "test", "--scenes", folder / "scenes", *probe.get("with", []),
-        )
-        probes[name] = json.loads(out.splitlines()[-1])
-    told = done["told"]
-    row = {
-        "study": study["name"],
-        "arm": arm,
-        "seed": seed,
-        "steps": told["steps"],
-        "pictures": told["steps"] * study["batch"],
-        "loss": told["loss"],
-        "gap_closed": told["gap_closed"],
-        "cost": done["cost"],
-        "probes": probes,
+    out = run(
+        "mcl", "eval", probe["by"], weights, "--encoder", encoder(study, arm), "--json",
+        "--train", folder / "train", "--test", folder / "test", "--scenes", folder / "scenes", *probe.get("with", []),
+    )
+    return json.loads(out.splitlines()[-1])
+
+
+def result_file(study, name):
+    return HERE / "results" / study["name"] / f"{name}.json"
+
+
+def keep(study, name, row):
+    """Writes a cell's result, as the last thing of all that makes it."""
+    file = result_file(study, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def made(run):
+    """How, where and when a cell was made."""
+    return {
         "commands": run.typed,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def finished_cells(study, name):
+    """Results of an arm, one a seed."""
+    return [json.loads(file.read_text()) for file in sorted(result_file(study, name).parent.glob(f"{name}-s[0-9]*.json"))]
+
+
+def cell(study, arm, seed, mcl):
+    folder = WORK / study["name"]
+    run = Commands(mcl)
+    pictures(run, {name: study["data"][name] for name in ("train", "test", "scenes")}, folder)
+    steps = equal_steps(study, arm, seed)
+    where, done = pretrain(run, study, arm, seed, folder, steps)
+    probes = {name: judged(run, study, arm, where, probe) for name, probe in study["probes"].items()}
+    ended = done["told"]
+    row = {
+        "study": study["name"],
+        "arm": arm,
+        "seed": seed,
+        "steps": ended["steps"],
+        "pictures": ended["steps"] * study["batch"],
+        "loss": ended["loss"],
+        "gap_closed": ended["gap_closed"],
+        "cost": done["cost"],
+        "probes": probes,
+        **made(run),
+    }
+    keep(study, f"{arm}-s{seed}", row)
     brief = {p: {k: round(v["trained"], 3) for k, v in probes[p].items() if isinstance(v, dict) and "trained" in v} for p in probes}
     print(f"{arm} seed {seed}: {brief}", flush=True)
 
@@ -150,9 +179,8 @@ def finetuned(study, name, arm, seed, mcl):
     start = ["--scratch"]
     if arm != SCRATCH:
         weights = out / "backbone.pth"
-        encoder = study["arms"][arm].get("encoder", "momentum")
         where = pretrained(study, arm, seed)
-        run("mcl", "checkpoint", "export", where, "--format", "torchvision", "--encoder", encoder, "--out", weights)
+        run("mcl", "checkpoint", "export", where, "--format", "torchvision", "--encoder", encoder(study, arm), "--out", weights)
         start = ["--weights", weights]
     sets = []
     for side in ("train", "val"):
@@ -165,23 +193,17 @@ def finetuned(study, name, arm, seed, mcl):
     python = os.environ.get("MCL_PYTHON", sys.executable)
     if subprocess.run([python, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode != 0:
         fail(f"`{run.typed[-1]}` failed")
-    told = json.loads((out / "result.json").read_text())
+    ended = json.loads((out / "result.json").read_text())
     row = {
         "study": study["name"],
         "set": name,
         "arm": arm,
         "seed": seed,
-        "AP": told["AP"],
-        "AP50": told["AP50"],
-        "AP75": told["AP75"],
+        **{key: ended[key] for key in ("AP", "AP50", "AP75")},
         "cost": {"cpu_seconds": cpu_seconds() - before, "wall_seconds": time.monotonic() - started},
-        "commands": run.typed,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        **made(run),
     }
-    result = HERE / "results" / study["name"] / f"{name}-{arm}-s{seed}.json"
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(row, indent=1) + "\n")
+    keep(study, f"{name}-{arm}-s{seed}", row)
     print(f"{name}, {arm} seed {seed}: AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}", flush=True)
 
 
@@ -197,8 +219,7 @@ def finetune_table(study, name):
     """Finished fine-tunings by arm, as Markdown."""
     print("| start | seeds | AP50 | AP |\n|---|---|---|---|")
     for arm in (SCRATCH, *study["arms"]):
-        files = sorted((HERE / "results" / study["name"]).glob(f"{name}-{arm}-s[0-9]*.json"))
-        cells = [json.loads(file.read_text()) for file in files]
+        cells = finished_cells(study, f"{name}-{arm}")
         if cells:
             numbers = [told([c[key] for c in cells]) for key in ("AP50", "AP")]
             print(f"| {arm} | {len(cells)} | " + " | ".join(numbers) + " |")
@@ -206,22 +227,16 @@ def finetune_table(study, name):
 
 def curve(study, arm, seed, mcl):
     """Neighbours by step, of every checkpoint that is left of a finished run."""
-    folder = WORK / study["name"]
     run = Commands(mcl)
-    rows = []
-    for checkpoint in sorted((pretrained(study, arm, seed) / "checkpoints").glob("step-*")):
-        out = run(
-            "mcl", "eval", "knn", checkpoint, "--encoder", study["arms"][arm].get("encoder", "momentum"), "--json",
-            "--train", folder / "train", "--test", folder / "test", "--scenes", folder / "scenes", *study["probes"]["knn"]["with"],
-        )
-        told = json.loads(out.splitlines()[-1])
-        rows.append({"step": int(checkpoint.name.removeprefix("step-")), **{w: told[w] for w in ("objects", "scenes")}})
-    metrics = (json.loads(line) for line in (pretrained(study, arm, seed) / "metrics.jsonl").read_text().splitlines())
+    where = pretrained(study, arm, seed)
+    metrics = (json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines())
     losses = {row["step"] + 1: row["loss"] for row in metrics}
-    for row in rows:
-        row["loss"] = losses[row["step"]]
-    kept = {"study": study["name"], "arm": arm, "seed": seed, "rows": rows, "commands": run.typed}
-    (HERE / "results" / study["name"] / f"curve-{arm}-s{seed}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    rows = []
+    for checkpoint in sorted((where / "checkpoints").glob("step-*")):
+        said = judged(run, study, arm, checkpoint, study["probes"]["knn"])
+        step = int(checkpoint.name.removeprefix("step-"))
+        rows.append({"step": step, "objects": said["objects"], "scenes": said["scenes"], "loss": losses[step]})
+    keep(study, f"curve-{arm}-s{seed}", {"study": study["name"], "arm": arm, "seed": seed, "rows": rows, "commands": run.typed})
     print(f"curve of {arm} seed {seed}: {len(rows)} checkpoints", flush=True)
 
 
@@ -230,10 +245,9 @@ def equal_steps(study, arm, seed):
     as_long = study["arms"][arm].get("as_long_as")
     if as_long is None:
         return study["arms"][arm].get("steps")
-    results = HERE / "results" / study["name"]
     of = {}
     for name in (as_long, study["arms"][arm]["as"]):
-        file = results / f"{name}-s{seed}.json"
+        file = result_file(study, f"{name}-s{seed}")
         if not file.exists():
             fail(f"{arm} costs as much as {as_long}: {file.relative_to(ROOT)} is to be made first")
         row = json.loads(file.read_text())
@@ -258,12 +272,7 @@ def table(study):
     print("| arm | seeds | pictures | CPU s | " + " | ".join(f"{probe}, {where}" for probe, where in columns) + " |")
     print("|---|---|---|---|" + "---|" * len(columns))
 
-    rows = {}
-    for arm in study["arms"]:
-        files = sorted((HERE / "results" / study["name"]).glob(f"{arm}-s[0-9]*.json"))
-        cells = [json.loads(file.read_text()) for file in files]
-        if cells:
-            rows[arm] = cells
+    rows = {arm: cells for arm in study["arms"] if (cells := finished_cells(study, arm))}
     for arm, cells in rows.items():
         cost = told([c["cost"]["cpu_seconds"] for c in cells], 0)
         numbers = [told([c["probes"][probe][where]["trained"] for c in cells]) for probe, where in columns]
@@ -301,7 +310,7 @@ def main():
     prefix = f"{a.finetune}-" if a.finetune else "curve-" if a.curves else ""
     for seed in a.seed or study["seeds"]:
         for arm in a.arm or arms:
-            done = (HERE / "results" / a.study / f"{prefix}{arm}-s{seed}.json").exists()
+            done = result_file(study, f"{prefix}{arm}-s{seed}").exists()
             if a.list:
                 print(f"{'done' if done else 'left'}  {prefix}{arm} seed {seed}")
             elif not done:

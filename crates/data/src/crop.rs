@@ -87,19 +87,25 @@ pub fn resize_rgb(picture: &Picture, width: u32, height: u32) -> Result<Vec<u8>,
     Ok((0..3).flat_map(|c| pixels.iter().map(move |p| p[c])).collect())
 }
 
+/// Width and height of a picture whose shorter side becomes `short_side` pixels, its proportions kept to within half a
+/// pixel; what leaves the range of `u32` becomes its largest.
+pub fn with_short_side(width: u32, height: u32, short_side: u32) -> (u32, u32) {
+    let shorter = u64::from(width.min(height).max(1));
+    let scaled = |edge: u32| {
+        let rounded = (u64::from(edge) * u64::from(short_side) * 2 / shorter).div_ceil(2);
+        u32::try_from(rounded).unwrap_or(u32::MAX)
+    };
+    (scaled(width), scaled(height))
+}
+
 /// `picture` with its shorter side shrunk to `short_side` pixels, its proportions kept to within half a pixel; `None` where
 /// it is no longer than that, or has no pixels.
 pub(crate) fn shrink_to(picture: &Picture, short_side: u32) -> Option<Picture> {
     let (width, height) = (picture.width(), picture.height());
-    let shorter = width.min(height);
-    if shorter <= short_side || short_side == 0 {
+    if width.min(height) <= short_side || short_side == 0 {
         return None;
     }
-    let scaled = |edge: u32| {
-        let rounded = (u64::from(edge) * u64::from(short_side) * 2 / u64::from(shorter)).div_ceil(2);
-        u32::try_from(rounded).unwrap_or(u32::MAX)
-    };
-    let (to_width, to_height) = (scaled(width), scaled(height));
+    let (to_width, to_height) = with_short_side(width, height, short_side);
     let whole = CropBox { left: 0, top: 0, width, height };
     let mut rgb = Vec::new();
     resize_into(&mut Resizer::new(), picture, whole, (to_width, to_height), &mut rgb).ok()?;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// Pixels that the network's coarsest cell covers.
-const STRIDE: u64 = 32;
+const STRIDE: u32 = 32;
 /// A picture that is scaled stays below this.
 const LARGEST_SCALED: u32 = 16_384;
 /// Classes that a message names at most.
@@ -255,20 +255,19 @@ impl OpenPicture<'_> {
 
 /// Width and height of [`network_input`].
 fn input_size(width: u32, height: u32, short_side: Option<u32>) -> Result<(u32, u32)> {
-    let shorter = u64::from(width.min(height)).max(1);
-    let scaled = |side: u32| match short_side {
-        Some(wanted) => (u64::from(side) * u64::from(wanted) * 2 / shorter).div_ceil(2),
-        None => u64::from(side),
+    let (scaled, least_refused) = match short_side {
+        Some(short_side) => (crop::with_short_side(width, height, short_side), LARGEST_SCALED),
+        None => ((width, height), u32::MAX),
     };
-    let round = |side: u32| scaled(side).div_ceil(STRIDE).max(1) * STRIDE;
-    let (wide, high) = (round(width), round(height));
-    match (short_side, u32::try_from(wide.max(high))) {
-        (Some(_), Ok(LARGEST_SCALED..)) | (_, Err(_)) => bail!(
-            "a picture of {width}x{height} pixels would be {wide}x{high} for the network, expected less than {LARGEST_SCALED} a \
+    let round = |side: u32| side.div_ceil(STRIDE).max(1).saturating_mul(STRIDE);
+    let (wide, high) = (round(scaled.0), round(scaled.1));
+    if wide.max(high) >= least_refused {
+        bail!(
+            "a picture of {width}x{height} pixels would be {wide}x{high} for the network, expected less than {least_refused} a \
              side: leave pictures of such proportions out, or choose a smaller --short-side"
-        ),
-        _ => Ok((u32::try_from(wide)?, u32::try_from(high)?)),
+        );
     }
+    Ok((wide, high))
 }
 
 /// A picture, its shorter side scaled to `short_side` pixels where that is said, with sides rounded up to the network's
