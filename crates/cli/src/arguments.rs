@@ -14,7 +14,7 @@ pub(crate) use bench::{
 pub(crate) use certs::{CertsCommand, InitArguments, IssueArguments};
 pub(crate) use checkpoint::{CheckpointCommand, Encoder, ExportArguments, Format, ImportArguments};
 pub(crate) use data::{DataCommand, Kind};
-pub(crate) use eval::{EvalCommand, JudgedArguments};
+pub(crate) use eval::{EvalCommand, FrozenArguments, JudgedArguments, NeighboursArguments, ProbeArguments};
 pub(crate) use page::PageArguments;
 pub(crate) use tls::{Listen, TlsArguments};
 

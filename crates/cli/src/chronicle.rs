@@ -4,7 +4,9 @@
 use crate::row::row;
 use mcl_config::Job;
 use mcl_coordinator::{Adopted, DrainFor, Observation, Observed};
-use mcl_history::{Bucket, Draining, Happening, METRICS, Record, Run, SERIES, Told, What};
+use mcl_history::{
+    Accuracy, Bucket, Draining, Evaluation, Happening, METRICS, Record, Run, SERIES, Told, What,
+};
 use mcl_proto::v1;
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
@@ -16,12 +18,14 @@ const POINTS: (usize, usize) = (512, 2048);
 /// Newest steps that are told one by one.
 const RECENT: usize = 128;
 
-/// What happens; `adopted` hears of the job that is run.
+/// What happens, and what features are found to be worth; `adopted` hears of the job that is run.
 pub(crate) fn told(
     observations: broadcast::Receiver<Observation>,
+    evaluations: broadcast::Receiver<Happening>,
     mut adopted: impl FnMut(&Adopted) + Send,
 ) -> impl Stream<Item = Told> + Send {
-    BroadcastStream::new(observations).map(move |observed| match observed {
+    let evaluations = BroadcastStream::new(evaluations).filter_map(Result::ok).map(Told::Happening);
+    let observations = BroadcastStream::new(observations).map(move |observed| match observed {
         Err(BroadcastStreamRecvError::Lagged(_)) => Told::Missed,
         Ok(Observation { time, what }) => {
             if let Observed::Adopted(job) = &what {
@@ -29,7 +33,8 @@ pub(crate) fn told(
             }
             Told::Happening(Happening { time, what: happened(what, time) })
         }
-    })
+    });
+    observations.merge(evaluations)
 }
 
 fn happened(what: Observed, time: f64) -> What {
@@ -107,8 +112,26 @@ pub(crate) fn response(record: &Record, points: usize) -> v1::GetHistoryResponse
         generations: generations.map(generation).collect(),
         forgotten_generations,
         checkpoints: record.checkpoints().map(checkpoint).collect(),
+        evaluations: record.evaluations().map(evaluation).collect(),
         levels: record.run.as_ref().map(|r| r.levels.clone()).unwrap_or_default(),
         steps_per_second: record.pace(),
+    }
+}
+
+fn evaluation(e: &Evaluation) -> v1::PastEvaluation {
+    let accuracy = |a: &Accuracy| v1::ProbeAccuracy {
+        probe: a.probe.clone(),
+        on: a.on.clone(),
+        trained: a.trained,
+        random: a.random,
+        pixels: a.pixels,
+    };
+    v1::PastEvaluation {
+        step: e.step,
+        encoder: e.encoder.clone(),
+        accuracies: e.accuracies.iter().map(accuracy).collect(),
+        seconds: e.seconds,
+        time: e.time,
     }
 }
 

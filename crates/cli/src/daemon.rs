@@ -3,6 +3,7 @@
 use crate::arguments::{CheckpointServerArguments, CoordinatorArguments, Listen, WorkerArguments};
 use crate::board;
 use crate::client::{load_job, runtime};
+use crate::evaluation::{Checkpoints, Evaluator};
 use crate::exit::{INTERRUPTED, Usage};
 use crate::page::{self, PAGE};
 use crate::rank_program::{RankProgram, parse_devices};
@@ -11,10 +12,8 @@ use crate::{chronicle, run_dir, whereabouts};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint::{Layout, ServeConfig};
 use mcl_config::Job;
-use mcl_coordinator::{
-    Coordinator, CoordinatorConfig, CoordinatorHandle, JobFacts, JobOutcome, Observation, TellHistory,
-};
-use mcl_history::Chronicle;
+use mcl_coordinator::{Coordinator, CoordinatorConfig, CoordinatorHandle, JobFacts, JobOutcome, TellHistory};
+use mcl_history::{Chronicle, Told};
 use mcl_terminal::say;
 use mcl_traces::Traces;
 use mcl_transport::Gate;
@@ -26,8 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_stream::Stream;
 
 /// How often a standby looks whether the run directory is free: a successor has to serve within a second.
 const STANDBY_LOOK: Duration = Duration::from_millis(100);
@@ -209,12 +209,15 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         });
         let (listener, address) = bind(&a.listen)?;
         let chronicle = Chronicle::default();
+        let gate_identity = gate.identity().map(|identity| identity.folder().to_owned());
         let config = coordinator_config(a, (home, gate.clone(), listener), &chronicle);
         let interpret = |toml: &str| interpret(toml).map_err(|e| format!("{e:#}"));
         let coordinator = Coordinator::open(config, Arc::new(interpret)).await?;
         let told = whereabouts::Told::tell(home, scheme(&gate), address);
         announce(address, &gate);
-        let watchers = Watchers::start(&coordinator, page, traces, chronicle);
+        let checkpoints = Checkpoints { url: a.checkpoint.clone(), identity: gate_identity };
+        let evaluator = Evaluator::start(&coordinator, checkpoints);
+        let watchers = Watchers::start(&coordinator, &evaluator, page, traces, chronicle);
         let run_id = run_dir::run_id(&run_dir::default_for(a.job.as_deref().unwrap_or(home)))?;
         let handle = coordinator.handle();
         let submit = async {
@@ -232,6 +235,9 @@ pub(crate) fn coordinator(a: &CoordinatorArguments) -> Result<ExitCode> {
         if outcome != JobOutcome::Stopped {
             told.end(&handle.subscribe().borrow());
         }
+        watchers.over(&handle).await;
+        let left = matches!(outcome, JobOutcome::Done { .. });
+        evaluator.end(left, asked_to_stop(a.listen.stop_with_stdin)).await;
         watchers.end(&handle).await;
         finish(outcome)
     })
@@ -268,6 +274,7 @@ impl Watchers {
     /// Before the coordinator begins, so that nothing is missed.
     fn start(
         coordinator: &Coordinator,
+        evaluator: &Evaluator,
         page: Option<page::Bound>,
         traces: Option<Traces>,
         chronicle: Chronicle,
@@ -275,16 +282,26 @@ impl Watchers {
         let page = match page {
             Some(page) => {
                 announce_line(&format!("{PAGE}{}", page.url()));
-                Some(page.serve(coordinator, chronicle))
+                Some(page.serve(coordinator, evaluator, chronicle))
             }
             None => {
-                let told = chronicle::told(coordinator.observe(), |_| {});
+                let told = chronicle::told(coordinator.observe(), evaluator.results(), |_| {});
                 tokio::spawn(async move { chronicle.follow(told, |_| {}).await });
                 None
             }
         };
-        let traces = traces.map(|traces| tokio::spawn(trace(traces, coordinator.observe())));
+        let traces = traces.map(|traces| {
+            let told = chronicle::told(coordinator.observe(), evaluator.results(), |_| {});
+            tokio::spawn(trace(traces, told))
+        });
         Self { page, board: board::keep(coordinator), traces }
+    }
+
+    /// Tells those who look on how the run ended.
+    async fn over(&self, handle: &CoordinatorHandle) {
+        if let Some(page) = &self.page {
+            page.over(handle).await;
+        }
     }
 
     /// They end with the coordinator, which is gone.
@@ -304,8 +321,8 @@ impl Watchers {
 }
 
 /// Tells a collector what happens, until the coordinator is gone.
-async fn trace(traces: Traces, observations: broadcast::Receiver<Observation>) {
-    traces.follow(chronicle::told(observations, |_| {})).await;
+async fn trace(traces: Traces, told: impl Stream<Item = Told> + Send) {
+    traces.follow(told).await;
     // It waits for the network.
     if let Err(error) = tokio::task::spawn_blocking(move || traces.end()).await {
         tracing::error!(%error, "the trace lacks its last spans");

@@ -17,6 +17,7 @@ mod client;
 mod daemon;
 mod data;
 mod doctor;
+mod evaluation;
 mod exit;
 mod export;
 mod initial;

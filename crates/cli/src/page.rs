@@ -7,6 +7,7 @@ mod telling;
 
 use crate::arguments::PageArguments;
 use crate::chronicle;
+use crate::evaluation::Evaluator;
 use crate::exit::Usage;
 use anyhow::{Context, Result, bail};
 use cluster::View;
@@ -62,10 +63,15 @@ impl Bound {
     }
 
     /// Serves it from now on, in the background, and keeps the chronicle; before the coordinator begins, so that nothing is missed.
-    pub(crate) fn serve(self, coordinator: &Coordinator, chronicle: Chronicle) -> Served {
+    pub(crate) fn serve(
+        self,
+        coordinator: &Coordinator,
+        evaluator: &Evaluator,
+        chronicle: Chronicle,
+    ) -> Served {
         let Self { listener, config, .. } = self;
         let view = View::new(coordinator.handle());
-        let told = chronicle::told(coordinator.observe(), view.hear_of_jobs());
+        let told = chronicle::told(coordinator.observe(), evaluator.results(), view.hear_of_jobs());
         let page = Page::new(view, chronicle, config);
         let following = page.clone();
         tokio::spawn(async move { following.follow(told).await });
@@ -78,10 +84,15 @@ impl Bound {
 }
 
 impl Served {
-    /// Tells viewers how it ended, and stops.
-    pub(crate) async fn end(self, handle: &CoordinatorHandle) {
+    /// Tells viewers how the run ended; what is found after that is still shown.
+    pub(crate) async fn over(&self, handle: &CoordinatorHandle) {
         let last: Progress = handle.subscribe().borrow().clone();
         self.page.end(telling::last(&last)).await;
+    }
+
+    /// Tells viewers what is new, and stops.
+    pub(crate) async fn end(self, handle: &CoordinatorHandle) {
+        self.over(handle).await;
         let _ = self.stop.send(());
         let _ = self.serving.await;
     }

@@ -1,6 +1,8 @@
 //! `mcl-rank`, beside this executable, with libtorch in its library path.
 
-use crate::arguments::{Encoder, EvalCommand, JudgedArguments};
+use crate::arguments::{
+    Encoder, EvalCommand, FrozenArguments, JudgedArguments, NeighboursArguments, ProbeArguments,
+};
 use crate::exit::Usage;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -150,37 +152,42 @@ pub(crate) fn eval(command: &EvalCommand) -> Result<ExitCode> {
 }
 
 fn eval_arguments(command: &EvalCommand) -> Vec<OsString> {
-    let (name, weights) = match command {
-        EvalCommand::Knn(a) => ("knn", &a.judged.weights),
-        EvalCommand::Linear(a) => ("linear", &a.judged.weights),
-        EvalCommand::Features(a) => ("features", &a.weights),
-    };
-    let encoder = if weights.encoder == Encoder::Online { "online" } else { "momentum" };
-    let mut arguments: Vec<OsString> =
-        vec![name.into(), (&weights.path).into(), "--encoder".into(), encoder.into()];
-    if let Some(job) = &weights.job {
-        arguments.extend(["--job".into(), job.into()]);
-    }
     match command {
-        EvalCommand::Knn(a) => {
-            arguments.extend(judged_arguments(&a.judged));
-            arguments.extend(["--k".into(), a.k.to_string().into()]);
-        }
-        EvalCommand::Linear(a) => {
-            arguments.extend(judged_arguments(&a.judged));
-            arguments.extend(["--seed".into(), a.seed.to_string().into()]);
+        EvalCommand::Knn(a) => [judged("knn", &a.judged), neighbours(&a.neighbours)].concat(),
+        EvalCommand::Linear(a) => [judged("linear", &a.judged), probe(&a.probe)].concat(),
+        EvalCommand::Both(a) => {
+            [judged("both", &a.judged), neighbours(&a.neighbours), probe(&a.probe)].concat()
         }
         EvalCommand::Features(a) => {
+            let mut arguments = frozen("features", &a.weights);
             arguments.extend(["--picture".into(), (&a.picture).into(), "--out".into(), (&a.out).into()]);
             arguments.extend(a.json.then(|| "--json".into()));
+            arguments
         }
+    }
+}
+
+fn neighbours(a: &NeighboursArguments) -> Vec<OsString> {
+    vec!["--k".into(), a.k.to_string().into()]
+}
+
+fn probe(a: &ProbeArguments) -> Vec<OsString> {
+    vec!["--seed".into(), a.seed.to_string().into()]
+}
+
+fn frozen(name: &str, a: &FrozenArguments) -> Vec<OsString> {
+    let encoder = if a.encoder == Encoder::Online { "online" } else { "momentum" };
+    let mut arguments: Vec<OsString> =
+        vec![name.into(), (&a.path).into(), "--encoder".into(), encoder.into()];
+    if let Some(job) = &a.job {
+        arguments.extend(["--job".into(), job.into()]);
     }
     arguments
 }
 
-fn judged_arguments(a: &JudgedArguments) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> =
-        vec!["--train".into(), (&a.train).into(), "--test".into(), (&a.test).into()];
+fn judged(name: &str, a: &JudgedArguments) -> Vec<OsString> {
+    let mut arguments = frozen(name, &a.weights);
+    arguments.extend(["--train".into(), (&a.train).into(), "--test".into(), (&a.test).into()]);
     if let Some(scenes) = &a.scenes {
         arguments.extend(["--scenes".into(), scenes.into()]);
     }

@@ -39,6 +39,7 @@ pub(crate) fn run(a: &RunArguments) -> Result<ExitCode> {
     let dataset = mcl_job::open_dataset(&job)?;
     mcl_job::schedule(&job, &mcl_job::plan_spec(&job, &dataset))?;
     mcl_job::classes(&job, &dataset)?;
+    mcl_job::check_evaluation(&job)?;
     drop(dataset);
     let folder = a.run_dir.clone().unwrap_or_else(|| run_dir::default_for(&a.job));
     let folder = std::path::absolute(folder)?;
@@ -169,8 +170,15 @@ impl Fleet {
                     if asked > 1 {
                         bail!("interrupted again: stopped without a checkpoint");
                     }
-                    show("draining: finishing the step in flight and its checkpoint (again to give up)");
-                    coordinator.drain().await?;
+                    match coordinator.drain().await {
+                        Ok(()) => show("draining: finishing the step in flight and its checkpoint (again to give up)"),
+                        // The job is over: it may still be evaluating.
+                        Err(error) => {
+                            tracing::debug!(%error, "drain");
+                            show("the coordinator is asked to leave at once (again to give up)");
+                            self.services.iter_mut().for_each(Daemon::let_go);
+                        }
+                    }
                 }
                 () = tokio::time::sleep(LOOK) => {}
             }

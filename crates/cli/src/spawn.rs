@@ -130,6 +130,11 @@ impl Daemon {
         &self.name
     }
 
+    /// Closes its input, which asks it to leave.
+    pub(crate) fn let_go(&mut self) {
+        drop(self.input.take());
+    }
+
     /// Closes its input and waits; what does not leave is killed.
     pub(crate) async fn stop(mut self) {
         drop(self.input.take());

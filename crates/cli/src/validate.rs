@@ -12,6 +12,7 @@ pub(crate) fn validate(a: &ValidateArguments) -> Result<ExitCode> {
     let plan = mcl_job::plan_spec(&job, &dataset);
     let schedule = mcl_job::schedule(&job, &plan)?;
     mcl_job::classes(&job, &dataset)?;
+    mcl_job::check_evaluation(&job)?;
     mcl_job::augment_spec(&job).validate().map_err(|e| crate::exit::Usage(e.to_string()))?;
     let (steps, per_epoch) = (schedule.total_steps(), schedule.steps_per_epoch());
     let left_out = dataset.len() - per_epoch * job.global_batch();

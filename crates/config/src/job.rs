@@ -2,8 +2,8 @@
 
 use crate::error::ConfigError;
 use crate::sections::{
-    Augment, Batch, Checkpoint, Data, Elastic, JobFile, Method, Model, Network, Objective, Optimizer,
-    Shuffle, Train,
+    Augment, Batch, Checkpoint, Data, Elastic, Evaluation, JobFile, Method, Model, Network, Objective,
+    Optimizer, Shuffle, Train,
 };
 use crate::validate;
 use mcl_types::{Digest, PortRange, Seed, SourceKind, StoreLocation};
@@ -107,6 +107,7 @@ impl Job {
         file.network = Network::default();
         file.elastic = Elastic::default();
         file.checkpoint = Checkpoint::default();
+        file.evaluation = Evaluation::default();
         file.train.epochs = None;
         file.train.steps = None;
         file.method.forget_what_is_not_used();
@@ -156,6 +157,10 @@ impl Job {
     /// `[checkpoint]`
     pub const fn checkpoint(&self) -> &Checkpoint {
         &self.file.checkpoint
+    }
+    /// `[evaluation]`
+    pub const fn evaluation(&self) -> &Evaluation {
+        &self.file.evaluation
     }
     /// How an epoch is mixed.
     pub fn shuffle(&self) -> Shuffle {
@@ -209,6 +214,8 @@ fn anchor(file: &mut JobFile, folder: &Path) {
     if let Some(StoreLocation::Folder(store)) = &mut file.checkpoint.store {
         fix(store);
     }
+    let Evaluation { train, test, scenes, .. } = &mut file.evaluation;
+    [train, test, scenes].into_iter().flatten().for_each(fix);
 }
 
 /// The file alone, with the defaults of its objective.

@@ -18,6 +18,6 @@ pub use error::ConfigError;
 pub use job::{ENVIRONMENT_PREFIX, Job, Override};
 pub use reference::{NoTable, with_tables};
 pub use sections::{
-    Augment, Batch, Checkpoint, Compute, Data, Elastic, Jitter, JobFile, Method, Model, Network, Norm,
-    Objective, Optimizer, OptimizerKind, Precision, Shuffle, Train, Views,
+    Augment, Batch, Checkpoint, Compute, Data, Elastic, Evaluation, Jitter, JobFile, Judged, Method, Model,
+    Network, Norm, Objective, Optimizer, OptimizerKind, Precision, Probes, Shuffle, Train, Views,
 };

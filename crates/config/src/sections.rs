@@ -119,6 +119,26 @@ choice!(
         AdamW = "adamw",
     }
 );
+choice!(
+    /// By what frozen features are judged.
+    Probes {
+        /// 20 nearest neighbours.
+        Knn = "knn",
+        /// A linear probe.
+        Linear = "linear",
+        /// Both.
+        Both = "both",
+    }
+);
+choice!(
+    /// Whose features are judged.
+    Judged {
+        /// The momentum encoder's.
+        Momentum = "momentum",
+        /// The online encoder's.
+        Online = "online",
+    }
+);
 
 section!(
     /// `[data]`: where pictures come from.
@@ -396,6 +416,42 @@ section!(
     }
 );
 
+section!(
+    /// `[evaluation]`: what the features are worth while the run goes on.
+    Evaluation {
+        /// Epochs between evaluations. After each such epoch, and after the last step, a checkpoint is made and its frozen
+        /// features are judged as `mcl eval` does it, beside random weights and raw pixels. This is done on the
+        /// coordinator's machine, which then needs libtorch and these pictures, one at a time and at low priority;
+        /// training does not wait for it.
+        every_epochs: u64 = 0 => "0: none",
+        /// Objects to learn from: a folder with `annotations.json` (each box is one), or folders of classes, shards or a
+        /// list with labels (each picture is one).
+        train: Option<PathBuf> = None => "required with `every_epochs`",
+        /// Objects to classify.
+        test: Option<PathBuf> = None => "required with `every_epochs`",
+        /// Folder of scenes with `annotations.json`: even pictures are learned from, odd ones classified, box by box.
+        scenes: Option<PathBuf> = None => "unset",
+        /// Shorter side in pixels that scenes are scaled to, 32 to 4096.
+        short_side: Option<u32> = None => "as they are",
+        /// `knn`: 20 nearest neighbours. `linear`: a linear probe. `both`.
+        probes: Probes = Probes::Knn => "`\"knn\"`",
+        /// Whose features: `momentum` or `online` encoder.
+        encoder: Judged = Judged::Momentum => "`\"momentum\"`",
+    }
+);
+
+impl Evaluation {
+    /// Whether there is to be any.
+    pub const fn is_on(&self) -> bool {
+        self.every_epochs > 0
+    }
+
+    /// Whether it says nothing.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Checkpoint {
     /// Which checkpoints stay.
     pub const fn retention(&self) -> Retention {
@@ -427,11 +483,14 @@ pub struct JobFile {
     pub network: Network,
     /// `[checkpoint]`
     pub checkpoint: Checkpoint,
+    /// `[evaluation]`
+    #[serde(skip_serializing_if = "Evaluation::is_default")]
+    pub evaluation: Evaluation,
 }
 
 impl JobFile {
     /// Every section's name and keys, in the file's order.
-    pub(crate) const SECTIONS: [(&'static str, &'static [Key]); 11] = [
+    pub(crate) const SECTIONS: [(&'static str, &'static [Key]); 12] = [
         ("data", Data::KEYS),
         ("augment", Augment::KEYS),
         ("augment.jitter", Jitter::KEYS),
@@ -443,6 +502,7 @@ impl JobFile {
         ("elastic", Elastic::KEYS),
         ("network", Network::KEYS),
         ("checkpoint", Checkpoint::KEYS),
+        ("evaluation", Evaluation::KEYS),
     ];
 
     /// Every key as `section.key`.

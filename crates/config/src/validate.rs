@@ -1,7 +1,10 @@
 //! Ranges and relations between keys; pure.
 
-use crate::sections::{Augment, JobFile, Method, Model, Network, Norm, Objective, Optimizer, Train};
+use crate::sections::{
+    Augment, Evaluation, JobFile, Method, Model, Network, Norm, Objective, Optimizer, Train,
+};
 use mcl_types::PortRange;
+use std::path::PathBuf;
 
 /// `section.key` and what is wrong with it.
 type Complaint = (&'static str, String);
@@ -50,6 +53,26 @@ pub(crate) fn check(job: &JobFile) -> Result<(), Complaint> {
     network(&job.network)?;
     require(job.checkpoint.every_steps >= 1, "checkpoint.every_steps", || {
         "found 0, expected at least 1".to_owned()
+    })?;
+    evaluation(&job.evaluation)
+}
+
+fn evaluation(e: &Evaluation) -> Result<(), Complaint> {
+    let pictures = |key, path: &Option<PathBuf>| {
+        let is_there = path.as_ref().is_some_and(|p| !p.as_os_str().is_empty());
+        require(is_there || !e.is_on(), key, || {
+            "not set; evaluation.every_epochs needs labelled pictures, in any form that `mcl eval` takes"
+                .to_owned()
+        })
+    };
+    pictures("evaluation.train", &e.train)?;
+    pictures("evaluation.test", &e.test)?;
+    let Some(short_side) = e.short_side else { return Ok(()) };
+    require((32..=4096).contains(&short_side), "evaluation.short_side", || {
+        format!("found {short_side}, expected 32 to 4096")
+    })?;
+    require(e.scenes.is_some(), "evaluation.short_side", || {
+        "set without evaluation.scenes: objects are looked at in the size of model.image_size".to_owned()
     })
 }
 

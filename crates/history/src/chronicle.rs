@@ -3,11 +3,12 @@
 //! Invariants: rows of steps before it began to follow are read from their file, without holding up what happens; so are
 //! those that it missed. It is locked for the time of a look or of one part of the file.
 
+use crate::evaluation::{EVALUATIONS, evaluations};
 use crate::happening::{Happening, Told, What};
 use crate::record::Record;
 use crate::row::{Row, rows_below};
 use futures::{Stream, StreamExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -60,9 +61,30 @@ impl Chronicle {
             hear(&happening);
             self.record().take(happening);
             if let Some((path, committed)) = began {
+                self.recall(&path);
                 metrics = Some(path);
                 self.read(metrics.clone(), committed).await;
             }
+        }
+    }
+
+    /// Reads the evaluations of the run that began, whose rows are at `metrics`. They are few.
+    fn recall(&self, metrics: &Path) {
+        let path = metrics.with_file_name(EVALUATIONS);
+        let mut record = self.record();
+        let Some(run) = record.run.as_ref().map(|run| run.name.clone()) else { return };
+        match evaluations(&path) {
+            Ok((rows, strange)) => {
+                if strange > 0 {
+                    tracing::warn!(file = %path.display(), lines = strange, "lines that are no evaluations");
+                }
+                for evaluation in rows {
+                    let (time, run) = (evaluation.time, run.clone());
+                    let what = What::Evaluated { run, evaluation: Box::new(evaluation) };
+                    record.take(Happening { time, what });
+                }
+            }
+            Err(error) => tracing::warn!(%error, "earlier evaluations are not shown: they cannot be read"),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What happens to a run, in plain data: times are seconds since 1970.
 
+use crate::evaluation::Evaluation;
 use crate::row::Row;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ pub enum What {
     Began {
         /// Which.
         run: Box<Run>,
-        /// Where its rows are.
+        /// Where its rows are; those of evaluations are beside them.
         metrics: PathBuf,
         /// Steps that stand already: rows of these are in the file.
         committed: u64,
@@ -102,6 +103,13 @@ pub enum What {
     },
     /// Checkpoints that were there already.
     CheckpointsFound(Vec<u64>),
+    /// A checkpoint's features were judged.
+    Evaluated {
+        /// Whose.
+        run: String,
+        /// What was found.
+        evaluation: Box<Evaluation>,
+    },
 }
 
 /// Something that happened, or that some of it was missed.

@@ -1,5 +1,5 @@
-//! How a run came to where it is: the rows of `metrics.jsonl` ([`Row`]), read as the file grows, is cut or replaced; and
-//! what is remembered of a run ([`Record`]), kept current ([`Chronicle`]).
+//! How a run came to where it is: the rows of `metrics.jsonl` ([`Row`]), read as the file grows, is cut or replaced; those of
+//! `evaluations.jsonl` ([`Evaluation`]); and what is remembered of a run ([`Record`]), kept current ([`Chronicle`]).
 //!
 //! Role: one type, one reader and one memory for all who look on (the page, a terminal, TensorBoard's files). Invariants: a
 //! line is handed out once it has its end; no line, however long, fills the memory, nor does a run, however long. Left out:
@@ -11,6 +11,7 @@
 )]
 
 mod chronicle;
+mod evaluation;
 mod happening;
 mod history;
 mod lines;
@@ -18,6 +19,7 @@ mod record;
 mod row;
 
 pub use chronicle::Chronicle;
+pub use evaluation::{Accuracy, EVALUATIONS, Evaluation, evaluations};
 pub use happening::{Draining, Happening, Run, Told, What};
 pub use history::{Bucket, History, SERIES, Span};
 pub use lines::{Lines, LinesError, News};

@@ -3,6 +3,7 @@
 //! Pure: the same happenings give the same record. Everything in it has a bound. Left out: reading the rows of
 //! steps before the coordinator's start (`chronicle.rs`), which come in as happenings too.
 
+use crate::evaluation::Evaluation;
 use crate::happening::{Draining, Happening, Run, What};
 use crate::history::History;
 use crate::row::Row;
@@ -13,6 +14,8 @@ use std::collections::VecDeque;
 const GENERATIONS: usize = 200;
 /// Newest checkpoints that are remembered.
 const CHECKPOINTS: usize = 200;
+/// Newest evaluations that are remembered.
+const EVALUATIONS: usize = 500;
 /// Newest rows that the pace is taken from, and how old they may be in seconds.
 const PACE: (usize, f64) = (200, 120.0);
 
@@ -74,6 +77,7 @@ pub struct Record {
     generations: VecDeque<Generation>,
     forgotten: u64,
     checkpoints: VecDeque<Checkpoint>,
+    evaluations: VecDeque<Evaluation>,
     /// Why the next generation comes.
     next_why: Option<String>,
     /// Steps that stood when the run began here.
@@ -113,6 +117,12 @@ impl Record {
             }
             What::Checkpoint { step } => self.checkpoint(step, Some(time)),
             What::CheckpointsFound(steps) => self.found(&steps),
+            What::Evaluated { run, evaluation } => {
+                // Another run's may have taken until after this one began.
+                if self.run.as_ref().is_some_and(|own| own.name == run) {
+                    self.evaluated(*evaluation);
+                }
+            }
         }
     }
 
@@ -124,6 +134,11 @@ impl Record {
     /// Checkpoints, newest first.
     pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
         self.checkpoints.iter().rev()
+    }
+
+    /// Evaluations, newest first.
+    pub fn evaluations(&self) -> impl Iterator<Item = &Evaluation> {
+        self.evaluations.iter().rev()
     }
 
     /// Forgets rows, which are about to be read again.
@@ -193,6 +208,19 @@ impl Record {
             }
         }
         while self.checkpoints.pop_back_if(|c| c.step > to).is_some() {}
+        while self.evaluations.pop_back_if(|e| e.step > to).is_some() {}
+    }
+
+    /// In the order of steps; one of a step that is known takes its place.
+    fn evaluated(&mut self, evaluation: Evaluation) {
+        let at = self.evaluations.partition_point(|e| e.step < evaluation.step);
+        match self.evaluations.get_mut(at).filter(|e| e.step == evaluation.step) {
+            Some(known) => *known = evaluation,
+            None => self.evaluations.insert(at, evaluation),
+        }
+        if self.evaluations.len() > EVALUATIONS {
+            self.evaluations.pop_front();
+        }
     }
 
     fn form(&mut self, generation: Generation) {
@@ -250,6 +278,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluation::tests::evaluation;
     use crate::history::tests::row;
 
     fn at(time: f64, what: What) -> Happening {
@@ -314,6 +343,31 @@ mod tests {
         assert_eq!(record.checkpoints().map(|c| (c.step, c.time)).collect::<Vec<_>>(), [(2, None)]);
         let formed = at(10.0, What::Formed { generation: 3, workers: 1, ranks: 1 });
         assert_eq!(whys(&told([began(3, None), formed]))[0].2, Some("the job was continued"));
+    }
+
+    #[test]
+    fn evaluations_are_kept_in_the_order_of_steps_once_each_and_of_the_own_run_alone() {
+        let told_of = |run: &str, step, trained| {
+            let evaluation = Box::new(evaluation(step, trained));
+            at(1.0, What::Evaluated { run: run.to_owned(), evaluation })
+        };
+        let known = |record: &Record| -> Vec<_> {
+            record.evaluations().map(|e| (e.step, e.accuracies[0].trained)).collect()
+        };
+        let mut record = told([began(0, None)]);
+        (0..10).for_each(|s| record.take(step(s, 1)));
+        for (run, step, trained) in
+            [("r", 8, 0.5), ("r", 4, 0.25), ("r", 8, 0.75), ("another", 6, 1.0), ("r", 9, 0.8)]
+        {
+            record.take(told_of(run, step, trained));
+        }
+        assert_eq!(known(&record), [(9, 0.8), (8, 0.75), (4, 0.25)]);
+        record.take(at(2.0, What::RolledBack { to: 8 }));
+        assert_eq!(known(&record), [(8, 0.75), (4, 0.25)]);
+        record.take(began(8, None));
+        assert!(known(&record).is_empty(), "they are read again");
+        (0..2 * EVALUATIONS as u64).for_each(|s| record.take(told_of("r", s, 0.5)));
+        assert_eq!(known(&record).len(), EVALUATIONS);
     }
 
     #[test]

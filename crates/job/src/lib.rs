@@ -9,6 +9,7 @@ use mcl_data::{AugmentSpec, Dataset, DatasetError, LoaderSpec, RemoteSpec, ViewM
 use mcl_plan::{PlanError, PlanSpec, Schedule, ScheduleError};
 use mcl_types::SampleIndex;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// A job that its dataset cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,16 @@ pub enum JobError {
         id: String,
         /// Its label.
         label: u32,
+    },
+    /// What features are to be judged on is not there.
+    #[error(
+        "evaluation.{key} = {path}: not there; expected pictures with boxes or labels, as `mcl eval` takes them"
+    )]
+    NothingToJudgeOn {
+        /// Which of them.
+        key: &'static str,
+        /// Where it was to be.
+        path: PathBuf,
     },
     /// All pictures are alike.
     #[error(
@@ -120,6 +131,46 @@ pub fn plan_spec(job: &Job, dataset: &Dataset) -> PlanSpec {
 pub fn schedule(job: &Job, plan: &PlanSpec) -> Result<Schedule, JobError> {
     let steps_per_epoch = plan.steps_per_epoch()?;
     Ok(Schedule::new(steps_per_epoch, job.total_steps(steps_per_epoch))?)
+}
+
+/// After which steps features are judged (`[evaluation] every_epochs`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evaluations {
+    every: u64,
+    total: u64,
+}
+
+impl Evaluations {
+    /// None where the job wants none.
+    pub fn of(job: &Job, schedule: Schedule) -> Option<Self> {
+        let every = job.evaluation().every_epochs.saturating_mul(schedule.steps_per_epoch());
+        (every > 0).then_some(Self { every, total: schedule.total_steps() })
+    }
+
+    /// Whether the state after so many steps is to be saved for it.
+    pub const fn is_due(self, done: u64) -> bool {
+        done == self.total || done.is_multiple_of(self.every)
+    }
+
+    /// Whether a checkpoint is to be judged, given the one before it that was, or 0: it is the first since an epoch ended
+    /// after which one is due. Where the snapshot at that step was taken late, it is a later one.
+    pub const fn follows(self, judged: u64, checkpoint: u64) -> bool {
+        checkpoint > judged && (checkpoint == self.total || checkpoint / self.every > judged / self.every)
+    }
+}
+
+/// Whether what features are judged on is there.
+///
+/// # Errors
+/// When it is not.
+pub fn check_evaluation(job: &Job) -> Result<(), JobError> {
+    let e = job.evaluation();
+    for (key, path) in [("train", &e.train), ("test", &e.test), ("scenes", &e.scenes)] {
+        if let Some(path) = path.as_ref().filter(|path| e.is_on() && !path.exists()) {
+            return Err(JobError::NothingToJudgeOn { key, path: path.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// The augmentation of `[augment]`.

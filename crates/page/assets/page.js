@@ -110,6 +110,7 @@ function cluster(state) {
   say(byId("count-ranks"), integer(state.ranks.count));
   say(byId("count-generations"), integer(state.generations.length + state.generations_forgotten));
   say(byId("count-checkpoints"), integer(state.checkpoints.length));
+  say(byId("count-evaluations"), integer(state.evaluations.length));
   say(byId("count-jobs"), integer(state.queue_len));
   rows("generations", state.generations, (g) => [
     integer(g.generation),
@@ -127,6 +128,18 @@ function cluster(state) {
     `step ${integer(c.step)}`,
     c.time === undefined ? "before this coordinator" : moment(c.time),
     c.time === undefined ? "–" : duration(live.now() - c.time),
+  ]);
+  const verdicts = state.evaluations.flatMap((e) => e.accuracies.map((a) => ({ ...e, ...a })));
+  rows("evaluations", verdicts, (v) => [
+    `step ${integer(v.step)}`,
+    v.probe,
+    v.on,
+    percent(v.trained),
+    percent(v.random),
+    percent(v.pixels),
+    v.encoder,
+    moment(v.time),
+    duration(v.seconds),
   ]);
   rows("queue", state.queue, (q) => {
     const button = make("button", { type: "button", "aria-label": `Take ${q.run} out of the queue` }, "Take out…");

@@ -49,6 +49,7 @@ pub fn text(snapshot: Option<&Snapshot>, record: &Record, own: &Own) -> String {
         ranks(&mut page, &snapshot.ranks);
     }
     run(&mut page, record);
+    evaluation(&mut page, record);
     if let Some(row) = record.history.last() {
         step(&mut page, row, record);
     }
@@ -170,6 +171,21 @@ fn run(page: &mut Registry, record: &Record) {
     }
 }
 
+fn evaluation(page: &mut Registry, record: &Record) {
+    let Some(newest) = record.evaluations().next() else { return };
+    let mut shares = Vec::new();
+    for a in &newest.accuracies {
+        for (features, share) in [("trained", a.trained), ("random", a.random), ("pixels", a.pixels)] {
+            let labels =
+                vec![("probe", a.probe.clone()), ("on", a.on.clone()), ("features", features.to_owned())];
+            shares.push((labels, share));
+        }
+    }
+    let help = "Objects told right in the newest evaluation, by frozen features";
+    family(page, "evaluation_accuracy_ratio", help, shares);
+    number(page, "evaluation_step", "Steps before the newest evaluation", float(newest.step));
+}
+
 fn step(page: &mut Registry, row: &Row, record: &Record) {
     const HELP: [&str; SERIES.len()] = [
         "Loss of the newest step",
@@ -222,7 +238,7 @@ mod tests {
     use super::*;
     use crate::samples::row;
     use crate::tables::tests::cluster;
-    use mcl_history::{Happening, Run, What};
+    use mcl_history::{Accuracy, Evaluation, Happening, Run, What};
     use std::collections::{BTreeMap, BTreeSet};
 
     fn record() -> Record {
@@ -239,6 +255,14 @@ mod tests {
         record.take(Happening { time: 0.0, what: began });
         (0..5).for_each(|s| record.take(Happening { time: 1.0, what: What::Committed(Box::new(row(s))) }));
         record.take(Happening { time: 7.5, what: What::Checkpoint { step: 4 } });
+        for (step, trained) in [(2, 0.25), (4, 0.75)] {
+            let (probe, on) = ("knn".to_owned(), "scenes".to_owned());
+            let accuracies = vec![Accuracy { probe, on, trained, random: 0.125, pixels: 0.5 }];
+            let encoder = "online".to_owned();
+            let evaluation = Box::new(Evaluation { step, encoder, accuracies, seconds: 2.0, time: 8.0 });
+            let what = What::Evaluated { run: "r".to_owned(), evaluation };
+            record.take(Happening { time: 8.0, what });
+        }
         record
     }
 
@@ -307,6 +331,9 @@ mod tests {
             ("mcl_rank_step_seconds{rank=\"7\",worker=\"w0003\",device=\"cuda:1\"}", 2.0),
             ("mcl_checkpoint_step", 4.0),
             ("mcl_checkpoint_timestamp_seconds", 7.5),
+            ("mcl_evaluation_step", 4.0),
+            ("mcl_evaluation_accuracy_ratio{probe=\"knn\",on=\"scenes\",features=\"trained\"}", 0.75),
+            ("mcl_evaluation_accuracy_ratio{probe=\"knn\",on=\"scenes\",features=\"random\"}", 0.125),
             ("mcl_page_refused_total{why=\"token\"}", 1.0),
             ("process_cpu_seconds_total", 1.5),
         ] {

@@ -9,11 +9,11 @@ use crate::model::{Past, Phase, Queued, Rank, Snapshot, WorkerState};
 use crate::sheet::SheetState;
 use crate::verdict::{Verdict, verdict};
 use mcl_history::Row;
-use mcl_history::{Checkpoint, Generation, Record, Run};
+use mcl_history::{Checkpoint, Evaluation, Generation, Record, Run};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Newest generations and checkpoints shown.
+/// Newest generations, checkpoints and evaluations shown.
 const NEWEST: usize = 50;
 /// Waiting jobs and earlier runs shown.
 const JOBS: usize = 50;
@@ -46,6 +46,7 @@ pub struct State {
     generations: Vec<Generation>,
     generations_forgotten: u64,
     checkpoints: Vec<Checkpoint>,
+    evaluations: Vec<Evaluation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_checkpoint: Option<u64>,
     queue: Vec<Queued>,
@@ -125,6 +126,7 @@ pub fn compose(snapshot: &Snapshot, record: &Record, besides: Besides, now: f64)
         generations,
         generations_forgotten: forgotten + beyond as u64,
         checkpoints: record.checkpoints().take(NEWEST).cloned().collect(),
+        evaluations: record.evaluations().take(NEWEST).cloned().collect(),
         last_checkpoint: snapshot.last_checkpoint,
         queue: snapshot.queue.iter().take(JOBS).cloned().collect(),
         queue_len: snapshot.queue.len(),

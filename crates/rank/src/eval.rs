@@ -18,7 +18,7 @@ use crate::engine;
 use crate::features::{self, FeaturesArguments};
 use crate::frozen::{self, FrozenArguments, Which};
 use crate::pictures::{BoxedPicture, Boxes, Classes};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use extract::{Extractor, Features, Look, Whose};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -48,6 +48,8 @@ enum EvalCommand {
     Knn(KnnArguments),
     /// A linear probe.
     Linear(LinearArguments),
+    /// Both, from one look at the pictures.
+    Both(BothArguments),
     /// Feature maps of one picture, as a file.
     Features(FeaturesArguments),
 }
@@ -56,18 +58,52 @@ enum EvalCommand {
 struct KnnArguments {
     #[command(flatten)]
     judged: JudgedArguments,
-    /// Neighbours.
-    #[arg(long, default_value_t = 20)]
-    k: i64,
+    #[command(flatten)]
+    neighbours: NeighboursArguments,
 }
 
 #[derive(Debug, Args)]
 struct LinearArguments {
     #[command(flatten)]
     judged: JudgedArguments,
+    #[command(flatten)]
+    probe: ProbeArguments,
+}
+
+#[derive(Debug, Args)]
+struct BothArguments {
+    #[command(flatten)]
+    judged: JudgedArguments,
+    #[command(flatten)]
+    neighbours: NeighboursArguments,
+    #[command(flatten)]
+    probe: ProbeArguments,
+}
+
+#[derive(Debug, Args)]
+struct NeighboursArguments {
+    /// Neighbours.
+    #[arg(long, default_value_t = 20)]
+    k: i64,
+}
+
+impl NeighboursArguments {
+    const fn judge(&self) -> Judge {
+        Judge::Knn { k: self.k }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ProbeArguments {
     /// Which fifth of the training pictures chooses the penalty.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+}
+
+impl ProbeArguments {
+    const fn judge(&self) -> Judge {
+        Judge::Linear { seed: Seed::new(self.seed) }
+    }
 }
 
 /// Whose features are judged, on what.
@@ -93,13 +129,17 @@ struct JudgedArguments {
     /// Answer as one JSON object.
     #[arg(long)]
     json: bool,
+    /// Let everything else on this machine go first.
+    #[arg(long)]
+    background: bool,
 }
 
 pub(crate) fn run(a: &EvalArguments) -> Result<()> {
     engine::set_threads(2);
     match &a.command {
-        EvalCommand::Knn(a) => compare(&a.judged, Judge::Knn { k: a.k }),
-        EvalCommand::Linear(a) => compare(&a.judged, Judge::Linear { seed: Seed::new(a.seed) }),
+        EvalCommand::Knn(a) => compare(&a.judged, &[a.neighbours.judge()]),
+        EvalCommand::Linear(a) => compare(&a.judged, &[a.probe.judge()]),
+        EvalCommand::Both(a) => compare(&a.judged, &[a.neighbours.judge(), a.probe.judge()]),
         EvalCommand::Features(a) => features::run(a),
     }
 }
@@ -154,7 +194,13 @@ impl Pair {
     }
 }
 
-fn compare(a: &JudgedArguments, judge: Judge) -> Result<()> {
+/// How far a process steps back that is to let others go first.
+const NICE: i32 = 10;
+
+fn compare(a: &JudgedArguments, judges: &[Judge]) -> Result<()> {
+    if a.background {
+        rustix::process::nice(NICE).context("lowering the priority")?;
+    }
     let (job, trained) = frozen::load(&a.weights)?;
     let objects = Pair::objects(&Boxes::load(&a.train)?, &Boxes::load(&a.test)?)?;
     let scenes = match &a.scenes {
@@ -174,11 +220,11 @@ fn compare(a: &JudgedArguments, judge: Judge) -> Result<()> {
     let finest = levels.iter().flatten().filter_map(|l| l.output()).min();
     look.warm_up(&mut random, &objects.train.pictures, finest)?;
     let extractor = Extractor { models: [&trained, &random], look };
-    let results = judged(judge, &extractor, objects, scenes, levels.as_deref())?;
+    let results = judged(judges, &extractor, objects, scenes, levels.as_deref())?;
     if a.json {
-        say!("{}", results.json())?;
+        say!("{}", table::json(&results))?;
     } else {
-        say!("{}", results.text())?;
+        say!("{}", table::text(&results))?;
     }
     Ok(())
 }
@@ -226,12 +272,12 @@ impl Extracted {
 
 /// All features, then all verdicts.
 fn judged(
-    judge: Judge,
+    judges: &[Judge],
     extractor: &Extractor<'_>,
     objects: Pair,
     scenes: Option<Pair>,
     levels: Option<&[Level]>,
-) -> Result<Results> {
+) -> Result<Vec<Results>> {
     // Levels are those of boxes in scenes, where there are scenes.
     let of_crops = levels.filter(|_| scenes.is_none()).unwrap_or(&CROPS);
     let of_boxes = levels.unwrap_or(&SCENES);
@@ -250,16 +296,19 @@ fn judged(
     extractor.look.bar.finish_and_clear();
     let bar = bar("fits");
     let verdicts = 3 * (1 + u64::from(scenes.is_some())) + 2 * levels.map_or(0, |l| l.len() as u64);
-    bar.set_length(verdicts * judge.work());
+    bar.set_length(verdicts * judges.iter().map(|judge| judge.work()).sum::<u64>());
     let boxes = scenes.as_ref().unwrap_or(&objects);
-    let alone = |level: &Level| anyhow::Ok((*level, boxes.weights(judge, &[*level], &bar)?));
-    let results = Results {
-        judge,
-        objects: objects.all(judge, &CROPS, &bar)?,
-        scenes: scenes.as_ref().map(|scenes| scenes.all(judge, &SCENES, &bar)).transpose()?,
-        short_side: extractor.look.short_side,
-        levels: levels.map(|levels| levels.iter().map(alone).collect::<Result<_>>()).transpose()?,
-    };
+    let results = judges.iter().map(|judge| {
+        let alone = |level: &Level| anyhow::Ok((*level, boxes.weights(*judge, &[*level], &bar)?));
+        anyhow::Ok(Results {
+            judge: *judge,
+            objects: objects.all(*judge, &CROPS, &bar)?,
+            scenes: scenes.as_ref().map(|scenes| scenes.all(*judge, &SCENES, &bar)).transpose()?,
+            short_side: extractor.look.short_side,
+            levels: levels.map(|levels| levels.iter().map(alone).collect::<Result<_>>()).transpose()?,
+        })
+    });
+    let results = results.collect::<Result<_>>()?;
     bar.finish_and_clear();
     Ok(results)
 }

@@ -1,11 +1,13 @@
 //! A checkpoint's model, to look at and not to train.
 
-use crate::weights;
+use crate::{snapshot, weights};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use mcl_checkpoint::CheckpointClient;
 use mcl_checkpoint_core::CheckpointDir;
 use mcl_config::Job;
 use mcl_model::{Encoder, Model};
+use mcl_types::Step;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -63,13 +65,30 @@ pub(crate) fn unseen(model: &Model, which: Which) -> Result<Vec<&str>> {
 #[derive(Debug, Args)]
 pub(crate) struct FrozenArguments {
     /// Run directory (its newest good checkpoint) or one checkpoint.
-    path: PathBuf,
+    #[arg(required_unless_present = "service")]
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    served: ServedArguments,
     /// The job file, where none lies in or above the checkpoint.
     #[arg(long)]
     job: Option<PathBuf>,
     /// Which encoder's weights.
     #[arg(long, value_enum, default_value_t = Which::Momentum)]
     pub(crate) encoder: Which,
+}
+
+/// A checkpoint that a service keeps.
+#[derive(Debug, Args)]
+struct ServedArguments {
+    /// Where the checkpoint service is reached, with `--run-id`, `--step` and `--job`, instead of a path.
+    #[arg(long, conflicts_with = "path", requires_all = ["run_id", "step", "job"])]
+    service: Option<String>,
+    /// The run there.
+    #[arg(long, requires = "service")]
+    run_id: Option<String>,
+    /// Its state after so many steps.
+    #[arg(long, requires = "service")]
+    step: Option<u64>,
 }
 
 /// The named job file, else the one that a run directory or checkpoint belongs to.
@@ -90,23 +109,43 @@ fn classes_of(state: &BTreeMap<String, Tensor>) -> Option<u32> {
     u32::try_from(rows).ok()
 }
 
-/// The job, and its model with the newest good checkpoint's weights, in f32 on the CPU.
+/// Tensors of the newest good checkpoint of a folder.
+async fn kept(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let dir = CheckpointDir::open(path)?;
+    let step = dir.newest().await?.with_context(|| format!("{} holds no good checkpoint", path.display()))?;
+    let tensors = dir.tensors(step).await?.1;
+    tensors
+        .into_iter()
+        .map(|(name, t)| {
+            let tensor = weights::tensor(&name, t.dtype, &t.shape, &t.bytes)?;
+            Ok((name, tensor))
+        })
+        .collect()
+}
+
+/// Tensors of a checkpoint that a service keeps.
+async fn served(url: &str, a: &ServedArguments) -> Result<BTreeMap<String, Tensor>> {
+    let run = mcl_proto::run_id(a.run_id.as_deref().unwrap_or_default())?;
+    let step = Step::new(a.step.unwrap_or_default());
+    let identity = mcl_transport::Identity::from_environment()?;
+    let client = CheckpointClient::lazy(url, identity.as_ref())?;
+    snapshot::fetch(&client, &run, step)
+        .await
+        .with_context(|| format!("fetching the checkpoint after {} steps of `{run}` from {url}", step.get()))
+}
+
+/// The job, and its model with a checkpoint's weights, in f32 on the CPU.
 pub(crate) fn load(a: &FrozenArguments) -> Result<(Job, Model)> {
-    let job = job(a.job.as_deref(), &a.path)?;
-    let path = &a.path;
+    let beside = a.path.as_deref().unwrap_or(Path::new("."));
+    let job = job(a.job.as_deref(), beside)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let tensors = runtime.block_on(async {
-        let dir = CheckpointDir::open(path)?;
-        let step =
-            dir.newest().await?.with_context(|| format!("{} holds no good checkpoint", path.display()))?;
-        anyhow::Ok(dir.tensors(step).await?.1)
-    })?;
-    let mut state = BTreeMap::new();
-    for (name, t) in &tensors {
-        if ["encoder_", "head.", "queue"].iter().any(|part| name.starts_with(part)) {
-            state.insert(name.clone(), weights::tensor(name, t.dtype, &t.shape, &t.bytes)?);
+    let mut state = runtime.block_on(async {
+        match a.served.service.as_deref() {
+            Some(url) => served(url, &a.served).await,
+            None => kept(beside).await,
         }
-    }
+    })?;
+    state.retain(|name, _| ["encoder_", "head.", "queue"].iter().any(|part| name.starts_with(part)));
     let mut model = Model::new(weights::model_spec(&job, classes_of(&state))?, Kind::Float, Device::Cpu)?;
     model.load(&state)?;
     Ok((job, model))

@@ -81,6 +81,24 @@ fn made_up_for(outcome: Result<()>) -> Result<()> {
     }
 }
 
+/// The state of a visible checkpoint, every byte verified.
+pub(crate) async fn fetch(
+    client: &CheckpointClient,
+    run: &RunId,
+    step: Step,
+) -> Result<BTreeMap<String, Tensor>> {
+    let manifest = client.manifest(run, step).await?;
+    let mut state = BTreeMap::new();
+    for (slice, entry) in (0_u32..).zip(&manifest.slices) {
+        let bytes = client.get_slice(run, step, slice, entry).await?;
+        let view = SliceView::parse(&bytes)?;
+        for (name, t) in view.tensors() {
+            state.insert(name.to_owned(), weights::tensor(name, t.dtype, &t.shape, t.bytes)?);
+        }
+    }
+    Ok(state)
+}
+
 /// Uploads slices in the background, one at a time.
 pub(crate) struct Snapshots {
     runtime: Runtime,
@@ -106,18 +124,7 @@ impl Snapshots {
 
     /// The state of a visible checkpoint, every byte verified.
     pub(crate) fn load(&self, lifeline: &Lifeline, step: Step) -> Result<BTreeMap<String, Tensor>> {
-        self.runtime.block_on(unless_left(lifeline, async {
-            let manifest = self.client.manifest(&self.run, step).await?;
-            let mut state = BTreeMap::new();
-            for (slice, entry) in (0_u32..).zip(&manifest.slices) {
-                let bytes = self.client.get_slice(&self.run, step, slice, entry).await?;
-                let view = SliceView::parse(&bytes)?;
-                for (name, t) in view.tensors() {
-                    state.insert(name.to_owned(), weights::tensor(name, t.dtype, &t.shape, t.bytes)?);
-                }
-            }
-            Ok(state)
-        }))?
+        self.runtime.block_on(unless_left(lifeline, fetch(&self.client, &self.run, step)))?
     }
 
     /// Has the memory for this rank's slice ready before the first snapshot needs it.

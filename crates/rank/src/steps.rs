@@ -8,6 +8,7 @@ use crate::saving::{Save, Saving};
 use anyhow::{Context, Result};
 use mcl_config::Job;
 use mcl_failpoint::Failpoint;
+use mcl_job::Evaluations;
 use mcl_plan::Schedule;
 use mcl_proto::v1::{self, rank_event::Event};
 use mcl_train::{Doing, Halt, LearningRate, Momentum, Rates, StepInput, StepOutcome};
@@ -95,12 +96,13 @@ impl Process {
     pub(crate) fn run_steps(&mut self, member: &Member, first: Step, stored: Option<u64>) -> Result<()> {
         let total = self.schedule.total_steps();
         let often = self.job.checkpoint();
+        let evaluations = Evaluations::of(&self.job, self.schedule);
         let mut turn = Loop {
             member,
             rates: Schedules::new(&self.job, self.schedule),
             pace: Pace::default(),
             timeout: self.first_timeout(),
-            saving: Saving::new(often.every_steps, often.memory_every_steps),
+            saving: Saving::new(often.every_steps, often.memory_every_steps, evaluations),
             last_staged: stored,
         };
         let mut step = first;

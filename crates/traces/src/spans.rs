@@ -51,6 +51,7 @@ impl<T: Tracer> Spans<T> {
             }
             What::Ended { generation, cause } => self.end_generation(*generation, cause.as_deref(), time),
             What::Checkpoint { step } => self.event("checkpoint", time, *step),
+            What::Evaluated { evaluation, .. } => self.event("evaluated", time, evaluation.step),
             What::Draining(_) | What::CheckpointsFound(_) => {}
         }
     }

@@ -25,9 +25,9 @@ pub const RULES: &[(&str, &[Role])] = &[
     ("/mcl.v1.CheckpointService/PutSlice", &[Worker, Operator]),
     ("/mcl.v1.CheckpointService/CommitCheckpoint", &[Service, Operator]),
     ("/mcl.v1.CheckpointService/ListCheckpoints", &[Operator, Worker, Viewer, Service]),
-    ("/mcl.v1.CheckpointService/GetManifest", &[Operator, Worker, Viewer]),
-    // The weights themselves: not for those who only look.
-    ("/mcl.v1.CheckpointService/GetSlice", &[Operator, Worker]),
+    ("/mcl.v1.CheckpointService/GetManifest", &[Operator, Worker, Viewer, Service]),
+    // The weights themselves: not for those who only look. A coordinator has their features judged.
+    ("/mcl.v1.CheckpointService/GetSlice", &[Operator, Worker, Service]),
     ("/grpc.health.v1.Health/Check", &[Operator, Worker, Viewer, Service]),
     // Holds a stream open.
     ("/grpc.health.v1.Health/Watch", &[Operator, Service]),
@@ -110,8 +110,8 @@ mod tests {
         ("mcl.v1.CheckpointService/PutSlice", "ow"),
         ("mcl.v1.CheckpointService/CommitCheckpoint", "os"),
         ("mcl.v1.CheckpointService/ListCheckpoints", "owvs"),
-        ("mcl.v1.CheckpointService/GetManifest", "owv"),
-        ("mcl.v1.CheckpointService/GetSlice", "ow"),
+        ("mcl.v1.CheckpointService/GetManifest", "owvs"),
+        ("mcl.v1.CheckpointService/GetSlice", "ows"),
         ("grpc.health.v1.Health/Check", "owvs"),
         ("grpc.health.v1.Health/Watch", "os"),
     ];

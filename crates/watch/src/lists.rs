@@ -164,12 +164,21 @@ fn generations(history: &v1::GetHistoryResponse, now: f64) -> Vec<Item> {
     history.generations.iter().enumerate().map(row).chain(forgotten).collect()
 }
 
+/// What its features were worth, where they were judged: shares that were told right.
+fn evaluated(history: &v1::GetHistoryResponse, step: u64) -> Option<String> {
+    let found = history.evaluations.iter().find(|e| e.step == step)?;
+    let told = |a: &v1::ProbeAccuracy| format!("{}, {} {:.0} %", a.probe, a.on, 100.0 * a.trained);
+    Some(found.accuracies.iter().map(told).collect::<Vec<_>>().join("; "))
+}
+
 /// Newest first.
 fn checkpoints(history: &v1::GetHistoryResponse, now: f64) -> Vec<Item> {
     let row = |(at, c): (usize, &v1::VisibleCheckpoint)| {
-        let (mark, note) = if at == 0 { (Mark::Plain, "newest") } else { (Mark::Faint, "") };
+        let (mark, newest) =
+            if at == 0 { (Mark::Plain, Some("newest".to_owned())) } else { (Mark::Faint, None) };
+        let note = newest.into_iter().chain(evaluated(history, c.step)).collect::<Vec<_>>().join("; ");
         let ago = c.time.map_or_else(|| "before".to_owned(), |time| age(now - time));
-        item(mark, [c.step.to_string(), ago, note.to_owned()])
+        item(mark, [c.step.to_string(), ago, note])
     };
     history.checkpoints.iter().enumerate().map(row).collect()
 }
@@ -230,6 +239,7 @@ mod tests {
         let seen = scene::training(3);
         let rows = items(&seen, Pane::Checkpoints, "", 1000.0);
         assert_eq!((column(&rows, 0), column(&rows, 1)), (vec!["1000", "500"], vec!["40 s", "before"]));
+        assert_eq!(column(&rows, 2), vec!["newest", "knn, objects 54 %; linear, scenes 41 %"]);
     }
 
     #[test]

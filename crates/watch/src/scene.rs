@@ -3,6 +3,18 @@
 use crate::view::{Link, Snapshot};
 use mcl_proto::v1;
 
+fn evaluation(step: u64) -> v1::PastEvaluation {
+    let accuracy = |probe: &str, on: &str, trained| v1::ProbeAccuracy {
+        probe: probe.to_owned(),
+        on: on.to_owned(),
+        trained,
+        random: 0.2,
+        pixels: 0.4,
+    };
+    let accuracies = vec![accuracy("knn", "objects", 0.542), accuracy("linear", "scenes", 0.409)];
+    v1::PastEvaluation { step, encoder: "momentum".to_owned(), accuracies, seconds: 20.0, time: 900.0 }
+}
+
 /// So many workers with a rank each, in the middle of training; the last one is slow.
 pub(crate) fn training(workers: u32) -> Snapshot {
     let name = |n: u32| format!("worker-{n:03}");
@@ -92,6 +104,7 @@ pub(crate) fn training(workers: u32) -> Snapshot {
             ],
             levels: Vec::new(),
             steps_per_second: Some(5.0),
+            evaluations: vec![evaluation(500)],
         },
         link: Link::Coordinator("http://127.0.0.1:7070".to_owned()),
     }

@@ -10,6 +10,8 @@ pub(crate) enum EvalCommand {
     Knn(KnnArguments),
     /// A linear probe (logistic regression) on the same features, with random weights and raw pixels beside.
     Linear(LinearArguments),
+    /// Both, from one look at the pictures.
+    Both(BothArguments),
     /// The feature maps C2..C5 and P2..P5 of one picture, as a safetensors file.
     Features(FeaturesArguments),
 }
@@ -57,15 +59,37 @@ pub(crate) struct JudgedArguments {
 pub(crate) struct KnnArguments {
     #[command(flatten)]
     pub(crate) judged: JudgedArguments,
-    /// Neighbours.
-    #[arg(long, default_value_t = 20)]
-    pub(crate) k: u32,
+    #[command(flatten)]
+    pub(crate) neighbours: NeighboursArguments,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct LinearArguments {
     #[command(flatten)]
     pub(crate) judged: JudgedArguments,
+    #[command(flatten)]
+    pub(crate) probe: ProbeArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BothArguments {
+    #[command(flatten)]
+    pub(crate) judged: JudgedArguments,
+    #[command(flatten)]
+    pub(crate) neighbours: NeighboursArguments,
+    #[command(flatten)]
+    pub(crate) probe: ProbeArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NeighboursArguments {
+    /// Neighbours.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) k: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArguments {
     /// Which fifth of the training pictures chooses the penalty.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,

@@ -34,6 +34,14 @@ pub(super) struct Verdict {
 }
 
 impl Judge {
+    /// As it is called on command lines and in answers.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Knn { .. } => "knn",
+            Self::Linear { .. } => "linear",
+        }
+    }
+
     /// Fits that a verdict takes.
     pub(super) const fn work(self) -> u64 {
         match self {

@@ -40,9 +40,22 @@ pub(super) struct Results {
     pub(super) levels: Option<Vec<(Level, Comparison)>>,
 }
 
+/// One object: what one judge found, or of several what each found under its name.
+pub(super) fn json(results: &[Results]) -> Value {
+    match results {
+        [one] => one.json(),
+        all => all.iter().map(|one| (one.judge.name().to_owned(), one.json())).collect::<Map<_, _>>().into(),
+    }
+}
+
+/// Lines for a person.
+pub(super) fn text(results: &[Results]) -> String {
+    results.iter().map(Results::text).collect::<Vec<_>>().join("\n")
+}
+
 impl Results {
     /// One object: accuracies, and what the judge was set to.
-    pub(super) fn json(&self) -> Value {
+    fn json(&self) -> Value {
         let mut answer = self.each(|verdict| json!(verdict.accuracy));
         match self.judge {
             Judge::Knn { k } => answer.insert("k".to_owned(), json!(k)),
@@ -69,8 +82,7 @@ impl Results {
         all
     }
 
-    /// Lines for a person.
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         let head = match self.judge {
             Judge::Knn { k } => format!("kNN (k = {k})"),
             Judge::Linear { .. } => "linear probe".to_owned(),
@@ -124,6 +136,16 @@ mod tests {
         assert_eq!(linear["penalty"]["objects"]["pixels"], 0.01);
         assert_eq!(linear["penalty"]["levels"]["c2"], json!({ "trained": 0.01, "random": 0.01 }));
         assert!(linear.get("k").is_none());
+    }
+
+    #[test]
+    fn several_judges_stand_under_their_names() {
+        let knn = || results(Judge::Knn { k: 20 }, false);
+        let linear = results(Judge::Linear { seed: Seed::new(0) }, false);
+        assert_eq!(json(&[knn()]), knn().json());
+        let (told, lines) = (json(&[knn(), linear]), text(&[knn(), knn()]));
+        assert_eq!((&told["knn"], &told["linear"]["objects"]["trained"]), (&knn().json(), &json!(0.5)));
+        assert_eq!(lines.lines().count(), 4);
     }
 
     #[test]
