@@ -59,7 +59,8 @@ def pictures(run, data, folder):
         if made_of.exists() and json.loads(made_of.read_text()) == spec:
             continue
         shutil.rmtree(out, ignore_errors=True)
-        run("mcl", "data", "generate", spec["kind"], "--count", spec["count"], "--seed", spec["seed"], "--out", out, remember=False)
+        size = ["--size", spec["size"]] if "size" in spec else []
+        run("mcl", "data", "generate", spec["kind"], "--count", spec["count"], "--seed", spec["seed"], *size, "--out", out, remember=False)
         coco = json.loads((out / "annotations.json").read_text())
         label = {a["image_id"]: a["category_id"] for a in coco["annotations"]}
         rows = [f"images/{i['file_name']},{label[i['id']]}" for i in coco["images"]]
@@ -97,13 +98,23 @@ def encoder(study, arm):
 
 
 def judged(run, study, arm, weights, probe):
-    """What a probe of the study says of an arm's weights."""
+    """What a probe of the study says of an arm's weights: by its name, or by the names of both."""
     folder = WORK / study["name"]
     out = run(
         "mcl", "eval", probe["by"], weights, "--encoder", encoder(study, arm), "--json",
         "--train", folder / "train", "--test", folder / "test", "--scenes", folder / "scenes", *probe.get("with", []),
     )
-    return json.loads(out.splitlines()[-1])
+    told = json.loads(out.splitlines()[-1])
+    return told if probe["by"] == "both" else {probe["by"]: told}
+
+
+def judged_by_all(run, study, arm, weights):
+    """The same by every probe, under the names that the study has for them."""
+    found = {}
+    for probe in study["probes"]:
+        told = judged(run, study, arm, weights, probe)
+        found |= {name: told[by] for by, name in probe["names"].items()}
+    return found
 
 
 def result_file(study, name):
@@ -137,7 +148,7 @@ def cell(study, arm, seed, mcl):
     pictures(run, {name: study["data"][name] for name in ("train", "test", "scenes")}, folder)
     steps = equal_steps(study, arm, seed)
     where, done = pretrain(run, study, arm, seed, folder, steps)
-    probes = {name: judged(run, study, arm, where, probe) for name, probe in study["probes"].items()}
+    probes = judged_by_all(run, study, arm, where)
     ended = done["told"]
     row = {
         "study": study["name"],
@@ -233,7 +244,7 @@ def curve(study, arm, seed, mcl):
     losses = {row["step"] + 1: row["loss"] for row in metrics}
     rows = []
     for checkpoint in sorted((where / "checkpoints").glob("step-*")):
-        said = judged(run, study, arm, checkpoint, study["probes"]["knn"])
+        said = judged(run, study, arm, checkpoint, {**study["probes"][0], "by": "knn"})["knn"]
         step = int(checkpoint.name.removeprefix("step-"))
         rows.append({"step": step, "objects": said["objects"], "scenes": said["scenes"], "loss": losses[step]})
     keep(study, f"curve-{arm}-s{seed}", {"study": study["name"], "arm": arm, "seed": seed, "rows": rows, "commands": run.typed})
@@ -268,7 +279,7 @@ def told(values, digits=3):
 
 def table(study):
     """Finished cells by arm, as Markdown: mean over seeds, and the least and the largest where there are several."""
-    columns = [(name, where) for name, probe in study["probes"].items() for where in probe["tells"]]
+    columns = [(name, where) for probe in study["probes"] for name in probe["names"].values() for where in probe["tells"]]
     print("| arm | seeds | pictures | CPU s | " + " | ".join(f"{probe}, {where}" for probe, where in columns) + " |")
     print("|---|---|---|---|" + "---|" * len(columns))
 
