@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use mcl_system_tests::browser::Browser;
-use mcl_system_tests::cluster::free_port;
+use mcl_system_tests::cluster::{Cluster, free_port};
 use mcl_system_tests::{Sandbox, checkpoint_visible, error_of};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Ten steps an epoch; checkpoints that go by others' steps.
 const JUDGED: [&str; 9] = [
@@ -81,6 +82,24 @@ fn chosen_epochs_are_judged_as_by_hand_once_each_over_a_kill_and_a_drain() {
     assert_eq!(found(&sandbox, "eventful"), rows);
     // What evaluates is not what decides a trajectory.
     assert_eq!(sandbox.digest("eventful"), sandbox.digest("steady"));
+}
+
+/// Ranks go on while their coordinator is dead, and load nothing when its successor comes: what was not judged yet is.
+#[test]
+fn what_a_dead_coordinator_was_judging_its_successor_judges() {
+    let sandbox = sandbox();
+    let mut cluster = Cluster::start(&sandbox, "successor", 1);
+    // Not so many that the run is over before the coordinator dies.
+    cluster.submit(&sandbox, &[&["train.steps=400"], &JUDGED[1..]].concat());
+    cluster.until("the first chosen checkpoint", |c| {
+        Path::new(&c.checkpoints()).join("step-0000000010/manifest.json").is_file()
+    });
+    cluster.coordinator.take().unwrap().kill();
+    cluster.start_coordinator();
+    let rows = |c: &Cluster| found(&sandbox, &c.run_dir.display().to_string());
+    cluster.until("the first evaluation", |c| rows(c).iter().any(|(step, _)| *step == 10));
+    cluster.until("the next one", |c| rows(c).len() >= 2);
+    assert_eq!(rows(&cluster)[1].0 % 10, 0);
 }
 
 #[tokio::test]

@@ -195,11 +195,17 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-/// The job of a file with the paths of its pictures and their cache absolute, so that daemons started elsewhere find them.
+/// The job of a file with the paths of all its pictures and their cache absolute, so that daemons started elsewhere find them.
 pub(crate) fn load_job(path: &Path, overrides: &[mcl_config::Override]) -> Result<Job> {
     let job = Job::load(path, overrides)?;
-    let data = job.data();
-    let places = [("data.source", data.source.folder()), ("data.cache_dir", data.cache_dir.as_deref())];
+    let (data, evaluation) = (job.data(), job.evaluation());
+    let places = [
+        ("data.source", data.source.folder()),
+        ("data.cache_dir", data.cache_dir.as_deref()),
+        ("evaluation.train", evaluation.train.as_deref()),
+        ("evaluation.test", evaluation.test.as_deref()),
+        ("evaluation.scenes", evaluation.scenes.as_deref()),
+    ];
     let mut all = overrides.to_vec();
     for (key, place) in places {
         let Some(place) = place else { continue };

@@ -9,13 +9,15 @@ mod agenda;
 use crate::rank_program::RankProgram;
 use agenda::{Agenda, Task};
 use anyhow::{Context, Result, bail};
+use mcl_checkpoint::CheckpointClient;
 use mcl_config::{Evaluation as Section, Job, Judged, Probes};
 use mcl_coordinator::{Adopted, Coordinator, Observation, Observed};
 use mcl_history::{Accuracy, EVALUATIONS, Evaluation, Happening, What, evaluations};
 use mcl_job::Evaluations;
-use mcl_types::RunId;
+use mcl_transport::Identity;
+use mcl_types::{RunId, Tier};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -96,6 +98,9 @@ impl Run {
 
 type Working = Pin<Box<dyn Future<Output = Result<Evaluation>> + Send>>;
 
+/// The checkpoints that a run has already.
+type Listing = (RunId, Pin<Box<dyn Future<Output = Result<Vec<u64>>> + Send>>);
+
 /// What is known and what is to be done.
 struct Desk {
     checkpoints: Checkpoints,
@@ -107,21 +112,36 @@ struct Desk {
 impl Desk {
     async fn work(mut self, mut observations: broadcast::Receiver<Observation>) {
         let mut under_way: Option<(Task, Working)> = None;
+        let mut listing: Option<Listing> = None;
         let mut open = true;
         loop {
             if under_way.is_none() {
                 under_way = self.next();
             }
+            // Where nothing is asked of the coordinator any more, what there was is known.
             if under_way.is_none() && !open {
                 return;
             }
             tokio::select! {
                 observed = observations.recv(), if open => match observed {
-                    Ok(Observation { what, .. }) => self.hear(what, &mut under_way),
+                    Ok(Observation { what, .. }) => {
+                        if let Observed::Adopted(adopted) = &what {
+                            listing = self.adopted(adopted);
+                        }
+                        self.hear(what, &mut under_way);
+                    }
                     // A checkpoint that was missed is made up for by the next one.
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => open = false,
                 },
+                (run, found) = listed(&mut listing) => {
+                    listing = None;
+                    match found {
+                        Ok(steps) if self.agenda.is_current(&run) => self.agenda.checkpoints(steps),
+                        Ok(_) => {}
+                        Err(error) => tracing::warn!(%run, "checkpoints are evaluated from the next one on: {error:#}"),
+                    }
+                }
                 (task, found) = finished(&mut under_way) => {
                     under_way = None;
                     self.finish(&task, found);
@@ -132,17 +152,8 @@ impl Desk {
 
     fn hear(&mut self, what: Observed, under_way: &mut Option<(Task, Working)>) {
         match what {
-            Observed::Adopted(adopted) => {
-                if let Err(error) = self.adopt(&adopted) {
-                    tracing::warn!(run = %adopted.run_id, "features are not evaluated: {error:#}");
-                    self.agenda.begin(adopted.run_id, None, 0);
-                }
-            }
-            Observed::Checkpoint { step } => self.agenda.checkpoint(step),
-            Observed::CheckpointsFound { mut steps } => {
-                steps.sort_unstable();
-                steps.into_iter().for_each(|step| self.agenda.checkpoint(step));
-            }
+            Observed::Checkpoint { step } => self.agenda.checkpoints([step]),
+            Observed::CheckpointsFound { steps } => self.agenda.checkpoints(steps),
             Observed::RolledBack { to } => {
                 self.agenda.roll_back(to);
                 // Of another run's step this says nothing; it is judged again only if it is this run's.
@@ -152,7 +163,24 @@ impl Desk {
         }
     }
 
-    fn adopt(&mut self, adopted: &Adopted) -> Result<()> {
+    /// What is to be listed of a run that is run from now on, where it wants evaluations.
+    fn adopted(&mut self, adopted: &Adopted) -> Option<Listing> {
+        match self.adopt(adopted) {
+            Ok(true) => {
+                let list = list(self.checkpoints.clone(), adopted.run_id.clone());
+                Some((adopted.run_id.clone(), Box::pin(list)))
+            }
+            Ok(false) => None,
+            Err(error) => {
+                tracing::warn!(run = %adopted.run_id, "features are not evaluated: {error:#}");
+                self.agenda.begin(adopted.run_id.clone(), None, BTreeSet::new());
+                None
+            }
+        }
+    }
+
+    /// Whether it wants evaluations.
+    fn adopt(&mut self, adopted: &Adopted) -> Result<bool> {
         let job = Job::parse(&adopted.facts.job_toml, "the run's job")?;
         let run = Run {
             id: adopted.run_id.clone(),
@@ -165,10 +193,10 @@ impl Desk {
             mcl_job::check_evaluation(&job)?;
         }
         let (known, _) = evaluations(&run.rows())?;
-        let judged = known.iter().map(|e| e.step).filter(|step| *step <= adopted.committed).max();
-        self.agenda.begin(run.id.clone(), due, judged.unwrap_or(0));
+        let judged = known.iter().map(|e| e.step).filter(|step| *step <= adopted.committed).collect();
+        self.agenda.begin(run.id.clone(), due, judged);
         self.runs.insert(run.id.clone(), run);
-        Ok(())
+        Ok(due.is_some())
     }
 
     fn next(&mut self) -> Option<(Task, Working)> {
@@ -206,6 +234,25 @@ async fn finished(under_way: &mut Option<(Task, Working)>) -> (Task, Result<Eval
         }
         None => std::future::pending().await,
     }
+}
+
+/// The end of a listing; never, where there is none.
+async fn listed(listing: &mut Option<Listing>) -> (RunId, Result<Vec<u64>>) {
+    match listing {
+        Some((run, found)) => {
+            let found = found.await;
+            (run.clone(), found)
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Durable checkpoints that the service has of a run: a generation that goes on under a new coordinator asks for none.
+async fn list(checkpoints: Checkpoints, run: RunId) -> Result<Vec<u64>> {
+    let identity = checkpoints.identity.as_deref().map(Identity::open).transpose()?;
+    let client = CheckpointClient::lazy(&checkpoints.url, identity.as_ref())?;
+    let list = client.list(&run).await?;
+    Ok(list.visible.iter().filter(|c| c.tier == Tier::Durable).map(|c| c.step.get()).collect())
 }
 
 /// Has a checkpoint judged by a process, which ends with this future.
