@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Draws the curves of a study: `python3 experiments/plot.py objects docs/results/learning-objects.png`. Needs matplotlib.
+"""Draws the curves of a study: `python3 experiments/plot.py objects docs/results/learning-objects.png`, or of a run directory with
+evaluations by neighbours. Needs matplotlib.
 
 A line is the mean over the seeds there are, the band their least and largest; raw pixels and random weights are dashed.
 """
@@ -18,17 +19,36 @@ PARTS = {"objects": "crops of objects", "scenes": "boxes of scenes, 256 px"}
 FLOORS = {"pixels": "raw pixels", "random": "random weights"}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study")
-    parser.add_argument("out", type=Path)
-    a = parser.parse_args()
+def of_study(study):
+    """Rows of each arm, one list a seed."""
     curves = {}
-    for file in sorted((RESULTS / a.study).glob("curve-*.json")):
+    for file in sorted((RESULTS / study).glob("curve-*.json")):
         kept = json.loads(file.read_text())
         curves.setdefault(kept["arm"], []).append(kept["rows"])
     if not curves:
-        raise SystemExit(f"plot: no curves in {RESULTS / a.study}: `experiments/run.py {a.study} --curves` makes them")
+        raise SystemExit(f"plot: no curves in {RESULTS / study}: `experiments/run.py {study} --curves` makes them")
+    return curves
+
+
+def of_run(file):
+    """Rows of a run's evaluations by neighbours."""
+    rows = []
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        by_part = {x["on"]: x for x in row["accuracies"] if x["probe"] == "knn"}
+        if set(PARTS) - set(by_part):
+            raise SystemExit(f"plot: {file} lacks neighbours on {sorted(set(PARTS) - set(by_part))} after {row['step']} steps")
+        rows.append({"step": row["step"], **by_part})
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="a study, or a run directory")
+    parser.add_argument("out", type=Path)
+    a = parser.parse_args()
+    evaluations = Path(a.study) / "evaluations.jsonl"
+    curves = {Path(a.study).name: [of_run(evaluations)]} if evaluations.is_file() else of_study(a.study)
     figure, axes = plt.subplots(1, len(PARTS), figsize=(11, 4.2), sharey=True, layout="constrained")
     for axis, (part, title) in zip(axes, PARTS.items()):
         for arm, seeds in curves.items():

@@ -4,10 +4,10 @@
 
 use mcl_system_tests::browser::Browser;
 use mcl_system_tests::cluster::{Cluster, free_port};
+use mcl_system_tests::processes;
 use mcl_system_tests::{Sandbox, checkpoint_visible, error_of};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// Ten steps an epoch; checkpoints that go by others' steps.
 const JUDGED: [&str; 9] = [
@@ -91,12 +91,18 @@ fn what_a_dead_coordinator_was_judging_its_successor_judges() {
     let mut cluster = Cluster::start(&sandbox, "successor", 1);
     // Not so many that the run is over before the coordinator dies.
     cluster.submit(&sandbox, &[&["train.steps=400"], &JUDGED[1..]].concat());
-    cluster.until("the first chosen checkpoint", |c| {
-        Path::new(&c.checkpoints()).join("step-0000000010/manifest.json").is_file()
-    });
-    cluster.coordinator.take().unwrap().kill();
-    cluster.start_coordinator();
+    let judging = |c: &Cluster| {
+        let coordinator = c.coordinator.as_ref().unwrap().pid();
+        let family = processes::family(coordinator).into_iter();
+        family.filter(|p| processes::command_line(*p).contains("mcl-rank")).collect::<Vec<_>>()
+    };
+    cluster.until("the first evaluation's process", |c| !judging(c).is_empty());
+    let processes = judging(&cluster);
     let rows = |c: &Cluster| found(&sandbox, &c.run_dir.display().to_string());
+    cluster.coordinator.take().unwrap().kill();
+    assert!(rows(&cluster).is_empty());
+    cluster.until("its end", |_| processes.iter().all(|p| !processes::alive(*p)));
+    cluster.start_coordinator();
     cluster.until("the first evaluation", |c| rows(c).iter().any(|(step, _)| *step == 10));
     cluster.until("the next one", |c| rows(c).len() >= 2);
     assert_eq!(rows(&cluster)[1].0 % 10, 0);

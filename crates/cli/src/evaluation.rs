@@ -10,7 +10,7 @@ use crate::rank_program::RankProgram;
 use agenda::{Agenda, Task};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint::CheckpointClient;
-use mcl_config::{Evaluation as Section, Job, Judged, Probes};
+use mcl_config::{ENVIRONMENT_PREFIX, Evaluation as Section, Job, Judged, Probes};
 use mcl_coordinator::{Adopted, Coordinator, Observation, Observed};
 use mcl_history::{Accuracy, EVALUATIONS, Evaluation, Happening, What, evaluations};
 use mcl_job::Evaluations;
@@ -118,15 +118,14 @@ impl Desk {
             if under_way.is_none() {
                 under_way = self.next();
             }
-            // Where nothing is asked of the coordinator any more, what there was is known.
-            if under_way.is_none() && !open {
+            if under_way.is_none() && listing.is_none() && !open {
                 return;
             }
             tokio::select! {
                 observed = observations.recv(), if open => match observed {
                     Ok(Observation { what, .. }) => {
                         if let Observed::Adopted(adopted) = &what {
-                            listing = self.adopted(adopted);
+                            listing = self.adopted(adopted, under_way.as_ref().map(|(task, _)| task));
                         }
                         self.hear(what, &mut under_way);
                     }
@@ -164,8 +163,8 @@ impl Desk {
     }
 
     /// What is to be listed of a run that is run from now on, where it wants evaluations.
-    fn adopted(&mut self, adopted: &Adopted) -> Option<Listing> {
-        match self.adopt(adopted) {
+    fn adopted(&mut self, adopted: &Adopted, under_way: Option<&Task>) -> Option<Listing> {
+        match self.adopt(adopted, under_way) {
             Ok(true) => {
                 let list = list(self.checkpoints.clone(), adopted.run_id.clone());
                 Some((adopted.run_id.clone(), Box::pin(list)))
@@ -180,7 +179,7 @@ impl Desk {
     }
 
     /// Whether it wants evaluations.
-    fn adopt(&mut self, adopted: &Adopted) -> Result<bool> {
+    fn adopt(&mut self, adopted: &Adopted, under_way: Option<&Task>) -> Result<bool> {
         let job = Job::parse(&adopted.facts.job_toml, "the run's job")?;
         let run = Run {
             id: adopted.run_id.clone(),
@@ -193,7 +192,9 @@ impl Desk {
             mcl_job::check_evaluation(&job)?;
         }
         let (known, _) = evaluations(&run.rows())?;
-        let judged = known.iter().map(|e| e.step).filter(|step| *step <= adopted.committed).collect();
+        let being = under_way.filter(|task| task.run == run.id).map(|task| task.step);
+        let judged = known.iter().map(|e| e.step).chain(being);
+        let judged = judged.filter(|step| *step <= adopted.committed).collect();
         self.agenda.begin(run.id.clone(), due, judged);
         self.runs.insert(run.id.clone(), run);
         Ok(due.is_some())
@@ -264,9 +265,18 @@ async fn judge(checkpoints: Checkpoints, run: Run, step: u64) -> Result<Evaluati
     if let Some(folder) = &checkpoints.identity {
         command.env(mcl_transport::VARIABLE, folder);
     }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let child = child.spawn().with_context(|| format!("starting {}", program.path.display()))?;
+    // The run's job file is resolved: what overrides others in this environment does not override it.
+    let overriding = |key: &OsString| key.to_string_lossy().starts_with(&format!("{ENVIRONMENT_PREFIX}__"));
+    std::env::vars_os().map(|(key, _)| key).filter(overriding).for_each(|key| {
+        command.env_remove(key);
+    });
+    // It ends when its input does, so none outlives us.
+    let child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = child.spawn().with_context(|| format!("starting {}", program.path.display()))?;
+    let input = child.stdin.take();
     let output = child.wait_with_output().await?;
+    drop(input);
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!(

@@ -47,7 +47,7 @@ pub(crate) fn run(a: &RunArguments) -> Result<ExitCode> {
         .with_context(|| format!("creating the run directory {}", folder.display()))?;
     runtime()?.block_on(async {
         let mut progress = Progress::new();
-        let mut fleet = Fleet::default();
+        let mut fleet = Fleet { evaluates: job.evaluation().is_on(), ..Fleet::default() };
         let outcome = fleet.carry_out(a, &job, &folder, &devices, &mut progress).await;
         progress.finish();
         fleet.stop().await;
@@ -67,9 +67,20 @@ enum Outcome {
     Interrupted,
 }
 
+/// What interrupts asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    Drain,
+    Leave,
+}
+
 /// Everything that was started.
 #[derive(Default)]
 struct Fleet {
+    /// The coordinator may have features to judge when the job is over; and that this was said.
+    evaluates: bool,
+    told: bool,
     private: Private,
     services: Vec<Daemon>,
     workers: Vec<(Daemon, Vec<OsString>, u32)>,
@@ -162,23 +173,11 @@ impl Fleet {
         show: &Show,
     ) -> Result<Outcome> {
         let mut interrupts = Interrupts::new()?;
-        let mut asked = 0;
+        let mut asked = Asked::Nothing;
         loop {
             tokio::select! {
                 () = interrupts.next() => {
-                    asked += 1;
-                    if asked > 1 {
-                        bail!("interrupted again: stopped without a checkpoint");
-                    }
-                    match coordinator.drain().await {
-                        Ok(()) => show("draining: finishing the step in flight and its checkpoint (again to give up)"),
-                        // The job is over: it may still be evaluating.
-                        Err(error) => {
-                            tracing::debug!(%error, "drain");
-                            show("the coordinator is asked to leave at once (again to give up)");
-                            self.services.iter_mut().for_each(Daemon::let_go);
-                        }
-                    }
+                    asked = self.interrupted(asked, coordinator, show).await?;
                 }
                 () = tokio::time::sleep(LOOK) => {}
             }
@@ -188,9 +187,38 @@ impl Fleet {
             self.look_after(folder, show).await?;
             match coordinator.status().await {
                 Ok(status) => progress.show(&status),
-                // It may just have ended: then its exit says how.
-                Err(error) => tracing::debug!(%error, "status"),
+                // It may just have ended: then its exit says how. Or it is evaluating.
+                Err(error) => {
+                    tracing::debug!(%error, "status");
+                    if self.evaluates && !std::mem::replace(&mut self.told, true) {
+                        show("waiting for the last features to be judged (an interrupt gives that up)");
+                    }
+                }
             }
+        }
+    }
+
+    async fn interrupted(
+        &mut self,
+        asked: Asked,
+        coordinator: &mut Coordinator,
+        show: &Show,
+    ) -> Result<Asked> {
+        match (asked, coordinator.drain().await) {
+            (Asked::Nothing, Ok(())) => {
+                show("draining: finishing the step in flight and its checkpoint (again to give up)");
+                Ok(Asked::Drain)
+            }
+            // It serves no more and is still there.
+            (Asked::Nothing | Asked::Drain, Err(error)) if self.evaluates => {
+                show(&format!(
+                    "the coordinator is asked to leave at once, since it does not answer ({error:#})"
+                ));
+                self.services.iter_mut().filter(|d| d.name() == COORDINATOR).for_each(Daemon::let_go);
+                Ok(Asked::Leave)
+            }
+            (Asked::Nothing, Err(error)) => Err(error),
+            (Asked::Drain | Asked::Leave, _) => bail!("interrupted again: stopped without a checkpoint"),
         }
     }
 

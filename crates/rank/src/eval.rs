@@ -129,7 +129,7 @@ struct JudgedArguments {
     /// Answer as one JSON object.
     #[arg(long)]
     json: bool,
-    /// Let everything else on this machine go first.
+    /// Let everything else on this machine go first, and end with standard input.
     #[arg(long)]
     background: bool,
 }
@@ -200,6 +200,11 @@ const NICE: i32 = 10;
 fn compare(a: &JudgedArguments, judges: &[Judge]) -> Result<()> {
     if a.background {
         rustix::process::nice(NICE).context("lowering the priority")?;
+        // Whoever asked is gone.
+        std::thread::spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            std::process::exit(1);
+        });
     }
     let (job, trained) = frozen::load(&a.weights)?;
     let objects = Pair::objects(&Boxes::load(&a.train)?, &Boxes::load(&a.test)?)?;
