@@ -203,7 +203,7 @@ fn compare(a: &JudgedArguments, judges: &[Judge]) -> Result<()> {
         // Whoever asked is gone.
         std::thread::spawn(|| {
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-            std::process::exit(1);
+            mcl_collective::exit_at_once(1);
         });
     }
     let (job, trained) = frozen::load(&a.weights)?;
