@@ -10,7 +10,7 @@ use crate::rank_program::RankProgram;
 use agenda::{Agenda, Task};
 use anyhow::{Context, Result, bail};
 use mcl_checkpoint::CheckpointClient;
-use mcl_config::{ENVIRONMENT_PREFIX, Evaluation as Section, Job, Judged, Probes};
+use mcl_config::{Evaluation as Section, Job, Judged, Probes};
 use mcl_coordinator::{Adopted, Coordinator, Observation, Observed};
 use mcl_history::{Accuracy, EVALUATIONS, Evaluation, Happening, What, evaluations};
 use mcl_job::Evaluations;
@@ -265,11 +265,6 @@ async fn judge(checkpoints: Checkpoints, run: Run, step: u64) -> Result<Evaluati
     if let Some(folder) = &checkpoints.identity {
         command.env(mcl_transport::VARIABLE, folder);
     }
-    // The run's job file is resolved: what overrides others in this environment does not override it.
-    let overriding = |key: &OsString| key.to_string_lossy().starts_with(&format!("{ENVIRONMENT_PREFIX}__"));
-    std::env::vars_os().map(|(key, _)| key).filter(overriding).for_each(|key| {
-        command.env_remove(key);
-    });
     // It ends when its input does, so none outlives us.
     let child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -137,7 +137,7 @@ impl Daemon {
 
     /// Closes its input and waits; what does not leave is killed.
     pub(crate) async fn stop(mut self) {
-        drop(self.input.take());
+        self.let_go();
         if tokio::time::timeout(LEAVE, self.child.wait()).await.is_err() {
             tracing::warn!(daemon = self.name, "did not leave, killed");
             let _ = self.child.kill().await;

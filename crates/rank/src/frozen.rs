@@ -100,7 +100,13 @@ fn job(named: Option<&Path>, beside: &Path) -> Result<Job> {
     let file = full.ancestors().take(3).map(|up| up.join("job.toml")).find(|p| p.is_file());
     let file =
         file.with_context(|| format!("no job.toml in {} or the two folders above", beside.display()))?;
-    Ok(Job::parse(&std::fs::read_to_string(&file)?, &file.display().to_string())?)
+    resolved(&file)
+}
+
+/// The job file of a run.
+fn resolved(file: &Path) -> Result<Job> {
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    Ok(Job::parse(&text, &file.display().to_string())?)
 }
 
 /// Classes that a state's classifiers tell apart.
@@ -137,7 +143,11 @@ async fn served(url: &str, a: &ServedArguments) -> Result<BTreeMap<String, Tenso
 /// The job, and its model with a checkpoint's weights, in f32 on the CPU.
 pub(crate) fn load(a: &FrozenArguments) -> Result<(Job, Model)> {
     let beside = a.path.as_deref().unwrap_or(Path::new("."));
-    let job = job(a.job.as_deref(), beside)?;
+    let job = match (&a.served.service, &a.job) {
+        // A run's own file is resolved: nothing overrides it.
+        (Some(_), Some(file)) => resolved(file)?,
+        (_, named) => job(named.as_deref(), beside)?,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut state = runtime.block_on(async {
         match a.served.service.as_deref() {
