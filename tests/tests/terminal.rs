@@ -57,6 +57,24 @@ fn a_run_is_watched_and_drained_from_a_terminal() {
     assert!(watch.is_restored(), "{}", watch.text());
 }
 
+/// A key that comes while a change of size is still to be looked at is not left lying until the next one.
+#[test]
+fn a_key_is_heard_beside_a_change_of_size() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("empty")).unwrap();
+    let mut watch = Terminal::start(&sandbox, &["watch", "empty"], (24, 80), &[("NO_COLOR", "1")]);
+    watch.until("the view", |t| t.contains("no coordinator has this run now"));
+    let helped = |t: &str| t.contains("drain: finish the step, checkpoint, stop");
+    for round in 0..200 {
+        watch.resize(24 + round % 2, 80);
+        watch.type_keys("?");
+        watch.until("help", helped);
+        watch.resize(24 + round % 2, 81);
+        watch.type_keys(" ");
+        watch.until("the view again", |t| !helped(t));
+    }
+}
+
 #[test]
 fn the_terminal_is_restored_whatever_ends_the_watch() {
     let sandbox = Sandbox::new();

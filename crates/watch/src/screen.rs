@@ -4,8 +4,8 @@
 
 use crate::draw::draw;
 use crate::view::{Event, Key, Order, View, Wish, step};
-use ratatui::crossterm::cursor;
-use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use crossterm::cursor;
+use crossterm::event::{self, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::time::{Duration, SystemTime};
@@ -23,7 +23,7 @@ struct Restore;
 impl Drop for Restore {
     fn drop(&mut self) {
         let _ = ratatui::try_restore();
-        let _ = ratatui::crossterm::execute!(io::stdout(), cursor::Show);
+        let _ = crossterm::execute!(io::stdout(), cursor::Show);
     }
 }
 
