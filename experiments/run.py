@@ -111,7 +111,7 @@ def judged(run, study, arm, weights, probe):
 def judged_by_all(run, study, arm, weights):
     """The same by every probe, under the names that the study has for them."""
     found = {}
-    for probe in study["probes"]:
+    for probe in study.get("probes", []):
         told = judged(run, study, arm, weights, probe)
         found |= {name: told[by] for by, name in probe["names"].items()}
     return found
@@ -145,7 +145,8 @@ def finished_cells(study, name):
 def cell(study, arm, seed, mcl):
     folder = WORK / study["name"]
     run = Commands(mcl)
-    pictures(run, {name: study["data"][name] for name in ("train", "test", "scenes")}, folder)
+    judges = ("train", "test", "scenes") if study.get("probes") else ()
+    pictures(run, {name: study["data"][name] for name in judges}, folder)
     steps = equal_steps(study, arm, seed)
     where, done = pretrain(run, study, arm, seed, folder, steps)
     probes = judged_by_all(run, study, arm, where)
@@ -164,7 +165,7 @@ def cell(study, arm, seed, mcl):
     }
     keep(study, f"{arm}-s{seed}", row)
     brief = {p: {k: round(v["trained"], 3) for k, v in probes[p].items() if isinstance(v, dict) and "trained" in v} for p in probes}
-    print(f"{arm} seed {seed}: {brief}", flush=True)
+    print(f"{arm} seed {seed}: {brief or 'pre-trained'}", flush=True)
 
 
 SCRATCH = "scratch"
@@ -279,8 +280,8 @@ def told(values, digits=3):
 
 def table(study):
     """Finished cells by arm, as Markdown: mean over seeds, and the least and the largest where there are several."""
-    columns = [(name, where) for probe in study["probes"] for name in probe["names"].values() for where in probe["tells"]]
-    print("| arm | seeds | pictures | CPU s | " + " | ".join(f"{probe}, {where}" for probe, where in columns) + " |")
+    columns = [(name, where) for probe in study.get("probes", []) for name in probe["names"].values() for where in probe["tells"]]
+    print(" | ".join(["| arm | seeds | pictures | CPU s", *(f"{probe}, {where}" for probe, where in columns)]) + " |")
     print("|---|---|---|---|" + "---|" * len(columns))
 
     rows = {arm: cells for arm in study["arms"] if (cells := finished_cells(study, arm))}
@@ -288,9 +289,9 @@ def table(study):
         cost = told([c["cost"]["cpu_seconds"] for c in cells], 0)
         numbers = [told([c["probes"][probe][where]["trained"] for c in cells]) for probe, where in columns]
         pictures = told([c["pictures"] for c in cells], 0)
-        print(f"| {arm} | {len(cells)} | {pictures} | {cost} | " + " | ".join(numbers) + " |")
+        print(" | ".join([f"| {arm} | {len(cells)} | {pictures} | {cost}", *numbers]) + " |")
     everything = [c for cells in rows.values() for c in cells]
-    for floor in ("random", "pixels") if everything else ():
+    for floor in ("random", "pixels") if everything and columns else ():
         numbers = [told([c["probes"][probe][where][floor] for c in everything]) for probe, where in columns]
         print(f"| {floor} | | | | " + " | ".join(numbers) + " |")
 
@@ -311,6 +312,8 @@ def main():
     study = {"name": a.study, **tomllib.loads(file.read_text())}
     if a.finetune and a.finetune not in study.get("finetune", {}):
         fail(f"no set `{a.finetune}` to fine-tune on: there are {sorted(study.get('finetune', {}))}")
+    if a.curves and not study.get("probes"):
+        fail(f"study `{a.study}` has no probes")
     if a.table:
         return finetune_table(study, a.finetune) if a.finetune else table(study)
     arms = [*study["finetune"][a.finetune]["arms"], SCRATCH] if a.finetune else list(study["arms"])

@@ -4,7 +4,7 @@
 #[test]
 fn every_shipped_configuration_is_valid() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for folder in ["configs", "experiments/objects", "experiments/computation"] {
+    for folder in ["configs", "experiments/objects", "experiments/computation", "experiments/real"] {
         let mut count = 0;
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             let path = entry.unwrap().path();
