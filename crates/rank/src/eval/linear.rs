@@ -20,8 +20,8 @@ const UNCHOSEN: f64 = 1e-2;
 pub(super) const FITS: u64 = PENALTIES.len() as u64 + 1;
 /// One picture of so many is held out.
 const HELD_OUT: usize = 5;
-/// Where a fit ends: accuracy no longer changes long before.
-const STOP: Stop = Stop { gradient: 1e-5, steps: 1000 };
+/// Where a fit ends: close enough to its minimum that rounding in the features does not decide how a row is told.
+const STOP: Stop = Stop { gradient: 1e-8, steps: 3000 };
 /// A column that varies less than this, between rows of length 1, holds nothing but rounding.
 const LEAST_DEVIATION: f64 = 1e-6;
 
@@ -135,6 +135,37 @@ mod tests {
         let scaled = Scale::of(&rows).unwrap().apply(&rows).unwrap();
         let expected = Tensor::from_slice(&[-1.0_f64, 0.0, 1.0, 0.0]).view([2, 2]);
         assert!((scaled - expected).abs().max().double_value(&[]) < 1e-12);
+    }
+
+    /// Columns that are much alike, as those of a network are: weights that are as good as one another lie far apart.
+    #[test]
+    fn features_that_differ_by_rounding_are_told_alike() {
+        let (n, columns) = (400, 24);
+        let wave = |from: f64, count: i64| {
+            ((Tensor::arange(count, (Kind::Double, tch::Device::Cpu)) + from) * 12.9898).sin() * 43.75
+        };
+        let noise = |from, size: [i64; 2]| wave(from, size[0] * size[1]).sin().view(size);
+        let shared = noise(0.5, [n, 1]);
+        let features = &shared + noise(1.5, [n, columns]) * 0.05;
+        let labels = ((noise(2.5, [n, 1]) + &shared).squeeze_dim(1) * 2.0)
+            .round()
+            .clamp(-1.0, 1.0)
+            .to_kind(Kind::Int64)
+            + 1;
+        let fit = |features: &Tensor| {
+            let rows = Scale::of(features).unwrap().apply(features).unwrap();
+            let fitted = Problem::new(&rows, &labels, 3, PENALTIES[3]).unwrap().fit(STOP).unwrap();
+            (fitted.logits(&rows).unwrap(), fitted.gradient)
+        };
+        let (steady, gradient) = fit(&features);
+        let (moved, _) = fit(&(&features + noise(3.5, [n, columns]) * 1e-9));
+        let largest = (&steady - moved).abs().max().double_value(&[]);
+        println!(
+            "gradient {gradient:.1e}, logits of at most {:.1} differ by {largest:.1e}",
+            steady.abs().max().double_value(&[])
+        );
+        assert!(gradient <= STOP.gradient);
+        assert!(largest < 1e-5, "{largest}");
     }
 
     /// A class in one column, noise in twenty: a strong penalty is no worse and wins; and one picture has no choice.

@@ -63,9 +63,14 @@ impl<'a> Problem<'a> {
 }
 
 impl Classifier {
+    /// [n, D] -> [n, C].
+    pub(super) fn logits(&self, rows: &Tensor) -> Result<Tensor> {
+        logits(rows, &self.weights)
+    }
+
     /// Share of rows whose class has the largest logit.
     pub(super) fn accuracy(&self, rows: &Tensor, labels: &Tensor) -> Result<f64> {
-        let winner = logits(rows, &self.weights)?.f_argmax(1, false)?;
+        let winner = self.logits(rows)?.f_argmax(1, false)?;
         let right = winner.f_eq_tensor(labels)?;
         Ok(right.f_to_kind(Kind::Double)?.f_mean(Kind::Double)?.f_double_value(&[])?)
     }
