@@ -3,10 +3,11 @@
 
 Two runs of 1,000 steps of `experiments/computation`, two lanes of 16 pictures: one that nothing disturbs, and one that is killed with
 all its processes, goes on with two workers, is drained, goes on with one, and is killed again. Both are judged by all probes of that
-study; the result lies in `experiments/results/interrupted/PRECISION.json`. Needs what `run.py` needs, and Linux.
+study; the result lies in `experiments/results/interrupted/PRECISION.json`. It does not go on where it was broken off. Needs what `run.py` needs, and Linux.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -21,12 +22,16 @@ EVERY = 100
 SETS = ["batch.lanes=2", "batch.images_per_lane=16", f"checkpoint.every_steps={EVERY}", "train.seed=1"]
 # Workers of each part, the step after which it is disturbed, and how; None: not at all.
 STEADY = [(1, None, None)]
+ENDED = {None: 0, "drain": 130, "kill": -signal.SIGKILL}
 EVENTFUL = [(1, 250, "kill"), (2, 500, "drain"), (1, 750, "kill"), (1, None, None)]
 
 
 def family(pid):
     """A process and all below it."""
-    below = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    try:
+        below = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    except FileNotFoundError:
+        below = []
     return [pid, *(p for child in below for p in family(int(child)))]
 
 
@@ -39,8 +44,10 @@ def disturb(started, how):
     """Kills a run and all its processes, or asks it to end."""
     if how == "drain":
         started.send_signal(signal.SIGINT)
-    else:
-        for pid in family(started.pid):
+        return started.wait()
+    for pid in family(started.pid):
+        # Some end with others.
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return started.wait()
 
@@ -59,7 +66,7 @@ def train(run, precision, where, parts):
                 fail(f"`{run.typed[-1]}` ended with {started.returncode} before step {until}")
             time.sleep(0.2)
         ended = disturb(started, how) if how else started.wait()
-        if how is None and ended != 0:
+        if ended != ENDED[how]:
             fail(f"`{run.typed[-1]}` ended with {ended}")
         story.append({"workers": workers, "ended_by": how or "itself", "committed": committed(where)})
     return story
@@ -75,11 +82,12 @@ def main():
         fail(f"{mcl} is missing: `make release` builds it")
     run = Commands(mcl)
     pictures(run, study["data"], WORK / study["name"])
-    found = {}
-    for name, parts in (("steady", STEADY), ("eventful", EVENTFUL)):
-        where = WORK / "interrupted" / f"{name}-{precision}"
+    runs = {name: WORK / "interrupted" / f"{name}-{precision}" for name in ("steady", "eventful")}
+    for where in runs.values():
         if where.exists():
             fail(f"{where.relative_to(ROOT)} exists: delete it to have it made again")
+    found = {}
+    for parts, (name, where) in zip((STEADY, EVENTFUL), runs.items()):
         found[name] = {"parts": train(run, precision, where, parts), "probes": judged_by_all(run, study, "selective", where)}
     trained = {
         name: {p: {k: v["trained"] for k, v in told.items() if isinstance(v, dict) and "trained" in v} for p, told in f["probes"].items()}

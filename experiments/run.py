@@ -2,8 +2,9 @@
 """Runs what is left of a study, cell by cell: `python3 experiments/run.py objects [--arm A] [--seed N] [--list]`.
 
 A cell is one arm with one seed. Its result lies in `experiments/results/STUDY/ARM-sSEED.json`, with the commands that made it, and
-is not made again; delete the file to have it made again. Pictures and runs lie in `.experiments/`. A run that was broken off goes
-on from its checkpoint; its cost is then that of the rest, and the result says so. Needs `make release` (or MCL_BIN: another `mcl`),
+is not made again; delete the file to have it judged again, and the run or detector too to have that made again. Pictures, runs and
+detectors lie in `.experiments/`; one that was made in another way than the study now says is refused. What was broken off goes on
+from its checkpoint; its cost is then that of the rest, and the result says so. Needs `make release` (or MCL_BIN: another `mcl`),
 and Python 3.11.
 
 `--curves` judges every checkpoint of finished runs (neighbours alone) into `curve-ARM-sSEED.json`; `experiments/plot.py` draws them.
@@ -76,19 +77,22 @@ def pretrain(run, study, arm, seed, folder, steps):
     """Pre-trains, or goes on; the run directory, and what all its processes cost, in seconds of CPU and of the clock."""
     where = folder / "runs" / f"{arm}-s{seed}"
     finished = where / "finished.json"
+    job = HERE / study["name"] / study["arms"][arm]["job"]
+    sets = [f"train.seed={seed}", *study["arms"][arm].get("set", [])]
+    if steps is not None:
+        sets.append(f"train.steps={steps}")
+    made_of = {"job": job.read_text(), "sets": sets, "pictures": study.get("data", {}).get("train")}
     if not finished.exists():
-        job = HERE / study["name"] / study["arms"][arm]["job"]
-        sets = [f"train.seed={seed}", *study["arms"][arm].get("set", [])]
-        if steps is not None:
-            sets.append(f"train.steps={steps}")
         before, started = cpu_seconds(), time.monotonic()
         resumed = where.exists()
         arguments = [a for s in sets for a in ("--set", s)]
         out = run("mcl", "run", job, "--workers", 1, "--devices", "cpu", "--run-dir", where, "--json", *arguments)
         told = json.loads(out.splitlines()[-1])
         cost = {"cpu_seconds": cpu_seconds() - before, "wall_seconds": time.monotonic() - started, "resumed": resumed}
-        finished.write_text(json.dumps({"told": told, "cost": cost, "commands": run.typed}))
+        finished.write_text(json.dumps({"told": told, "cost": cost, "commands": run.typed, "made_of": made_of}))
     done = json.loads(finished.read_text())
+    if done.get("made_of") != made_of:
+        fail(f"{where.relative_to(ROOT)} was made of another recipe, other pictures or steps: delete it to have it made again")
     run.typed[:] = done["commands"]
     return where, done
 
@@ -129,9 +133,11 @@ def keep(study, name, row):
 
 
 def made(run):
-    """How, where and when a cell was made."""
+    """How, of what, where and when a cell was made."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     return {
         "commands": run.typed,
+        "commit": commit.stdout.strip() or "not known",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
@@ -202,6 +208,7 @@ def finetuned(study, name, arm, seed, mcl):
     program = ROOT / "examples/torchvision/finetune.py"
     command = [program, *start, *sets, "--out", out, "--seed", seed, *spec["with"]]
     run.typed.append(" ".join(["python3", *map(str, command)]).replace(str(ROOT) + "/", ""))
+    resumed = (out / "last.pt").exists()
     python = os.environ.get("MCL_PYTHON", sys.executable)
     if subprocess.run([python, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode != 0:
         fail(f"`{run.typed[-1]}` failed")
@@ -212,7 +219,7 @@ def finetuned(study, name, arm, seed, mcl):
         "arm": arm,
         "seed": seed,
         **{key: ended[key] for key in ("AP", "AP50", "AP75")},
-        "cost": {"cpu_seconds": cpu_seconds() - before, "wall_seconds": time.monotonic() - started},
+        "cost": {"cpu_seconds": cpu_seconds() - before, "wall_seconds": time.monotonic() - started, "resumed": resumed},
         **made(run),
     }
     keep(study, f"{name}-{arm}-s{seed}", row)

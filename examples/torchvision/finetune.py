@@ -5,6 +5,7 @@ a run that was never interrupted (on a CPU; on a GPU some of torchvision's gradi
 out: several devices, mixed precision, test-time augmentation.
 """
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -65,6 +66,9 @@ def arguments(given=None):
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}")
     if not (math.isfinite(args.lr) and args.lr > 0):
         parser.error(f"--lr is {args.lr}, expected a number above 0")
+    # Other weights under the same name are another beginning.
+    if args.weights and Path(args.weights).is_file():
+        args.weights_sha256 = hashlib.sha256(Path(args.weights).read_bytes()).hexdigest()
     return args
 
 

@@ -123,6 +123,15 @@ class Finetuning(unittest.TestCase):
             self.assertIn('"AP50"', self.run_it("broken")[1])
             self.assertIn("was begun with lr = 0.01, this command says 0.02", self.run_it("broken", lr=0.02)[1])
 
+    def test_other_weights_under_the_same_name_are_refused(self):
+        weights = self.folder / "weights.pth"
+        backbone = finetune.models.build("faster", 18, 16, 16, 3, 64, "batch").backbone.state_dict()
+        for again in (0, 1):
+            torch.save({name: value + again for name, value in backbone.items()}, weights)
+            code, said = self.run_it("begun", steps=1, weights=weights)
+            self.assertEqual(code, again, said)
+        self.assertIn("was begun with weights_sha256 = ", said)
+
     def test_a_signal_ends_a_run_after_its_step(self):
         def signalled(*given):
             signal.raise_signal(signal.SIGTERM)

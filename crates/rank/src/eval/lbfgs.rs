@@ -26,6 +26,8 @@ pub(super) struct Minimum {
     pub(super) at: Tensor,
     /// Largest entry of the gradient there.
     pub(super) gradient: f64,
+    /// Steps that were taken.
+    pub(super) steps: usize,
 }
 
 /// A step taken, by how much the gradient changed, and 1 / (their product).
@@ -47,7 +49,8 @@ pub(super) fn minimise(
         bail!("the loss is {value} at its start, expected a finite number");
     }
     let mut memory: VecDeque<Pair> = VecDeque::new();
-    for _ in 0..stop.steps {
+    let mut steps = 0;
+    while steps < stop.steps {
         if largest(&slope)? <= stop.gradient {
             break;
         }
@@ -69,8 +72,9 @@ pub(super) fn minimise(
             }
         }
         (at, value, slope) = (there, lower, next);
+        steps += 1;
     }
-    Ok(Minimum { gradient: largest(&slope)?, at })
+    Ok(Minimum { gradient: largest(&slope)?, at, steps })
 }
 
 /// The two loops: minus the estimated inverse curvature times the gradient.

@@ -3,7 +3,7 @@
 
 use super::judge::{Rows, Verdict};
 use super::lbfgs::Stop;
-use super::logistic::Problem;
+use super::logistic::{Classifier, Problem};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use mcl_terminal::tell;
@@ -33,28 +33,31 @@ pub(super) fn verdict(
     seed: Seed,
     bar: &ProgressBar,
 ) -> Result<Verdict> {
-    let penalty = choose(train, classes, seed, bar)?;
+    let penalty = choose(what, train, classes, seed, bar)?;
     let scale = Scale::of(&train.features)?;
     let labels = Tensor::f_from_slice(train.labels)?;
     let rows = scale.apply(&train.features)?;
-    let fitted = Problem::new(&rows, &labels, classes, penalty)?.fit(STOP)?;
-    bar.inc(1);
-    if fitted.gradient > STOP.gradient {
-        bar.suspend(|| {
-            tell!(
-                "warning: the fit to {what} ended after {} steps at a gradient of {:.1e}, expected {:.0e}",
-                STOP.steps,
-                fitted.gradient,
-                STOP.gradient
-            );
-        });
-    }
+    let fitted = fit(what, &Problem::new(&rows, &labels, classes, penalty)?, bar)?;
     let accuracy = fitted.accuracy(&scale.apply(&test.features)?, &Tensor::f_from_slice(test.labels)?)?;
     Ok(Verdict { accuracy, penalty: Some(penalty) })
 }
 
+/// The classifier at the minimum; who looks on is told where the fit did not get there.
+fn fit(what: &str, problem: &Problem<'_>, bar: &ProgressBar) -> Result<Classifier> {
+    let fitted = problem.fit(STOP)?;
+    bar.inc(1);
+    let Classifier { gradient, steps, .. } = fitted;
+    if gradient > STOP.gradient {
+        let wanted = STOP.gradient;
+        bar.suspend(|| {
+            tell!("warning: a fit to {what} ended after {steps} steps at a gradient of {gradient:.1e}, expected {wanted:.0e}");
+        });
+    }
+    Ok(fitted)
+}
+
 /// The penalty under which rows of held-out pictures are told best by the others.
-fn choose(train: &Rows<'_>, classes: i64, seed: Seed, bar: &ProgressBar) -> Result<f64> {
+fn choose(what: &str, train: &Rows<'_>, classes: i64, seed: Seed, bar: &ProgressBar) -> Result<f64> {
     let (kept, held) = split(train.pictures, seed);
     if kept.is_empty() || held.is_empty() {
         bar.inc(PENALTIES.len() as u64);
@@ -70,9 +73,8 @@ fn choose(train: &Rows<'_>, classes: i64, seed: Seed, bar: &ProgressBar) -> Resu
     let (kept, held) = (scale.apply(&kept)?, scale.apply(&held)?);
     let mut best = None;
     for penalty in PENALTIES {
-        let fitted = Problem::new(&kept, &kept_labels, classes, penalty)?.fit(STOP)?;
+        let fitted = fit(what, &Problem::new(&kept, &kept_labels, classes, penalty)?, bar)?;
         let accuracy = fitted.accuracy(&held, &held_labels)?;
-        bar.inc(1);
         if best.is_none_or(|(most, _)| accuracy > most) {
             best = Some((accuracy, penalty));
         }

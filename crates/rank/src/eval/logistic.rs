@@ -11,6 +11,8 @@ pub(super) struct Classifier {
     weights: Tensor,
     /// Largest entry of the gradient where fitting stopped.
     pub(super) gradient: f64,
+    /// Steps until then.
+    pub(super) steps: usize,
 }
 
 /// Mean cross entropy over the rows plus `penalty` / 2 times the squared weights, the bias left out. Over n rows that is
@@ -39,7 +41,7 @@ impl<'a> Problem<'a> {
         let start = Tensor::f_zeros([(columns + 1) * self.classes], (Kind::Double, Device::Cpu))?;
         let found = lbfgs::minimise(start, stop, |flat| self.evaluate(flat))?;
         let weights = found.at.f_reshape([columns + 1, self.classes])?;
-        Ok(Classifier { weights, gradient: found.gradient })
+        Ok(Classifier { weights, gradient: found.gradient, steps: found.steps })
     }
 
     /// Value and gradient at weights laid out flat.
