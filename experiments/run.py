@@ -45,11 +45,32 @@ class Commands:
     def __call__(self, *arguments, remember=True):
         command = [str(a) for a in arguments]
         if remember:
-            self.typed.append(" ".join(command).replace(str(ROOT) + "/", ""))
+            self.remember(command)
         done = subprocess.run([self.mcl, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         if done.returncode != 0:
             fail(f"`{' '.join(command)}` ended with {done.returncode}")
         return done.stdout
+
+    def remember(self, command):
+        self.typed.append(" ".join(map(str, command)).replace(str(ROOT) + "/", ""))
+
+
+def program():
+    """The `mcl` that is run."""
+    return Path(os.environ.get("MCL_BIN", ROOT / "target/release/mcl"))
+
+
+def built(mcl):
+    if not mcl.exists():
+        fail(f"{mcl} is missing: `make release` builds it")
+
+
+def load(name):
+    return {"name": name, **tomllib.loads((HERE / name / "study.toml").read_text())}
+
+
+def overrides(sets):
+    return [a for s in sets for a in ("--set", s)]
 
 
 def pictures(run, data, folder):
@@ -85,8 +106,7 @@ def pretrain(run, study, arm, seed, folder, steps):
     if not finished.exists():
         before, started = cpu_seconds(), time.monotonic()
         resumed = where.exists()
-        arguments = [a for s in sets for a in ("--set", s)]
-        out = run("mcl", "run", job, "--workers", 1, "--devices", "cpu", "--run-dir", where, "--json", *arguments)
+        out = run("mcl", "run", job, "--workers", 1, "--devices", "cpu", "--run-dir", where, "--json", *overrides(sets))
         told = json.loads(out.splitlines()[-1])
         cost = {"cpu_seconds": cpu_seconds() - before, "wall_seconds": time.monotonic() - started, "resumed": resumed}
         finished.write_text(json.dumps({"told": told, "cost": cost, "commands": run.typed, "made_of": made_of}))
@@ -119,6 +139,11 @@ def judged_by_all(run, study, arm, weights):
         told = judged(run, study, arm, weights, probe)
         found |= {name: told[by] for by, name in probe["names"].items()}
     return found
+
+
+def trained(probes):
+    """What of all that probes said is the trained weights', by probe and by what they were judged on."""
+    return {p: {on: v["trained"] for on, v in told.items() if isinstance(v, dict) and "trained" in v} for p, told in probes.items()}
 
 
 def result_file(study, name):
@@ -170,7 +195,7 @@ def cell(study, arm, seed, mcl):
         **made(run),
     }
     keep(study, f"{arm}-s{seed}", row)
-    brief = {p: {k: round(v["trained"], 3) for k, v in probes[p].items() if isinstance(v, dict) and "trained" in v} for p in probes}
+    brief = {probe: {on: round(share, 3) for on, share in shares.items()} for probe, shares in trained(probes).items()}
     print(f"{arm} seed {seed}: {brief or 'pre-trained'}", flush=True)
 
 
@@ -207,7 +232,7 @@ def finetuned(study, name, arm, seed, mcl):
     before, started = cpu_seconds(), time.monotonic()
     program = ROOT / "examples/torchvision/finetune.py"
     command = [program, *start, *sets, "--out", out, "--seed", seed, *spec["with"]]
-    run.typed.append(" ".join(["python3", *map(str, command)]).replace(str(ROOT) + "/", ""))
+    run.remember(["python3", *command])
     resumed = (out / "last.pt").exists()
     python = os.environ.get("MCL_PYTHON", sys.executable)
     if subprocess.run([python, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode != 0:
@@ -316,7 +341,7 @@ def main():
     file = HERE / a.study / "study.toml"
     if not file.is_file():
         fail(f"no study `{a.study}`: there are {sorted(p.parent.name for p in HERE.glob('*/study.toml'))}")
-    study = {"name": a.study, **tomllib.loads(file.read_text())}
+    study = load(a.study)
     if a.finetune and a.finetune not in study.get("finetune", {}):
         fail(f"no set `{a.finetune}` to fine-tune on: there are {sorted(study.get('finetune', {}))}")
     if a.curves and not study.get("probes"):
@@ -327,7 +352,7 @@ def main():
     for arm in a.arm or []:
         if arm not in arms:
             fail(f"no arm `{arm}`: there are {arms}")
-    mcl = Path(os.environ.get("MCL_BIN", ROOT / "target/release/mcl"))
+    mcl = program()
     prefix = f"{a.finetune}-" if a.finetune else "curve-" if a.curves else ""
     for seed in a.seed or study["seeds"]:
         for arm in a.arm or arms:
@@ -335,8 +360,7 @@ def main():
             if a.list:
                 print(f"{'done' if done else 'left'}  {prefix}{arm} seed {seed}")
             elif not done:
-                if not mcl.exists():
-                    fail(f"{mcl} is missing: `make release` builds it")
+                built(mcl)
                 if a.finetune:
                     finetuned(study, a.finetune, arm, seed, mcl)
                 elif a.curves:
